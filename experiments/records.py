@@ -1,0 +1,114 @@
+"""The values that pass between the stages of a benchmark. Plain data: no torch, no engine.
+
+    Plan of Cells -> CellResult (one file each) -> Row (cells summarised over rounds) -> tables, figures, summary.json
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How a planned cell ended; `reason` says why whenever it is not `ok`."""
+
+    OK = "ok"
+    OOM = "oom"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    INVALID = "invalid"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """What is measured, whoever is measured: one place in the sweep, shared by all variants.
+
+    `batch` sequences; `length` is the context of a decode step, the prompt tokens of a prefill, 0 for offline.
+    """
+
+    model: str
+    workload: str
+    batch: int
+    length: int
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One variant at one point in one round: what a worker measures in one go."""
+
+    point: Point
+    variant: str
+    round: int
+
+    @property
+    def id(self) -> str:
+        """File-name-safe identity, unique in a run."""
+        p = self.point
+        return f"{p.model}.{p.workload}.b{p.batch}.l{p.length}.{self.variant}.r{self.round:02d}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Is the variant's answer still right? Against the fp32 reference engine on the same weights.
+
+    `top1_agreement` in [0, 1] over teacher-forced positions, `kl_mean` and `kl_max` in nats, `kl_max_position` its
+    place, `first_divergence` the position of the first differing greedy token (None: none within the checked tokens)
+    and `divergence_margin` the reference's logit margin there.
+    """
+
+    ok: bool
+    reason: str
+    positions: int
+    top1_agreement: float
+    kl_mean: float
+    kl_max: float
+    kl_max_position: int
+    first_divergence: int | None = None
+    divergence_margin: float | None = None
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
+
+    Metrics: `step_ms` and `ttft_ms` (host wall clock over a free-running window, per step), `step_device_ms` (CUDA
+    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`.
+    """
+
+    cell: Cell
+    status: Status
+    reason: str = ""
+    kernels: str = ""
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    clocks: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    started: str = ""
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one variant at one point, over all rounds: a row of summary.json (design section 7)."""
+
+    model: str
+    workload: str
+    batch: int
+    context: int
+    variant: str
+    metric: str
+    status: Status
+    reason: str = ""
+    kernels: str = ""
+    n: int = 0
+    median: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    baseline_median: float | None = None
+    speedup: float | None = None
+    speedup_ci_low: float | None = None
+    speedup_ci_high: float | None = None
+    verdict: str = ""
+    floor: float | None = None
+    share_of_floor: float | None = None
