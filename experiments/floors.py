@@ -1,0 +1,174 @@
+"""The physical floor of a cell: the least bytes and FLOP that its answer needs, over ceilings measured in that run.
+
+Symbols: h hidden size, f intermediate size, D head size, q and k query and KV heads, V vocabulary, l layers, e bytes
+per element, B batch, L context of a decode step, T prompt tokens.
+
+    layer  = h (q + 2 k) D + q D h + 3 h f         weights of the linears of one layer
+    W      = e (l layer + norms and biases + V h)  bytes of weights that one step must read, the LM head included
+    KV     = 2 l k D e                             bytes of KV cache per token
+
+    decode step   bytes = W + B L KV + B (KV + e h + e V)         read weights and cache; write one token, its logits
+                  FLOP  = B (2 (l layer + V h) + 4 l q D L)
+    prefill       bytes = W + B T (KV + e h) + B e V              the LM head sees the last token only
+                  FLOP  = B (2 T l layer + 2 l q D T^2 + 2 V h)   causal attention is half a square
+    offline       the sum over an ideal schedule: every prompt in one prefill pass, then decode steps that shrink as
+                  requests finish, each step at its own floor
+
+    floor  = max(bytes / read bandwidth, FLOP / bf16 rate)
+
+It counts weights, cache, embeddings and logits; activations inside a step are assumed never to leave the chip, so no
+engine reaches it exactly. A sliding window caps L, and the causal square, at its width.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least work of one cell and the least time it takes; `bound` says which ceiling binds: `bytes` or `flop`."""
+
+    bytes: float
+    flop: float
+    floor_ms: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine reached in this run: a read-only stream and a large bf16 GEMM."""
+
+    read_bytes_per_s: float
+    bf16_flop_per_s: float
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] | None) -> "Ceilings | None":
+        """From a manifest, or None where nothing (or nothing positive) was measured: then no floor is claimed."""
+        try:
+            read, flop = float((values or {})["read_bytes_per_s"]), float((values or {})["bf16_flop_per_s"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return cls(read, flop) if 0 < read < float("inf") and 0 < flop < float("inf") else None
+
+    def time_ms(self, bytes_: float, flop: float) -> float:
+        """Least milliseconds to move the bytes and do the FLOP, overlapped perfectly."""
+        return 1e3 * max(bytes_ / self.read_bytes_per_s, flop / self.bf16_flop_per_s)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes moved and FLOP done."""
+
+    bytes: float
+    flop: float
+
+
+class _Dims:
+    """The sizes that the formulas name, from the fields of configs/model/*.yaml."""
+
+    def __init__(self, model: Mapping[str, Any], dtype_bytes: int) -> None:
+        self.e = dtype_bytes
+        self.h, f = int(model["hidden_size"]), int(model["intermediate_size"])
+        self.layers, self.vocab = int(model["num_layers"]), int(model["vocab_size"])
+        heads, kv_heads, head_dim = int(model["num_heads"]), int(model["num_kv_heads"]), int(model["head_dim"])
+        self.q_size, kv_size = heads * head_dim, kv_heads * head_dim
+        self.linear = self.layers * (self.h * (self.q_size + 2 * kv_size) + self.q_size * self.h + 3 * self.h * f)
+        small = 2 * self.h + (2 * head_dim if model.get("qk_norm") else 0)
+        small += (self.q_size + 2 * kv_size) if model.get("qkv_bias") else 0
+        small += self.h if model.get("o_bias") else 0
+        small += 2 * f + self.h if model.get("mlp_bias") else 0
+        self.weight_bytes = dtype_bytes * (self.linear + self.layers * small + self.h + self.vocab * self.h)
+        self.kv_bytes = 2 * self.layers * kv_size * dtype_bytes
+        self.window = int(model.get("sliding_window") or 0)
+
+    def seen(self, length: int) -> int:
+        """Tokens of context that attention reads."""
+        return min(length, self.window) if self.window else length
+
+    def causal_pairs(self, tokens: int) -> float:
+        """Query-key pairs of a causal prefill, half a square (a band where the window is narrower)."""
+        seen = self.seen(tokens)
+        return seen * seen / 2 + (tokens - seen) * seen
+
+
+def decode_work(model: Mapping[str, Any], contexts: Sequence[int], dtype_bytes: int) -> Work:
+    """One decode step of len(contexts) sequences, each with that many tokens in its cache."""
+    d = _Dims(model, dtype_bytes)
+    return _decode_work(d, len(contexts), sum(map(d.seen, contexts)))
+
+
+def _decode_work(d: _Dims, batch: int, cached_tokens: int) -> Work:
+    moved = d.weight_bytes + cached_tokens * d.kv_bytes + batch * (d.kv_bytes + d.e * d.h + d.e * d.vocab)
+    flop = batch * 2 * (d.linear + d.vocab * d.h) + 4 * d.layers * d.q_size * cached_tokens
+    return Work(moved, flop)
+
+
+def prefill_work(model: Mapping[str, Any], lengths: Sequence[int], dtype_bytes: int) -> Work:
+    """One prefill of these prompts, up to the logits of each last token."""
+    d = _Dims(model, dtype_bytes)
+    tokens, batch = sum(lengths), len(lengths)
+    moved = d.weight_bytes + tokens * (d.kv_bytes + d.e * d.h) + batch * d.e * d.vocab
+    pairs = sum(map(d.causal_pairs, lengths))
+    return Work(moved, 2 * tokens * d.linear + 4 * d.layers * d.q_size * pairs + batch * 2 * d.vocab * d.h)
+
+
+def floor_ms(
+    model_dims: Mapping[str, Any],
+    workload: str,
+    batch: int,
+    length: int,
+    ceilings: Ceilings | Mapping[str, Any] | None,
+    dtype_bytes: int,
+) -> Floor | None:
+    """Floor of a `decode` step, a `prefill` or a whole `offline` run (its requests are nano-vLLM's, `batch` of them).
+
+    None without measured ceilings, without the model's sizes, or for a workload that has no formula.
+    """
+    measured = ceilings if isinstance(ceilings, Ceilings) else Ceilings.of(ceilings)
+    if measured is None or not model_dims:
+        return None
+    if workload == "decode":
+        return _floor([decode_work(model_dims, [length] * batch, dtype_bytes)], measured)
+    if workload == "prefill":
+        return _floor([prefill_work(model_dims, [length] * batch, dtype_bytes)], measured)
+    if workload == "offline":
+        return _floor(offline_work(model_dims, nano_vllm_requests(batch), dtype_bytes), measured)
+    return None
+
+
+def offline_work(model: Mapping[str, Any], requests: Sequence[tuple[int, int]], dtype_bytes: int) -> Iterable[Work]:
+    """Work of each pass of the ideal schedule; a request is (prompt tokens, output tokens), the first from prefill."""
+    yield prefill_work(model, [prompt for prompt, _ in requests], dtype_bytes)
+    d = _Dims(model, dtype_bytes)
+    for step in range(1, max((output for _, output in requests), default=0)):
+        contexts = [prompt + step - 1 for prompt, output in requests if output > step]
+        yield _decode_work(d, len(contexts), sum(map(d.seen, contexts)))
+
+
+@lru_cache(maxsize=8)
+def nano_vllm_requests(
+    count: int, seed: int = 0, shortest: int = 100, longest: int = 1024
+) -> tuple[tuple[int, int], ...]:
+    """(prompt, output) tokens of nano-vLLM's bench, drawn in its order: each prompt's length, then its tokens."""
+    draw = random.Random(seed)
+    prompts = []
+    for _ in range(count):
+        prompts.append(draw.randint(shortest, longest))
+        for _ in range(prompts[-1]):
+            draw.randint(0, 10_000)
+    return tuple((prompt, draw.randint(shortest, longest)) for prompt in prompts)
+
+
+def _floor(passes: Iterable[Work], ceilings: Ceilings) -> Floor:
+    moved = flop = time_ms = bytes_bound_ms = 0.0
+    for work in passes:
+        pass_ms = ceilings.time_ms(work.bytes, work.flop)
+        moved, flop, time_ms = moved + work.bytes, flop + work.flop, time_ms + pass_ms
+        if work.bytes / ceilings.read_bytes_per_s >= work.flop / ceilings.bf16_flop_per_s:
+            bytes_bound_ms += pass_ms
+    return Floor(moved, flop, time_ms, "bytes" if 2 * bytes_bound_ms >= time_ms else "flop")

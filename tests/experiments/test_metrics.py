@@ -1,0 +1,62 @@
+"""The metric registry: values from raw samples, directions, and bounds."""
+
+import pytest
+
+from experiments.floors import Floor
+from experiments.metrics import METRICS, Better, metrics_of, primary_metric
+from experiments.records import Cell, CellResult, Point, Status
+from experiments.stats import SampleError
+
+
+def _result(workload: str, **samples: list[float]) -> CellResult:
+    return CellResult(Cell(Point("tiny", workload, 4, 128), "fused", 0), Status.OK, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("workload", "name"), [("decode", "step_ms"), ("prefill", "ttft_ms"), ("offline", "output_tokens_per_s")]
+)
+def test_each_workload_has_one_primary_metric_and_lists_it_first(workload: str, name: str) -> None:
+    primary = primary_metric(workload)
+    assert primary is not None
+    assert primary.name == name
+    assert next(m.name for m in metrics_of(workload)) == name
+    assert sum(m.primary for m in metrics_of(workload)) == 1
+
+
+def test_an_unknown_workload_has_no_metric() -> None:
+    assert primary_metric("serving") is None
+    assert metrics_of("serving") == []
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_says_what_it_is(name: str) -> None:
+    m = METRICS[name]
+    assert m.unit
+    assert m.workloads
+    assert len(m.definition) > 30
+
+
+def test_a_value_is_the_median_of_the_samples_and_none_where_there_are_none() -> None:
+    assert METRICS["step_ms"].value(_result("decode", step_ms=[3.0, 100.0, 2.0])) == 3.0
+    assert METRICS["step_device_ms"].value(_result("decode", step_ms=[3.0])) is None
+
+
+def test_rates_follow_from_the_time() -> None:
+    assert METRICS["decode_tokens_per_s"].value(_result("decode", step_ms=[2.0])) == 2000.0
+    assert METRICS["prefill_tokens_per_s"].value(_result("prefill", ttft_ms=[256.0])) == 2000.0
+
+
+@pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")], [0.0], [-1.0, 1.0]])
+def test_samples_that_no_clock_gives_are_refused(samples: list[float]) -> None:
+    with pytest.raises(SampleError):
+        METRICS["step_ms"].value(_result("decode", step_ms=samples))
+
+
+def test_floor_and_share_have_the_direction_of_the_metric() -> None:
+    floor = Floor(1e9, 1e9, 0.5, "bytes")
+    point = Point("tiny", "decode", 4, 128)
+    time, rate = METRICS["step_ms"], METRICS["decode_tokens_per_s"]
+    assert (time.better, rate.better) == (Better.LOWER, Better.HIGHER)
+    assert time.floor(point, floor) == 0.5
+    assert rate.floor(point, floor) == 8000.0
+    assert time.share_of_floor(2.0, 0.5) == rate.share_of_floor(2000.0, 8000.0) == 0.25
