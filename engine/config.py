@@ -83,7 +83,8 @@ class EngineConfig:
 
     `model` is a Hugging Face folder or hub id, a GGUF file, or the name of a file under configs/model (seeded random
     weights). `num_kv_blocks=None` sizes the pool for `max_num_seqs` sequences of `max_model_len` tokens, bounded by
-    `gpu_memory_utilization` of what is free once the weights and CUDA graphs are there.
+    `gpu_memory_utilization` of what is free once the weights and CUDA graphs are there. `overlap` prepares and launches
+    a step before the tokens of the one before it are read back.
     """
 
     model: str | Path
@@ -96,6 +97,7 @@ class EngineConfig:
     num_kv_blocks: int | None = None
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    overlap: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,5 +108,10 @@ class EngineConfig:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
         if self.block_size & (self.block_size - 1) or self.block_size < 16:
             raise UserError(f"block_size={self.block_size} must be a power of two of at least 16")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise UserError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs={self.max_num_seqs}: every running sequence gets a token each step"
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise UserError(f"gpu_memory_utilization={self.gpu_memory_utilization} must lie in (0, 1]")

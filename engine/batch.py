@@ -1,0 +1,59 @@
+"""What one forward pass reads: device tensors only, so that a CUDA graph can own them.
+
+Shape suffixes: T tokens of the step, B sequences, P blocks a sequence may hold, D head dim.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from engine.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of one step: `num_decode` sequences with one token each, then prefill chunks.
+
+    A padded row has slot -1 and context length 0. `cu_seqlens_B1` are the prefix sums of the prefill chunks' lengths,
+    starting at 0 with the first prefill token (T index `num_decode`); None when all rows decode. `logit_rows` picks the
+    T indices whose next token is wanted; None means all, in order.
+    """
+
+    token_ids_T: Tensor
+    positions_T: Tensor
+    slots_T: Tensor
+    block_tables_BP: Tensor
+    context_lens_B: Tensor
+    num_decode: int
+    cu_seqlens_B1: Tensor | None = None
+    max_query_len: int = 1
+    logit_rows: Tensor | None = None
+
+
+class LayerCache(NamedTuple):
+    """One layer's pages, each [num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Stream(NamedTuple):
+    """The residual stream between two regions.
+
+    The baseline keeps the last region's output apart (`delta_TH`) and adds it in the next norm, as nano-vLLM does; a
+    variant that adds in the linear layer's epilogue passes `delta_TH=None` and may pass on per-tile sums of squares.
+    """
+
+    delta_TH: Tensor | None
+    residual_TH: Tensor | None
+    square_sums_TJ: Tensor | None = None
+
+
+class Context(NamedTuple):
+    """What is the same for every layer of one forward pass."""
+
+    config: ModelConfig
+    batch: Batch
+    cos_PD2: Tensor
+    sin_PD2: Tensor

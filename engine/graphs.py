@@ -1,0 +1,91 @@
+"""CUDA graphs over whole steps, and the one place that decides whether a step gets one."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.ranges import span
+
+logger = logging.getLogger("fusebench.engine")
+
+
+class GraphKey(NamedTuple):
+    """What a captured step is good for; its shapes are padded to these."""
+
+    kind: Literal["decode", "prefill"]
+    num_tokens: int
+    num_seqs: int
+    greedy: bool
+
+
+def bucket_sizes(largest: int) -> list[int]:
+    """Decode batch sizes to capture, so that every size up to `largest` has one at most 15 rows above it."""
+    sizes = [1, 2, 4, *range(8, largest + 1, 8 if largest <= 64 else 16)]
+    return sorted({*(size for size in sizes if size <= largest), largest})
+
+
+def round_up(value: int, sizes: list[int]) -> int | None:
+    """The smallest of `sizes` that holds `value`; None when none does."""
+    return next((size for size in sizes if size >= value), None)
+
+
+@dataclass
+class Graph:
+    """A captured step and what it leaves behind: token ids, and the logits where sampling happens outside."""
+
+    graph: torch.cuda.CUDAGraph
+    tokens: Tensor | None
+    logits: Tensor | None
+
+
+Step = Callable[[], tuple[Tensor | None, Tensor | None]]
+
+
+@dataclass
+class GraphCache:
+    """Graphs by key, captured on first use. All share one memory pool: steps never run side by side."""
+
+    enabled: bool
+    graphs: dict[GraphKey, Graph] = field(default_factory=dict)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    num_hits: int = 0
+    num_captures: int = 0
+
+    def __post_init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
+
+    def fall_back(self, reason: str) -> None:
+        """Count a step that runs without a graph; the first of each reason is logged."""
+        if reason not in self.fallbacks:
+            logger.info("step without a CUDA graph: %s", reason)
+        self.fallbacks[reason] += 1
+
+    def capture(self, key: GraphKey, step: Step) -> Graph:
+        """Capture `step`, which reads static buffers only; it runs once before, so that all is compiled."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with span(f"capture/{'-'.join(map(str, key))}"), torch.cuda.graph(graph, pool=self._pool):
+            tokens, logits = step()
+        self.graphs[key] = Graph(graph, tokens, logits)
+        self.num_captures += 1
+        return self.graphs[key]
+
+    def replay(self, key: GraphKey) -> Graph:
+        """Launch a captured step."""
+        captured = self.graphs[key]
+        captured.graph.replay()
+        self.num_hits += 1
+        return captured
+
+    def clear(self) -> None:
+        """Drop all graphs, to capture them anew (inside a trace's window, say)."""
+        self.graphs.clear()

@@ -1,0 +1,65 @@
+"""NVTX ranges: phases and steps always, layers and ops only while a trace is being made.
+
+Grammar, read back by experiments/trace: `phase/<name>`, `step/<i>`, `capture/<graph key>`, `layer/<i|embed|head>`,
+`op/<name>`. Python runs once per captured graph, so layer and op ranges pushed during capture name its kernels for
+good.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, TypeVar
+
+import nvtx
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+_detail = False
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """A push/pop range around a block."""
+    nvtx.push_range(name)
+    try:
+        yield
+    finally:
+        nvtx.pop_range()
+
+
+@contextmanager
+def detail() -> Iterator[None]:
+    """Switch layer and op ranges on for a block: costs host time, so never inside a timed region."""
+    global _detail
+    before, _detail = _detail, True
+    try:
+        yield
+    finally:
+        _detail = before
+
+
+@contextmanager
+def layer(name: str | int) -> Iterator[None]:
+    """The range of one layer, when detail is on."""
+    if not _detail:
+        yield
+        return
+    with span(f"layer/{name}"):
+        yield
+
+
+def op(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Give a method of `Ops` its own range, when detail is on."""
+    name = f"op/{method.__name__}"
+
+    @functools.wraps(method)
+    def traced(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not _detail:
+            return method(self, *args, **kwargs)
+        with span(name):
+            return method(self, *args, **kwargs)
+
+    traced.__dict__["is_op"] = True
+    return traced

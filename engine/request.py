@@ -1,0 +1,121 @@
+"""Requests as users make them and as the scheduler tracks them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engine.errors import RequestError
+
+FinishReason = Literal["length", "stop", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep everything; `min_p` is relative to
+    the most likely token. `seed` fixes the noise of one request, whatever batch it runs in. `logprobs` asks for the
+    log-probability of that many likeliest tokens beside the chosen one (0: of the chosen one only).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 64
+    stop: tuple[str | int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop))
+        checks = (
+            (self.temperature >= 0, f"temperature={self.temperature} must be 0 (greedy) or more"),
+            (self.top_k >= 0, f"top_k={self.top_k} must be 0 (off) or more"),
+            (0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]"),
+            (0 <= self.min_p <= 1, f"min_p={self.min_p} must lie in [0, 1]"),
+            (self.max_tokens >= 1, f"max_tokens={self.max_tokens} must be at least 1"),
+            (self.logprobs is None or self.logprobs >= 0, f"logprobs={self.logprobs} must be 0 or more"),
+            ("" not in self.stop, "stop holds an empty string, which would stop at once"),
+        )
+        for ok, message in checks:
+            if not ok:
+                raise RequestError(message)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: the chosen token's, and the likeliest tokens' as (id, logprob)."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class RequestOutput:
+    """What a request has produced. `error` says why it could not be served (`finish_reason` is then `error`)."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further token will come."""
+        return self.finish_reason is not None
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """A request inside the engine.
+
+    `tokens` are the prompt and every generated token known on the host; `num_in_flight` (0 or 1) counts the token that
+    the GPU is computing. `num_computed` tokens have their keys and values in the cache, or will once the launched steps
+    are through. `row` is the sequence's place in device-resident state, held while it runs; `fed_back` says that its
+    next input token is the one sampled into that row.
+    """
+
+    request_id: int
+    tokens: list[int]
+    num_prompt: int
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int]
+    seed: int
+    num_computed: int = 0
+    num_in_flight: int = 0
+    blocks: list[int] = field(default_factory=list)
+    num_sealed: int = 0
+    sealed_content_id: int = -1
+    row: int = -1
+    fed_back: bool = False
+    finished: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist or are being computed."""
+        return len(self.tokens) + self.num_in_flight
+
+    @property
+    def num_generated(self) -> int:
+        """Generated tokens, the one in flight included."""
+        return self.num_tokens - self.num_prompt
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `max_tokens` are generated or in flight: nothing more to schedule."""
+        return self.num_generated >= self.sampling.max_tokens
+
+
+def as_tokens(prompt: Sequence[int]) -> list[int]:
+    """A checked copy of a token-id prompt."""
+    if not prompt:
+        raise RequestError("the prompt is empty: give at least one token")
+    return [int(token) for token in prompt]

@@ -1,0 +1,249 @@
+"""From scheduled sequences to tokens on the device: upload, forward pass (a CUDA graph where there is one), sampling.
+
+Nothing here waits for the GPU, except a request for log-probabilities: `launch` enqueues and returns a `Pending`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine import inputs
+from engine.batch import Batch, LayerCache, Stream
+from engine.config import EngineConfig
+from engine.graphs import Graph, GraphCache, GraphKey, Step, bucket_sizes, round_up
+from engine.inputs import Layout, Staging
+from engine.kernels.step import advance, publish
+from engine.model import Model, hidden, logits, next_token
+from engine.ranges import span
+from engine.request import TokenLogprobs
+from engine.sampling import SamplingBatch, sample, token_logprobs
+from engine.scheduler import Scheduled
+from engine.variant import Variant
+
+# Above this a prefill keeps the GPU busy for longer than the host needs to launch it.
+PREFILL_GRAPH_TOKENS = 2048
+PREFILL_GRAPH_SEQS = 16
+PREFILL_SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, PREFILL_GRAPH_TOKENS + 1, 256)]
+
+
+@dataclass
+class Pending:
+    """A launched step: who gets a token from it, and where the tokens will be."""
+
+    sampling: list[Scheduled]
+    tokens: Tensor
+    copied: torch.cuda.Event | None
+    logprobs: list[TokenLogprobs | None] | None = None
+
+    def token_ids(self) -> list[int]:
+        """The sampled tokens, in the order of `sampling`; waits for the step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return [int(token) for token in self.tokens[: len(self.sampling)].tolist()]
+
+
+class Runner:
+    """Owns the device state of running sequences: step inputs, newest tokens, graphs."""
+
+    def __init__(self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig) -> None:
+        self.model, self.variant, self.ops = model, variant, variant.ops
+        self.caches, self.config = caches, config
+        self.device = torch.device(config.device)
+        cuda = self.device.type == "cuda"
+        self.graphs = GraphCache(cuda and variant.runtime.cuda_graphs)
+        self.decode_sizes = bucket_sizes(config.max_num_seqs)
+        self.prefill_seq_sizes = bucket_sizes(min(PREFILL_GRAPH_SEQS, config.max_num_seqs))
+        self.table_width = -(-config.max_model_len // config.block_size)
+        tokens = config.max_num_batched_tokens
+        self.staging = Staging(inputs.packed_size(tokens, config.max_num_seqs, self.table_width), self.device)
+        self.dummy_row = config.max_num_seqs
+        self.last_token_R = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=self.device)
+        self._out = [torch.zeros(config.max_num_seqs, dtype=torch.int64, pin_memory=cuda) for _ in range(3)]
+        self._turn = 0
+        self._on_device: object = None
+
+    def launch(self, decodes: list[Scheduled], prefills: list[Scheduled]) -> Pending:
+        """Enqueue one step."""
+        items = [*decodes, *prefills]
+        sampling = [item for item in items if item.samples]
+        params = [item.sequence.sampling for item in sampling]
+        greedy = all(p.greedy and p.logprobs is None for p in params)
+        with torch.inference_mode():
+            run = self._launch_mixed(items, len(decodes), greedy) if prefills else self._launch_decode(decodes, greedy)
+            tokens, logits_BV = run
+            chances: list[TokenLogprobs | None] | None = None
+            if not greedy and logits_BV is not None:
+                tokens, chances = self._sample(sampling, logits_BV[: len(sampling)])
+            return self._read_back(sampling, tokens, chances)
+
+    def warm_up(self, batch_sizes: Sequence[int], greedy: bool = True) -> None:
+        """Capture decode graphs ahead of their first use."""
+        for num_seqs in batch_sizes if self.graphs.enabled else ():
+            size = round_up(num_seqs, self.decode_sizes)
+            if size is not None:
+                self._captured(self._decode_layout(size), greedy)
+
+    def run_largest(self) -> None:
+        """One step of the largest size on padding, so that its memory use can be seen."""
+        self.warm_up([self.config.max_num_seqs])
+        layout = Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width)
+        with torch.inference_mode():
+            self._upload_padding(layout)
+            self._mixed_step(layout, self.config.max_num_seqs, layout.num_tokens, greedy=True)
+
+    def forget_graphs(self) -> None:
+        """Drop all graphs; the next steps capture anew."""
+        self.graphs.clear()
+        self._on_device = None
+
+    # Decode-only steps.
+
+    def _decode_layout(self, num_seqs: int) -> Layout:
+        return Layout(num_seqs, num_seqs, num_seqs, self.table_width)
+
+    def _launch_decode(self, decodes: list[Scheduled], greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+        size = round_up(len(decodes), self.decode_sizes) if self.graphs.enabled else len(decodes)
+        layout = self._decode_layout(size or len(decodes))
+        graph = self._captured(layout, greedy) if self.graphs.enabled else None
+        # Every decode step moves its rows on by itself: only a changed batch or a new block needs an upload.
+        wanted = (
+            layout,
+            [(item.sequence.request_id, item.sequence.row, len(item.sequence.blocks)) for item in decodes],
+        )
+        if wanted != self._on_device:
+            packed = inputs.fill_decode(self.staging.next(), layout, decodes, self.dummy_row)
+            self.staging.upload(packed.size)
+            self._on_device = wanted
+        if graph is not None:
+            return self._replay(layout, greedy)
+        self.graphs.fall_back("CUDA graphs are off")
+        return self._decode_step(layout, greedy)
+
+    def _decode_step(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+        fields = layout.fields(self.staging.device_buffer)
+        tokens, indices, context_lens, slots = advance(
+            fields["rows"], fields["positions"], fields["tables"], self.last_token_R, self.config.block_size
+        )
+        batch = Batch(tokens, indices, slots, fields["tables"], context_lens, layout.num_seqs)
+        return self._finish(hidden(self.model, self.ops, batch, self.caches), fields["rows"], greedy)
+
+    # Steps with prefill chunks in them.
+
+    def _launch_mixed(
+        self, items: list[Scheduled], num_decode: int, greedy: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        self._on_device = None
+        num_tokens = sum(item.length for item in items)
+        num_rows = sum(item.samples for item in items)
+        max_query_len = max(item.length for item in items)
+        layout = self._prefill_layout(num_tokens, len(items), num_decode)
+        use_graph = layout is not None
+        if layout is None:
+            layout = Layout(num_tokens, len(items), num_decode, self.table_width)
+        elif GraphKey("prefill", layout.num_tokens, layout.num_seqs, greedy) not in self.graphs.graphs:
+            self._captured(layout, greedy)
+        host = self.staging.next()
+        packed = inputs.fill_mixed(host, layout, items, self.config.block_size, self.dummy_row)
+        self.staging.upload(packed.size)
+        if use_graph:
+            return self._replay(layout, greedy)
+        return self._mixed_step(layout, num_rows, max_query_len, greedy)
+
+    def _prefill_layout(self, num_tokens: int, num_seqs: int, num_decode: int) -> Layout | None:
+        """The padded shape whose graph serves this step; None, with the reason counted, where none does."""
+        tokens, seqs = round_up(num_tokens, PREFILL_SIZES), round_up(num_seqs, self.prefill_seq_sizes)
+        if not self.graphs.enabled:
+            self.graphs.fall_back("CUDA graphs are off")
+        elif num_decode:
+            self.graphs.fall_back("prefill chunks and decodes in one step")
+        elif tokens is None or tokens > self.config.max_num_batched_tokens:
+            self.graphs.fall_back(f"a prefill of more than {PREFILL_SIZES[-1]} tokens")
+        elif seqs is None:
+            self.graphs.fall_back(f"a prefill of more than {self.prefill_seq_sizes[-1]} sequences")
+        else:
+            return Layout(tokens, seqs, 0, self.table_width)
+        return None
+
+    def _mixed_step(
+        self, layout: Layout, num_rows: int, max_query_len: int, greedy: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        fields = layout.fields(self.staging.device_buffer)
+        batch = inputs.mixed_batch(self.staging.device_buffer, layout, num_rows, max_query_len)
+        if layout.num_decode:
+            rows = self._decode_rows(layout)
+            batch.token_ids_T[: layout.num_decode] = self.last_token_R[rows].to(batch.token_ids_T.dtype)
+        stream = hidden(self.model, self.ops, batch, self.caches)
+        if num_rows == 0:
+            return None, None
+        return self._finish(stream, fields["rows"][:num_rows], greedy)
+
+    def _decode_rows(self, layout: Layout) -> Tensor:
+        # Decode rows always sample and come first, so the first of `rows` are theirs.
+        rows = layout.fields(self.staging.device_buffer)["rows"]
+        return rows[: layout.num_decode]
+
+    # What both share.
+
+    def _finish(self, stream: Stream, rows_B: Tensor, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+        if not greedy:
+            return None, logits(self.model, self.ops, stream)
+        tokens = next_token(self.model, self.ops, stream)
+        publish(tokens, rows_B, self.last_token_R)
+        return tokens, None
+
+    def _captured(self, layout: Layout, greedy: bool) -> Graph:
+        key = self._key(layout, greedy)
+        if key in self.graphs.graphs:
+            return self.graphs.graphs[key]
+        self._on_device = None
+        with torch.inference_mode():
+            self._upload_padding(layout)
+            step: Step = (
+                (lambda: self._decode_step(layout, greedy))
+                if layout.decode_only
+                else (lambda: self._mixed_step(layout, layout.num_seqs, layout.num_tokens, greedy))
+            )
+            return self.graphs.capture(key, step)
+
+    def _key(self, layout: Layout, greedy: bool) -> GraphKey:
+        return GraphKey("decode" if layout.decode_only else "prefill", layout.num_tokens, layout.num_seqs, greedy)
+
+    def _replay(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+        graph = self.graphs.replay(self._key(layout, greedy))
+        return graph.tokens, graph.logits
+
+    def _upload_padding(self, layout: Layout) -> None:
+        host = self.staging.next()
+        if layout.decode_only:
+            packed = inputs.fill_decode(host, layout, [], self.dummy_row)
+        else:
+            packed = inputs.fill_mixed(host, layout, [], self.config.block_size, self.dummy_row)
+        self.staging.upload(packed.size)
+
+    def _sample(self, sampling: list[Scheduled], logits_BV: Tensor) -> tuple[Tensor, list[TokenLogprobs | None] | None]:
+        with span("phase/sample"):
+            sequences = [item.sequence for item in sampling]
+            params = [sequence.sampling for sequence in sequences]
+            positions = [item.start + item.length for item in sampling]
+            batch = SamplingBatch.of(params, [s.seed for s in sequences], positions, self.device)
+            tokens = sample(logits_BV, params, batch)
+            rows = torch.tensor([s.row for s in sequences], dtype=torch.int32, device=self.device)
+            publish(tokens, rows, self.last_token_R)
+            asked = any(p.logprobs is not None for p in params)
+            return tokens, token_logprobs(logits_BV, tokens, params) if asked else None
+
+    def _read_back(
+        self, sampling: list[Scheduled], tokens: Tensor | None, chances: list[TokenLogprobs | None] | None
+    ) -> Pending:
+        self._turn = (self._turn + 1) % len(self._out)
+        host = self._out[self._turn]
+        if tokens is None or not sampling:
+            return Pending([], host, None)
+        host[: len(sampling)].copy_(tokens[: len(sampling)], non_blocking=True)
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+        return Pending(sampling, host, copied, chances)

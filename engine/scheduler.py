@@ -1,0 +1,131 @@
+"""Which tokens the next step computes: decodes first, then prefill chunks, under one token budget.
+
+Running sequences always get their token before a newcomer gets its prompt, so arrivals cannot starve them. When the
+pool is full the youngest running sequence is preempted: its blocks are taken back and it is computed again later.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from engine.block_manager import BlockManager
+from engine.request import SequenceState
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """One sequence's share of a step: tokens [start, start + length) of it are computed.
+
+    `samples` says whether the last of them is the sequence's newest, so that a next token comes out.
+    """
+
+    sequence: SequenceState
+    start: int
+    length: int
+    samples: bool
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill, prefix reuse and preemption by recomputation."""
+
+    def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.blocks = blocks
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []
+        self._free_rows = list(range(max_num_seqs))[::-1]
+        self.num_preemptions = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is left."""
+        return not self.waiting and not self.running
+
+    def add(self, sequence: SequenceState) -> None:
+        """Queue a sequence."""
+        self.waiting.append(sequence)
+
+    def schedule(self) -> tuple[list[Scheduled], list[Scheduled]]:
+        """(decodes, prefills) of the next step; their KV blocks are taken. Both empty: nothing can be launched now."""
+        decodes: list[Scheduled] = []
+        prefills: list[Scheduled] = []
+        budget = self.max_num_batched_tokens
+        preemptions = self.num_preemptions
+        # Oldest first, and victims are the youngest: a sequence is never preempted after it was scheduled. Only the
+        # youngest can be part-way through its prompt, so decodes come first.
+        for sequence in list(self.running):
+            if sequence.row < 0 or sequence.exhausted or budget == 0:
+                continue
+            length = min(sequence.num_tokens - sequence.num_computed, budget)
+            if not self._make_room(sequence, sequence.num_computed + length):
+                continue
+            budget -= length
+            (decodes if sequence.fed_back else prefills).append(self._take(sequence, length))
+        while self.waiting and self._free_rows and budget > 0 and self.num_preemptions == preemptions:
+            item = self._admit(self.waiting[0], budget)
+            if item is None:
+                break
+            budget -= item.length
+            prefills.append(item)
+        return decodes, prefills
+
+    def finish(self, sequence: SequenceState) -> None:
+        """Forget a sequence and take everything back that it holds."""
+        if sequence.row >= 0:
+            self._stop_running(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        sequence.finished = True
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when a row or a block is lost, shared or leaked."""
+        self.blocks.check_integrity(self.running)
+        rows = [sequence.row for sequence in self.running]
+        assert len(set(rows)) == len(rows), "two running sequences share a row"
+        assert not set(rows) & set(self._free_rows), "a running sequence's row is on the free list"
+        assert min(rows, default=0) >= 0, "a running sequence has no row"
+        assert not any(sequence.blocks for sequence in self.waiting), "a waiting sequence holds blocks"
+
+    def _take(self, sequence: SequenceState, length: int) -> Scheduled:
+        start = sequence.num_computed
+        sequence.num_computed += length
+        samples = sequence.num_computed == sequence.num_tokens
+        sequence.num_in_flight += samples
+        sequence.fed_back = samples
+        return Scheduled(sequence, start, length, samples)
+
+    def _make_room(self, sequence: SequenceState, num_tokens: int) -> bool:
+        while not self.blocks.grow(sequence, num_tokens):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _admit(self, sequence: SequenceState, budget: int) -> Scheduled | None:
+        # A preempted sequence's last token may still be on its way.
+        if sequence.num_in_flight or not self.blocks.num_free:
+            return None
+        cached = self.blocks.match_prefix(sequence)
+        length = min(len(sequence.tokens) - len(cached) * self.blocks.block_size, budget)
+        reusable_free = sum(self.blocks.blocks[block].refs == 0 for block in cached)
+        end = len(cached) * self.blocks.block_size + length
+        if self.blocks.blocks_for(end) - len(cached) > self.blocks.num_free - reusable_free:
+            return None
+        self.waiting.popleft()
+        self.blocks.admit(sequence, cached)
+        self.blocks.grow(sequence, end)
+        sequence.row = self._free_rows.pop()
+        self.running.append(sequence)
+        return self._take(sequence, length)
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        self.num_preemptions += 1
+        self._stop_running(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _stop_running(self, sequence: SequenceState) -> None:
+        self.running.remove(sequence)
+        self._free_rows.append(sequence.row)
+        sequence.row = -1
+        sequence.fed_back = False
+        self.blocks.release(sequence)

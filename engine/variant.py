@@ -1,0 +1,49 @@
+"""A variant: a value that says how an engine differs from the baseline, and nothing else.
+
+The places to differ are `ops` (primitive ops, regions, the layer: whatever methods of `Ops` it overrides), `prepare`
+(weights as its kernels want them) and `runtime` (graphs, compile, PDL).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from engine.config import ModelConfig
+from engine.ops import Ops
+from engine.weights import ModelWeights
+
+Prepare = Callable[[ModelWeights, ModelConfig], ModelWeights]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the forward pass is launched. `pdl` is programmatic dependent launch, for kernels that support it."""
+
+    cuda_graphs: bool = True
+    compile: bool = False
+    pdl: bool = False
+
+
+def keep(weights: ModelWeights, config: ModelConfig) -> ModelWeights:
+    """The identity `prepare`."""
+    return weights
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model. `switches` are the rungs of its ladder, as given in its YAML, for the record."""
+
+    name: str
+    ops: Ops = field(default_factory=Ops)
+    prepare: Prepare = keep
+    runtime: Runtime = Runtime()
+    switches: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the baseline's methods that this variant overrides, sorted."""
+        methods = inspect.getmembers(type(self.ops), inspect.isfunction)
+        return tuple(name for name, method in methods if method is not getattr(Ops, name, method))
+
+
+BASELINE = Variant("baseline")
