@@ -1,0 +1,121 @@
+"""Everything that can be known to be wrong before a worker starts, each as one line that names the key."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from experiments.config import (
+    BASELINE,
+    DEVICES,
+    DTYPES,
+    WEIGHTS,
+    WORKLOAD_KINDS,
+    ExperimentConfig,
+    ProtocolConfig,
+    WorkloadConfig,
+)
+from experiments.errors import UserError
+from experiments.models import Model, find_model
+
+
+def check(config: ExperimentConfig) -> list[Model]:
+    """The models of a sound experiment; UserError for the first thing wrong."""
+    for key in ("models", "variants", "workloads"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is empty: name at least one")
+    _check_name("name", config.name)
+    _check_choice("device", config.device, DEVICES)
+    _check_choice("dtype", config.dtype, DTYPES)
+    _check_choice("weights", config.weights, WEIGHTS)
+    _check_variants(config)
+    _check_protocol(config.protocol)
+    for workload in config.workloads:
+        _check_workload(workload)
+    models = [find_model(source) for source in config.models]
+    _check_unique("models", [model.name for model in models])
+    _check_unique("workloads", [workload.name for workload in config.workloads])
+    for model in models:
+        for workload in config.workloads:
+            _check_positions(model, workload)
+    return models
+
+
+def _check_variants(config: ExperimentConfig) -> None:
+    names = [variant.name for variant in config.variants]
+    _check_unique("variants", names)
+    for name in names:
+        _check_name("variants", name)
+    if BASELINE not in names:
+        raise UserError(f"variants={names} lacks {BASELINE!r}: every speed-up is against it, so add it to the list")
+
+
+def _check_protocol(protocol: ProtocolConfig) -> None:
+    for key in ("rounds", "windows", "steps_per_window", "warmup_max_steps", "load_timeout_s", "cell_timeout_s"):
+        _check_above(f"protocol.{key}", getattr(protocol, key), 0)
+    for key in ("window_ms", "warmup_min_steps", "verdict_tokens"):
+        _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
+    if protocol.time_budget_s is not None:
+        _check_above("protocol.time_budget_s", protocol.time_budget_s, 0)
+    least, most = protocol.warmup_min_steps, protocol.warmup_max_steps
+    if most < least:
+        raise UserError(f"protocol.warmup_max_steps={most} must not be below protocol.warmup_min_steps={least}")
+
+
+def _check_workload(workload: WorkloadConfig) -> None:
+    where = f"workload.{workload.name}"
+    _check_name("workloads", workload.name)
+    _check_choice(f"{where}.kind", workload.kind, WORKLOAD_KINDS)
+    for point in workload.points:
+        if len(point) != 2:
+            raise UserError(f"{where}.points: {point} must be a pair, [batch, length]")
+    if not workload.pairs():
+        raise UserError(f"{where} has no points: give it batches and lengths, or points")
+    offline = workload.kind == "offline"
+    for batch, length in workload.pairs():
+        _check_above(f"{where}: batch", batch, 0)
+        _check_above(f"{where}: length", length, -1 if offline else 0)
+    _check_unique(where, [f"[{batch}, {length}]" for batch, length in workload.pairs()])
+    if offline:
+        for key in ("input_tokens", "output_tokens"):
+            _check_range(f"{where}.{key}", getattr(workload, key))
+
+
+def _check_positions(model: Model, workload: WorkloadConfig) -> None:
+    """Every length must fit the model's positions, where they are known; a worker checks the rest when it loads."""
+    if workload.kind == "offline":
+        longest = workload.input_tokens[1] + workload.output_tokens[1]
+    else:
+        longest = max(length for _, length in workload.pairs())
+    if model.max_positions is not None and longest > model.max_positions:
+        raise UserError(
+            f"workload.{workload.name}: length {longest} is longer than the {model.max_positions} positions of "
+            f"{model.name}; shorten lengths, or leave the model out"
+        )
+
+
+def _check_name(key: str, name: str) -> None:
+    """Names become parts of file names, separated by dots."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"{key}: {name!r} may have letters, digits, - and _ only, for it names files")
+
+
+def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value} is not one of {', '.join(choices)}")
+
+
+def _check_above(key: str, value: float, bound: float) -> None:
+    if not value > bound:
+        least = "positive" if bound == 0 else "0 or more"
+        raise UserError(f"{key}={value} must be {least}")
+
+
+def _check_range(key: str, ends: list[int]) -> None:
+    if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+        raise UserError(f"{key}={ends} must be [least, most] with 1 <= least <= most")
+
+
+def _check_unique(key: str, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{key} has {twice[0]} twice; every entry must be different")
