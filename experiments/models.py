@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.compose import names
+from experiments.compose import load_yaml, names
 from experiments.errors import UserError
 
 
