@@ -155,9 +155,7 @@ def paged_decode_attention_reference(
 ) -> Tensor:  # fmt: skip
     """Plain-PyTorch twin of `paged_decode_attention_triton`; float64 inputs make it the oracle."""
     cu_seqlens = torch.arange(q_BND.shape[0] + 1)
-    return attend_pages(
-        q_BND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens, scale, sliding_window
-    )
+    return attend_pages(q_BND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens, scale, sliding_window)
 
 
 def attend_pages(

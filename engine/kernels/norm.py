@@ -82,9 +82,7 @@ def rms_norm_reference(
     return y if out is None else out.copy_(y)
 
 
-def rms_norm(
-    x_TH: Tensor, weight_H: Tensor | None, eps: float, out: Tensor | None = None, pdl: bool = False
-) -> Tensor:
+def rms_norm(x_TH: Tensor, weight_H: Tensor | None, eps: float, out: Tensor | None = None, pdl: bool = False) -> Tensor:
     """x / rms(x) * weight over the last dimension of [T, H] or [T, heads, H]; rows may be strided. `out` may be `x`."""
     return (rms_norm_triton if x_TH.is_cuda else rms_norm_reference)(x_TH, weight_H, eps, out, pdl)
 
