@@ -1,0 +1,97 @@
+"""Files that are whole or absent, whenever the process or the machine dies, and that tell when a byte changed."""
+
+import errno
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError
+
+
+class NoSpace(UserError):
+    """The disk, or the user's quota of it, is full."""
+
+
+class Damaged(ValueError):
+    """A file that is truncated, changed or not of this format."""
+
+
+def write_json(path: Path, payload: Any, indent: int | None = None) -> None:
+    """Write JSON data with its checksum, atomically and durably: a reader sees the old file or the new one.
+
+    NoSpace where the disk is full and UserError where the folder cannot be written; the old file stays in both.
+    """
+    record = {"crc32": _checksum(payload), "content": payload}
+    separators = (",", ":") if indent is None else None
+    data = json.dumps(record, indent=indent, separators=separators, allow_nan=False).encode() + b"\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            _write_through(temporary, data)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _mendable(error, path) from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON data of such a file. Damaged says what is wrong with it."""
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        raise Damaged("truncated, or not JSON") from None
+    if not isinstance(record, dict) or record.keys() != {"crc32", "content"}:
+        raise Damaged("not a file of this format")
+    if record["crc32"] != _checksum(record["content"]):
+        raise Damaged("its checksum does not match")
+    return record["content"]
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a new folder, parents included. FileExistsError where it exists, UserError where it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+        sync_folder(path.parent)
+    except FileExistsError:
+        if path.is_dir():
+            raise
+        raise UserError(f"{path.parent} is not a folder") from None
+    except OSError as error:
+        raise _mendable(error, path) from error
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(payload: Any) -> str:
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{zlib.crc32(canonical.encode()):08x}"
+
+
+def _mendable(error: OSError, path: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"no space left for {path}")
+    return UserError(f"cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,173 @@
+"""The folder of a run: results/<experiment>/<run_id>/{manifest.json, cells/<cell>.json, logs/}.
+
+One process writes a run at a time; each finished cell is one file, durable before the next cell starts. A file that is
+truncated or changed is named and set aside as *.corrupt, and never counted.
+"""
+
+import dataclasses
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import plain
+from experiments.durable import Damaged, NoSpace, make_folder, read_json, write_json
+from experiments.errors import UserError
+from experiments.manifest import SCHEMA, Manifest, differences
+from experiments.records import Cell, CellResult
+
+MANIFEST = "manifest.json"
+CELLS = "cells"
+LOGS = "logs"
+TRIES = 100
+
+
+class RunStore:
+    """A run that this process writes. Close it, or leave a `with` block, to let another process go on."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = _lock(path)
+
+    def __enter__(self) -> "RunStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    @property
+    def logs(self) -> Path:
+        """Where the workers' logs go."""
+        return self.path / LOGS
+
+    def write_cell(self, result: CellResult) -> None:
+        """Keep one finished cell."""
+        self._write(self.path / CELLS / f"{result.cell.id}.json", plain.encode(result))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest by one that knows more."""
+        self._write(self.path / MANIFEST, plain.encode(manifest), indent=1)
+        self.manifest = manifest
+
+    def _write(self, path: Path, payload: Any, indent: int | None = None) -> None:
+        try:
+            write_json(path, payload, indent)
+        except NoSpace as error:
+            run = self.manifest
+            raise NoSpace(
+                f"no space left in the results folder; every finished cell is safe: make room, then go on with "
+                f"`fusebench sweep experiment={run.experiment} resume={run.run_id}`"
+            ) from error
+
+
+def create_run(results_dir: Path, manifest: Manifest) -> RunStore:
+    """A new run folder; where the id is taken (two sweeps in one second) it gets a number."""
+    for number in range(1, TRIES):
+        run_id = manifest.run_id if number == 1 else f"{manifest.run_id}-{number}"
+        path = results_dir / manifest.experiment / run_id
+        try:
+            make_folder(path)
+        except FileExistsError:
+            continue
+        make_folder(path / CELLS)
+        make_folder(path / LOGS)
+        store = RunStore(path, manifest)
+        store.write_manifest(dataclasses.replace(manifest, run_id=run_id))
+        return store
+    raise UserError(f"{results_dir / manifest.experiment} has {TRIES} runs of {manifest.run_id} already")
+
+
+def resume_run(results_dir: Path, run_id: str, wanted: Manifest) -> tuple[RunStore, list[CellResult], list[str]]:
+    """The stored run, what it has measured, and which of its files were damaged.
+
+    UserError where the run is unknown, in use, or of another plan, configuration, code or machine than `wanted`.
+    """
+    path = _find_run(results_dir / wanted.experiment, run_id)
+    manifest = read_manifest(path)
+    if changed := differences(manifest, wanted):
+        raise UserError(f"resume={path.name} is refused: {'; '.join(changed)}. Start a new run, or undo the change")
+    store = RunStore(path, manifest)
+    for leftover in path.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    results, damaged = _read_cells(path, manifest)
+    return store, results, damaged
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], list[CellResult], list[str]]:
+    """For readers: the manifest with its planned `cells` spelled out, every whole result, and what was damaged."""
+    manifest = read_manifest(path)
+    results, damaged = _read_cells(path, manifest)
+    spelled_out = plain.encode(manifest) | {"cells": [plain.encode(cell) for cell in manifest.plan.cells()]}
+    return spelled_out, results, damaged
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a run folder; UserError where it is missing, damaged or of another version."""
+    file = path / MANIFEST
+    try:
+        content = read_json(file)
+        if isinstance(content, Mapping) and content.get("schema") != SCHEMA:
+            raise Damaged(f"it has schema {content.get('schema')}, this version reads schema {SCHEMA}")
+        return plain.decode(Manifest, content)
+    except FileNotFoundError:
+        raise UserError(f"{path} has no {MANIFEST}: no sweep got as far as starting there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be used: {error}") from None
+
+
+def _find_run(folder: Path, run_id: str) -> Path:
+    runs = sorted(p for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
+    if not runs:
+        raise UserError(f"resume={run_id}: {folder} has no runs to resume")
+    if run_id == "latest":
+        return runs[-1]
+    for path in runs:
+        if path.name == run_id:
+            return path
+    raise UserError(f"resume={run_id} is no run in {folder}; there are {', '.join(p.name for p in runs)}")
+
+
+def _read_cells(path: Path, manifest: Manifest) -> tuple[list[CellResult], list[str]]:
+    """Every whole result of a planned cell, and a line for every file that is not one."""
+    planned = {cell.id: cell for cell in manifest.plan.cells()}
+    results, problems = [], []
+    for file in sorted((path / CELLS).glob("*.json")):
+        try:
+            results.append(_read_cell(file, planned))
+        except OSError as error:
+            problems.append(f"{file.name}: {error.strerror}, not counted")
+        except ValueError as error:
+            problems.append(f"{file.name}: {error}; {_set_aside(file)}")
+    return results, problems
+
+
+def _read_cell(file: Path, planned: Mapping[str, Cell]) -> CellResult:
+    result = plain.decode(CellResult, read_json(file))
+    if result.cell != planned.get(file.stem):
+        raise Damaged("it is of no cell of this plan")
+    return result
+
+
+def _set_aside(file: Path) -> str:
+    aside = file.with_name(f"{file.name}.corrupt")
+    try:
+        file.replace(aside)
+    except OSError:
+        return "left where it is, not counted"
+    return f"set aside as {aside.name}, not counted"
+
+
+def _lock(path: Path) -> int:
+    """Hold the run's folder for this process; the system lets go of it however the process ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"run {path.name} is being written by another sweep; wait for it, or start a new run") from None
+    except OSError:
+        # Some network file systems know no locks; cell files are atomic there too.
+        pass
+    return descriptor
