@@ -118,8 +118,9 @@ def _download(requirement: str, folder: Path) -> Path:
         raise FetchError(f"pip did not download {requirement} within {PIP_TIMEOUT_S} s; check the network") from error
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise FetchError(f"pip could not download {requirement} ({lines[-1].strip()}); check the network")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {done.returncode}"
+        raise FetchError(f"pip could not download {requirement} ({reason}); check the network")
     return wheels[0]
 
 
