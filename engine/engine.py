@@ -92,6 +92,28 @@ class Engine:
         self.scheduler.add(self._live[request_id].sequence)
         return request_id
 
+    def adopt(self, tokens: Sequence[int], sampling: SamplingParams) -> int:
+        """Start a request as if all but the last of its tokens were in the cache already, and return its id.
+
+        For benchmarks of decoding: the pages hold whatever they hold, and a step costs the same. Raises RequestError
+        where there is no room.
+        """
+        checked = self._encode(tokens)
+        self._check_fits(len(checked), sampling)
+        request_id = next(self._ids)
+        live = self._begin(request_id, checked, sampling)
+        self.scheduler.adopt(live.sequence)
+        self.runner.last_token_R[live.sequence.row] = checked[-1]
+        self._live[request_id] = live
+        return request_id
+
+    def abort_all(self) -> None:
+        """End every request and wait for the step in flight; nothing comes out of them."""
+        for request_id in list(self._live):
+            self.abort(request_id)
+        while self.has_work:
+            self.step()
+
     def abort(self, request_id: int) -> None:
         """End a request now; what it has produced comes out of the next step. Unknown ids are ignored."""
         live = self._live.get(request_id)

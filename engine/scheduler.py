@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from engine.block_manager import BlockManager
+from engine.errors import RequestError
 from engine.request import SequenceState
 
 
@@ -43,6 +44,16 @@ class Scheduler:
     def add(self, sequence: SequenceState) -> None:
         """Queue a sequence."""
         self.waiting.append(sequence)
+
+    def adopt(self, sequence: SequenceState) -> None:
+        """Run a sequence as if all but its last token had been computed; its pages hold whatever they hold."""
+        context = len(sequence.tokens) - 1
+        if not self._free_rows or not self.blocks.grow(sequence, context):
+            raise RequestError(f"no room to adopt a sequence with {context} tokens of context")
+        sequence.num_computed = context
+        sequence.row = self._free_rows.pop()
+        sequence.fed_back = True
+        self.running.append(sequence)
 
     def schedule(self) -> tuple[list[Scheduled], list[Scheduled]]:
         """(decodes, prefills) of the next step; their KV blocks are taken. Both empty: nothing can be launched now."""

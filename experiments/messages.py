@@ -61,13 +61,17 @@ class Exit:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops."""
+    """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops.
+
+    `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only.
+    """
 
     weights: str
     weights_hash: str
     kernels: str
     replaced: tuple[str, ...] = ()
     memory_bytes: dict[str, int] = field(default_factory=dict)
+    ceilings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The values that pass between the stages of a benchmark. Plain data: no torch, no engine.
 
-    Plan of Cells -> CellResult (one file each) -> Row (cells summarised over rounds) -> tables, figures, summary.json
+Plan of Cells -> CellResult (one file each) -> Row (cells summarised over rounds) -> tables, figures, summary.json
 """
 
 from dataclasses import dataclass, field
@@ -52,7 +52,8 @@ class Verdict:
 
     `top1_agreement` in [0, 1] over teacher-forced positions, `kl_mean` and `kl_max` in nats, `kl_max_position` its
     place, `first_divergence` the position of the first differing greedy token (None: none within the checked tokens)
-    and `divergence_margin` the reference's logit margin there.
+    and `divergence_margin` the reference's logit margin there. `unfused_kl_mean` is the baseline's own error on the same
+    weights, what a variant's is held against.
     """
 
     ok: bool
@@ -64,6 +65,7 @@ class Verdict:
     kl_max_position: int
     first_divergence: int | None = None
     divergence_margin: float | None = None
+    unfused_kl_mean: float | None = None
 
 
 @dataclass(frozen=True)

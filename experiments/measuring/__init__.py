@@ -1,0 +1,1 @@
+"""What a worker does with an engine: verify its answers, then time it. Runs in worker processes only."""

@@ -1,0 +1,51 @@
+"""Throughput with everything queued at once: nano-vLLM's bench, output tokens per second over the whole run.
+
+Prompt and answer lengths are nano-vLLM's own draws (seed 0, uniform); tokens are greedy, and none stops a request.
+"""
+
+import random
+import time
+
+from engine import Engine, SamplingParams
+from experiments.config import ProtocolConfig, WorkloadConfig
+from experiments.measuring.guard import undisturbed
+from experiments.measuring.session import MAX_BATCHED_TOKENS, Session
+from experiments.records import Point
+
+LARGEST_TOKEN_ID = 10_000
+
+Requests = list[tuple[list[int], SamplingParams]]
+
+
+def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: int = 0) -> Requests:
+    """Prompts and parameters in nano-vLLM's order of draws: each prompt's length, then its tokens; then the answers."""
+    draw = random.Random(seed)
+    largest = LARGEST_TOKEN_ID
+    low, high = workload.input_tokens
+    prompts = [[draw.randint(0, largest) % vocab_size for _ in range(draw.randint(low, high))] for _ in range(count)]
+    low, high = workload.output_tokens
+    return [(prompt, SamplingParams(max_tokens=draw.randint(low, high), ignore_eos=True)) for prompt in prompts]
+
+
+def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:
+    """(samples, the engine that ran): one run to warm every shape up, one to be timed; rounds repeat it."""
+    workload = session.workloads[point.workload]
+    requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
+    longest = max(len(prompt) + sampling.max_tokens for prompt, sampling in requests)
+    engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
+    engine.runner.warm_up(range(1, point.batch + 1))
+    run(engine, requests)
+    with undisturbed(engine):
+        seconds = run(engine, requests)
+    return {"output_tokens_per_s": [sum(sampling.max_tokens for _, sampling in requests) / seconds]}, engine
+
+
+def run(engine: Engine, requests: Requests) -> float:
+    """Seconds to serve all requests."""
+    start = time.perf_counter()
+    outputs = engine.generate([prompt for prompt, _ in requests], [sampling for _, sampling in requests])
+    seconds = time.perf_counter() - start
+    wrong = next((o for o, (_, s) in zip(outputs, requests, strict=True) if len(o.token_ids) != s.max_tokens), None)
+    if wrong is not None:
+        raise RuntimeError(f"request {wrong.request_id} ended early: {wrong.error or wrong.finish_reason}")
+    return seconds

@@ -1,0 +1,128 @@
+"""One model in one variant, loaded once; a fresh engine for every cell.
+
+An engine of its own per cell keeps cells apart (no cache, no graph, no scheduler state survives) and leaves an idle
+worker with nothing on the GPU but its weights, so that several workers fit.
+"""
+
+import gc
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine import Engine, EngineConfig, Runtime, Variant
+from engine.loading import LoadedModel, load_model
+from engine.variant import keep
+from engine.weights import ModelWeights
+from experiments.config import WorkloadConfig
+from experiments.errors import UserError
+from experiments.fetch import MODELS, cached_model
+from experiments.messages import Load
+from experiments.records import Point
+from variants import build_variant
+
+MAX_MODEL_LEN = 4096  # As engines are deployed, where a cell needs no more.
+MAX_BATCHED_TOKENS = 16_384
+HASHED_BYTES = 4096
+
+
+def resolve_model(model: str, weights: str) -> str:
+    """What the engine is to load: a cached real checkpoint where `weights` allows one and there is one."""
+    if weights == "random" or model not in MODELS:
+        if weights == "real" and not Path(model).exists() and "/" not in model:
+            raise UserError(f"weights=real: {model} has no checkpoint here; give a folder, a GGUF file or a hub id")
+        return model
+    path = cached_model(model)
+    if path is None and weights == "real":
+        raise UserError(f"weights=real: {model} is not in the cache; run: fusebench fetch {model}")
+    return model if path is None else str(path)
+
+
+@dataclass
+class Session:
+    """A loaded model and the variant that runs it."""
+
+    request: Load
+
+    def __post_init__(self) -> None:
+        config = self.request.variant
+        runtime = Runtime(config.runtime.cuda_graphs, config.runtime.compile, config.runtime.pdl)
+        variant = build_variant(config.name, config.kind, config.switches, runtime)
+        self.dtype: torch.dtype = getattr(torch, self.request.dtype)
+        self.device = torch.device(self.request.device)
+        source = resolve_model(self.request.model, self.request.weights)
+        self.original: LoadedModel = load_model(source, self.dtype, self.device, self.request.seed)
+        self.weights_hash = hash_weights(self.original.weights)
+        prepared = variant.prepare(self.original.weights, self.original.config)
+        self.loaded = replace(self.original, weights=prepared)
+        self.variant: Variant = replace(variant, prepare=keep)
+
+    @property
+    def kernels(self) -> str:
+        """Whether this machine runs the kernels or their plain-PyTorch twins."""
+        return "compiled" if self.device.type == "cuda" else "twin"
+
+    @cached_property
+    def workloads(self) -> dict[str, WorkloadConfig]:
+        """The run's workloads by name."""
+        return {workload.name: workload for workload in self.request.workloads}
+
+    def drop_original(self) -> None:
+        """Forget the weights as loaded: once verified, only the prepared ones are needed."""
+        self.original = self.loaded
+        free_memory(self.device)
+
+    def engine(self, num_seqs: int, tokens_per_seq: int, step_tokens: int, variant: Variant | None = None) -> Engine:
+        """A fresh engine that holds `num_seqs` sequences of `tokens_per_seq` tokens; a step takes `step_tokens`."""
+        loaded = self.loaded if variant is None else self.original
+        positions = loaded.config.max_position_embeddings
+        block_size = EngineConfig.block_size
+        config = EngineConfig(
+            model=self.request.model,
+            dtype=self.request.dtype,
+            device=self.request.device,
+            max_model_len=min(positions, max(MAX_MODEL_LEN, tokens_per_seq)),
+            max_num_seqs=num_seqs,
+            max_num_batched_tokens=max(num_seqs, min(step_tokens, MAX_BATCHED_TOKENS)),
+            num_kv_blocks=num_seqs * -(-tokens_per_seq // block_size),
+            enable_prefix_caching=False,
+            seed=self.request.seed,
+        )
+        return Engine(config, variant or self.variant, loaded)
+
+    def prompts(self, point: Point, length: int, salt: int = 0) -> list[list[int]]:
+        """Random prompts, the same for every variant: seeded by the run, the point and `salt`."""
+        key = f"{self.request.seed}/{point.model}/{point.workload}/{point.batch}/{point.length}/{salt}"
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+        ids = torch.randint(self.loaded.config.vocab_size, (point.batch, length), generator=generator)
+        rows: list[list[int]] = ids.tolist()
+        return rows
+
+
+def tensors(weights: ModelWeights) -> list[Tensor]:
+    """Every tensor of a model, in a fixed order."""
+    parts: list[Tensor | None] = [weights.embed_VH, weights.final_norm_H, weights.lm_head.weight_NK]
+    for layer in weights.layers:
+        parts += [layer.attn_norm_H, layer.q_norm_D, layer.k_norm_D, layer.mlp_norm_H]
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            parts += [linear.weight_NK, linear.bias_N]
+    return [part for part in parts if part is not None]
+
+
+def hash_weights(weights: ModelWeights) -> str:
+    """A fingerprint of the weights as loaded: sha256 over the first 4 KiB of every tensor."""
+    digest = hashlib.sha256()
+    for tensor in tensors(weights):
+        head = tensor.flatten()[: HASHED_BYTES // tensor.element_size()]
+        digest.update(head.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def free_memory(device: torch.device) -> None:
+    """Give cached memory back to the driver, for the other workers."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

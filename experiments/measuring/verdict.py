@@ -1,0 +1,191 @@
+"""Is a variant's answer right? Its logits against the fp32 reference, before anything is timed.
+
+The engine under test first answers a few prompts greedily, as it will be timed: graphs, dispatch and all. The reference
+then reads prompt and answer in one pass. Where its own greedy choice differs from the answer is the first divergence;
+and over all positions the variant's teacher-forced logits, through prefill and through decode batches of several sizes,
+are compared with the reference's. The bound is the baseline's own error on the same weights.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine import BASELINE, Engine, SamplingParams, Variant
+from engine.batch import Batch
+from engine.model import hidden, logits
+from experiments.measuring.reference import reference_logits
+from experiments.measuring.session import Session, free_memory
+from experiments.records import Verdict
+
+NUM_PROMPTS = 4
+DECODE_SIZES = (1, 2, 8, 16, 64)  # One per dispatch class of the skinny kernels.
+TEXTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a village by the sea, there lived",
+    "Water boils at 100 degrees Celsius because",
+)
+
+# Mean KL in nats that a variant may have at least, and as a multiple of the baseline's own: fused kernels round at
+# other places, not more often, so their errors are of one size; twice leaves room for chance over few positions.
+KL_FLOOR = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-4}
+KL_FACTOR = 2.0
+# Top-1 disagreements beyond the baseline's own, as a share of positions: near-ties may fall either way.
+TOP1_SLACK = {torch.float32: 0.0, torch.float16: 0.02, torch.bfloat16: 0.05}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Over all checked positions: KL(reference || variant) in nats, and whether the likeliest token agrees."""
+
+    kl_T: Tensor
+    agree_T: Tensor
+
+    @classmethod
+    def between(cls, reference_TV: Tensor, logits_TV: Tensor) -> "Divergence":
+        """Compare logits of the same positions, in fp64: a KL of 1e-8 is a difference of logarithms near it."""
+        p, q = (F.log_softmax(x.double(), dim=-1) for x in (reference_TV, logits_TV))
+        return cls((p.exp() * (p - q)).sum(-1), reference_TV.argmax(-1) == logits_TV.argmax(-1))
+
+    @classmethod
+    def joined(cls, parts: list["Divergence"]) -> "Divergence":
+        """All parts in order."""
+        return cls(torch.cat([part.kl_T for part in parts]), torch.cat([part.agree_T for part in parts]))
+
+    @property
+    def kl_mean(self) -> float:
+        """NaN if any logit was."""
+        return float(self.kl_T.mean())
+
+    @property
+    def top1(self) -> float:
+        """Share of positions at which the likeliest token agrees."""
+        return float(self.agree_T.double().mean())
+
+
+def verify(session: Session, num_positions: int) -> Verdict:
+    """The verdict on the session's variant over about `num_positions` positions. Drops the original weights."""
+    with torch.inference_mode():
+        answers = _greedy_answers(session, num_positions)
+        references = [reference_logits(session.original, tokens) for tokens, _ in answers]
+        variant = _teacher_forced(session, None, answers, references)
+        unfused = _teacher_forced(session, BASELINE, answers, references)
+        at, margin = _first_divergence(answers, references)
+    session.drop_original()
+    ok, reason = _judge(variant, unfused, session.dtype)
+    worst = int(variant.kl_T.nan_to_num(torch.inf).argmax())
+    return Verdict(
+        ok=ok,
+        reason=reason,
+        positions=len(variant.kl_T),
+        top1_agreement=variant.top1,
+        kl_mean=variant.kl_mean,
+        kl_max=float(variant.kl_T[worst]),
+        kl_max_position=worst,
+        first_divergence=at,
+        divergence_margin=margin,
+        unfused_kl_mean=unfused.kl_mean,
+    )
+
+
+def _judge(variant: Divergence, unfused: Divergence, dtype: torch.dtype) -> tuple[bool, str]:
+    """(ok, the figures that decided it)."""
+    bound = max(KL_FLOOR[dtype], KL_FACTOR * unfused.kl_mean)
+    least_top1 = unfused.top1 - TOP1_SLACK[dtype] - 1 / len(variant.agree_T)
+    # Written so that a NaN fails.
+    ok = variant.kl_mean <= bound and variant.top1 >= least_top1
+    figures = (
+        f"mean KL {variant.kl_mean:.3g} (bound {bound:.3g}, unfused {unfused.kl_mean:.3g}), "
+        f"top-1 {variant.top1:.4f} (unfused {unfused.top1:.4f}) over {len(variant.agree_T)} positions"
+    )
+    return ok, figures if ok else f"answers differ from the fp32 reference: {figures}"
+
+
+def _greedy_answers(session: Session, num_positions: int) -> list[tuple[Tensor, int]]:
+    """(prompt and answer tokens, length of the prompt) of each prompt, answered in one batch."""
+    half = max(2, num_positions // (2 * NUM_PROMPTS))
+    prompts = _prompts(session, half)
+    longest = max(map(len, prompts)) + half
+    engine = session.engine(NUM_PROMPTS, longest, NUM_PROMPTS * longest)
+    outputs = engine.generate(prompts, SamplingParams(max_tokens=half, ignore_eos=True))
+    failed = next((output.error for output in outputs if output.error), None)
+    if failed:
+        raise RuntimeError(failed)
+    return [
+        (torch.tensor(o.prompt_token_ids + o.token_ids, device=session.device), len(o.prompt_token_ids))
+        for o in outputs
+    ]
+
+
+def _prompts(session: Session, length: int) -> list[list[int]]:
+    tokenizer = session.loaded.tokenizer
+    if tokenizer is not None:
+        return [tokenizer.encode(text) for text in TEXTS]
+    generator = torch.Generator().manual_seed(session.request.seed)
+    vocab_size = session.loaded.config.vocab_size
+    rows: list[list[int]] = torch.randint(vocab_size, (NUM_PROMPTS, length), generator=generator).tolist()
+    return rows
+
+
+def _teacher_forced(
+    session: Session, variant: Variant | None, answers: list[tuple[Tensor, int]], references: list[Tensor]
+) -> Divergence:
+    parts = []
+    longest = max(len(tokens) for tokens, _ in answers)
+    engine = session.engine(1, longest, longest, variant)
+    for (tokens, _), reference in zip(answers, references, strict=True):
+        parts.append(Divergence.between(reference, prefill_logits(engine, tokens)))
+        parts.append(Divergence.between(reference, decode_logits(engine, tokens)))
+    del engine
+    free_memory(session.device)
+    return Divergence.joined(parts)
+
+
+def prefill_logits(engine: Engine, tokens_T: Tensor) -> Tensor:
+    """Logits [T, V] of one sequence in one prefill step; its keys and values are left in the first pages."""
+    count = len(tokens_T)
+    position = torch.arange(count, device=engine.device, dtype=torch.int32)
+    lengths = torch.tensor([0, count], device=engine.device, dtype=torch.int32)
+    batch = Batch(tokens_T, position, position, _table(engine, 1), lengths[1:], 0, lengths, count)
+    return _logits(engine, batch)
+
+
+def decode_logits(engine: Engine, tokens_T: Tensor) -> Tensor:
+    """Logits [T, V] of the same positions through decode steps, as many positions a step as DECODE_SIZES says in turn.
+
+    Each row of a step is the sequence cut off at another position; a prefill must have filled the pages before.
+    """
+    parts, start, turn = [], 0, 0
+    while start < len(tokens_T):
+        end = min(len(tokens_T), start + DECODE_SIZES[turn % len(DECODE_SIZES)])
+        position = torch.arange(start, end, device=engine.device, dtype=torch.int32)
+        batch = Batch(tokens_T[start:end], position, position, _table(engine, end - start), position + 1, end - start)
+        parts.append(_logits(engine, batch))
+        start, turn = end, turn + 1
+    return torch.cat(parts)
+
+
+def _logits(engine: Engine, batch: Batch) -> Tensor:
+    runner = engine.runner
+    return logits(runner.model, runner.ops, hidden(runner.model, runner.ops, batch, runner.caches))
+
+
+def _table(engine: Engine, num_rows: int) -> Tensor:
+    """Every row holds the pages 0, 1, 2 ..., so that a token's slot is its position."""
+    pages = torch.arange(len(engine.blocks.blocks), device=engine.device, dtype=torch.int32)
+    return pages.expand(num_rows, -1).contiguous()
+
+
+def _first_divergence(answers: list[tuple[Tensor, int]], references: list[Tensor]) -> tuple[int | None, float | None]:
+    """The earliest answer token that is not the reference's greedy choice, and the reference's logit margin there."""
+    found: list[tuple[int, float]] = []
+    for (tokens, num_prompt), reference in zip(answers, references, strict=True):
+        chosen = reference[num_prompt - 1 : -1]
+        differs = (chosen.argmax(-1) != tokens[num_prompt:]).nonzero()
+        if len(differs):
+            at = int(differs[0])
+            best = chosen[at].max()
+            found.append((at, float(best - chosen[at, tokens[num_prompt + at]])))
+    return min(found) if found else (None, None)

@@ -1,0 +1,152 @@
+"""A worker process: one model in one variant, told what to do over a pipe. See experiments/messages.py."""
+
+from experiments.messages import worker_channel
+
+if __name__ == "__main__":
+    # Before torch is imported: whatever a library prints must not reach the pipe.
+    CHANNEL = worker_channel()
+
+import datetime
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine import Engine
+from engine.errors import UserError as EngineUserError
+from experiments.config import ProtocolConfig
+from experiments.errors import UserError as HarnessUserError
+from experiments.measuring.ceilings import measure_ceilings
+from experiments.measuring.decode import measure_decode
+from experiments.measuring.guard import Disturbed, watch_triton
+from experiments.measuring.offline import measure_offline
+from experiments.measuring.prefill import measure_prefill
+from experiments.measuring.session import Session, free_memory
+from experiments.measuring.telemetry import Evidence
+from experiments.measuring.verdict import verify
+from experiments.messages import Answer, Exit, Failed, Load, Measure, Measured, Ready, Verified, Verify, WorkerChannel
+from experiments.records import Cell, CellResult, Point, Status, Verdict
+
+Measurement = Callable[[Session, Point, ProtocolConfig], tuple[dict[str, list[float]], Engine]]
+MEASUREMENTS: dict[str, Measurement] = {
+    "decode": measure_decode,
+    "prefill": measure_prefill,
+    "offline": measure_offline,
+}
+
+
+class Worker:
+    """Answers the harness's requests, one at a time."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.verdict: Verdict | None = None
+        watch_triton()
+
+    def answer(self, request: object) -> Answer:
+        """The answer to one request; whatever goes wrong is an answer too."""
+        try:
+            if isinstance(request, Load):
+                return self._load(request)
+            if isinstance(request, Verify):
+                self.verdict = verify(self._session(), self._session().request.protocol.verdict_tokens)
+                return Verified(self.verdict)
+            if isinstance(request, Measure):
+                return Measured(self._measure(request.cell))
+            return Failed("error", f"unknown request {type(request).__name__}")
+        except Exception as error:
+            return Failed(failure_kind(error), failure_reason(error))
+
+    def _session(self) -> Session:
+        if self.session is None:
+            raise RuntimeError("nothing is loaded")
+        return self.session
+
+    def _load(self, request: Load) -> Ready:
+        self.session = session = Session(request)
+        ceilings = measure_ceilings(session.device) if session.variant.name == "baseline" else {}
+        free_memory(session.device)
+        allocated = torch.cuda.memory_allocated(session.device) if session.device.type == "cuda" else 0
+        kind = session.loaded.weights_kind
+        weights = f"{kind}: {session.request.model}" + (f", seed {request.seed}" if kind == "random" else "")
+        return Ready(
+            weights, session.weights_hash, session.kernels, session.variant.replaced, {"weights": allocated}, ceilings
+        )
+
+    def _measure(self, cell: Cell) -> CellResult:
+        session = self._session()
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        start = time.perf_counter()
+        status, reason = Status.OK, ""
+        samples: dict[str, list[float]] = {}
+        counters: dict[str, float] = {}
+        kind = session.workloads[cell.point.workload].kind
+        with Evidence(session.device) as evidence:
+            try:
+                samples, engine = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
+                counters = engine_counters(engine)
+                del engine
+            except Disturbed as error:
+                status, reason = Status.INVALID, str(error)
+            except Exception as error:
+                status, reason = Status(failure_kind(error, known=True)), failure_reason(error)
+        free_memory(session.device)
+        return CellResult(
+            cell=cell,
+            status=status,
+            reason=reason,
+            kernels=session.kernels,
+            samples=samples,
+            memory_bytes=evidence.memory_bytes,
+            clocks=evidence.clocks,
+            counters=counters,
+            verdict=self.verdict,
+            started=started,
+            duration_s=time.perf_counter() - start,
+        )
+
+
+def engine_counters(engine: Engine) -> dict[str, float]:
+    """What one needs to say why a cell was slow."""
+    graphs, metrics = engine.runner.graphs, engine.metrics
+    counts = {
+        "steps": metrics.num_steps,
+        "prompt_tokens": metrics.num_prompt_tokens,
+        "generated_tokens": metrics.num_generated_tokens,
+        "graph_replays": graphs.num_hits,
+        "graph_captures": graphs.num_captures,
+        "preemptions": engine.scheduler.num_preemptions,
+        "peak_blocks": engine.blocks.peak_used,
+    }
+    fallbacks = {f"no graph: {reason}": count for reason, count in graphs.fallbacks.items()}
+    return {name: float(count) for name, count in (counts | fallbacks).items()}
+
+
+def failure_kind(error: Exception, known: bool = False) -> str:
+    """`oom`, `user` (bad input) or `error`; a cell's status knows no `user`."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return "oom"
+    return "user" if not known and isinstance(error, EngineUserError | HarnessUserError) else "error"
+
+
+def failure_reason(error: Exception) -> str:
+    """One line."""
+    text = str(error).strip() or type(error).__name__
+    named = text if isinstance(error, EngineUserError | HarnessUserError) else f"{type(error).__name__}: {text}"
+    return " ".join(named.split())[:500]
+
+
+def serve(channel: WorkerChannel) -> int:
+    """Answer requests until told to exit, or until the harness is gone."""
+    worker = Worker()
+    while (request := channel.receive()) is not None and not isinstance(request, Exit):
+        answer = worker.answer(request)
+        if isinstance(answer, Failed):
+            print(answer.reason, file=sys.stderr)
+        channel.send(answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve(CHANNEL))
