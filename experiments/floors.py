@@ -31,12 +31,16 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Floor:
-    """Least work of one cell and the least time it takes; `bound` says which ceiling binds: `bytes` or `flop`."""
+    """Least work of one cell and the least time it takes.
+
+    `bound` says which ceiling binds: `bytes` or `flop`. `tokens` come out of that work (in a prefill: go into it).
+    """
 
     bytes: float
     flop: float
     floor_ms: float
     bound: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,9 @@ def floor_ms(
     length: int,
     ceilings: Ceilings | Mapping[str, Any] | None,
     dtype_bytes: int,
+    requests: Sequence[tuple[int, int]] | None = None,
 ) -> Floor | None:
-    """Floor of a `decode` step, a `prefill` or a whole `offline` run (its requests are nano-vLLM's, `batch` of them).
+    """Floor of a `decode` step, a `prefill` or a whole `offline` run of `requests` (nano-vLLM's, unless given).
 
     None without measured ceilings, without the model's sizes, or for a workload that has no formula.
     """
@@ -133,11 +138,12 @@ def floor_ms(
     if measured is None or not model_dims:
         return None
     if workload == "decode":
-        return _floor([decode_work(model_dims, [length] * batch, dtype_bytes)], measured)
+        return _floor([decode_work(model_dims, [length] * batch, dtype_bytes)], measured, batch)
     if workload == "prefill":
-        return _floor([prefill_work(model_dims, [length] * batch, dtype_bytes)], measured)
+        return _floor([prefill_work(model_dims, [length] * batch, dtype_bytes)], measured, batch * length)
     if workload == "offline":
-        return _floor(offline_work(model_dims, nano_vllm_requests(batch), dtype_bytes), measured)
+        asked = nano_vllm_requests(batch) if requests is None else requests
+        return _floor(offline_work(model_dims, asked, dtype_bytes), measured, sum(output for _, output in asked))
     return None
 
 
@@ -152,23 +158,23 @@ def offline_work(model: Mapping[str, Any], requests: Sequence[tuple[int, int]], 
 
 @lru_cache(maxsize=8)
 def nano_vllm_requests(
-    count: int, seed: int = 0, shortest: int = 100, longest: int = 1024
+    count: int, *, prompt: tuple[int, int] = (100, 1024), output: tuple[int, int] = (100, 1024)
 ) -> tuple[tuple[int, int], ...]:
-    """(prompt, output) tokens of nano-vLLM's bench, drawn in its order: each prompt's length, then its tokens."""
-    draw = random.Random(seed)
+    """(prompt, output) tokens of nano-vLLM's bench, drawn in its order from seed 0: each prompt's length, then its tokens."""
+    draw = random.Random(0)
     prompts = []
     for _ in range(count):
-        prompts.append(draw.randint(shortest, longest))
+        prompts.append(draw.randint(*prompt))
         for _ in range(prompts[-1]):
             draw.randint(0, 10_000)
-    return tuple((prompt, draw.randint(shortest, longest)) for prompt in prompts)
+    return tuple((tokens, draw.randint(*output)) for tokens in prompts)
 
 
-def _floor(passes: Iterable[Work], ceilings: Ceilings) -> Floor:
+def _floor(passes: Iterable[Work], ceilings: Ceilings, tokens: int) -> Floor:
     moved = flop = time_ms = bytes_bound_ms = 0.0
     for work in passes:
         pass_ms = ceilings.time_ms(work.bytes, work.flop)
         moved, flop, time_ms = moved + work.bytes, flop + work.flop, time_ms + pass_ms
         if work.bytes / ceilings.read_bytes_per_s >= work.flop / ceilings.bf16_flop_per_s:
             bytes_bound_ms += pass_ms
-    return Floor(moved, flop, time_ms, "bytes" if 2 * bytes_bound_ms >= time_ms else "flop")
+    return Floor(moved, flop, time_ms, "bytes" if 2 * bytes_bound_ms >= time_ms else "flop", tokens)

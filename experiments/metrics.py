@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from experiments.floors import Floor, nano_vllm_requests
-from experiments.records import CellResult, Point
+from experiments.floors import Floor
+from experiments.records import CellResult
 from experiments.stats import cell_value
 
 
@@ -26,9 +26,9 @@ CellValue = Callable[[CellResult], float | None]
 class Metric:
     """One quantity of a cell.
 
-    `value` gives a round's value from a cell that ended ok: None where the cell did not sample it, SampleError where
-    its samples are no measurement. `workloads` names where it applies; `primary` marks the one that verdicts are
-    counted on; `sampled` names the raw samples behind it.
+    `workloads` are kinds of workload. `value` gives a round's value from a cell that ended ok: None where the cell did
+    not sample it, SampleError where its samples are no measurement. `primary` marks the one that verdicts are counted
+    on; `sampled` names the raw samples behind it.
     """
 
     name: str
@@ -40,11 +40,9 @@ class Metric:
     definition: str
     value: CellValue
 
-    def floor(self, point: Point, floor: Floor) -> float:
-        """The physical bound of this metric at a point, in its unit: a least time, or a greatest rate."""
-        if self.better is Better.LOWER:
-            return floor.floor_ms
-        return 1e3 * _tokens(point) / floor.floor_ms
+    def floor(self, floor: Floor) -> float:
+        """The physical bound of this metric, in its unit: a least time, or a greatest rate."""
+        return floor.floor_ms if self.better is Better.LOWER else 1e3 * floor.tokens / floor.floor_ms
 
     def share_of_floor(self, value: float, floor: float) -> float:
         """1 at the bound; below 1 is the share of the attainable speed that was reached."""
@@ -82,18 +80,9 @@ def _sampled(result: CellResult, name: str) -> float | None:
     return cell_value(result.samples[name]) if name in result.samples else None
 
 
-def _tokens(point: Point) -> int:
-    """Tokens that one timed unit of work produces (or, in a prefill, consumes)."""
-    if point.workload == "prefill":
-        return point.batch * point.length
-    if point.workload == "offline":
-        return sum(output for _, output in nano_vllm_requests(point.batch))
-    return point.batch
-
-
-def _rate(result: CellResult, name: str) -> float | None:
+def _rate(result: CellResult, name: str, tokens: int) -> float | None:
     time_ms = _sampled(result, name)
-    return None if time_ms is None else 1e3 * _tokens(result.cell.point) / time_ms
+    return None if time_ms is None else 1e3 * tokens / time_ms
 
 
 @metric("ms", Better.LOWER, ("decode",), "step_ms", primary=True)
@@ -127,10 +116,10 @@ def step_device_ms(result: CellResult) -> float | None:
 @metric("tokens/s", Better.HIGHER, ("decode",), "step_ms")
 def decode_tokens_per_s(result: CellResult) -> float | None:
     """Tokens decoded per second over the whole batch: batch / step_ms."""
-    return _rate(result, "step_ms")
+    return _rate(result, "step_ms", result.cell.point.batch)
 
 
 @metric("tokens/s", Better.HIGHER, ("prefill",), "ttft_ms")
 def prefill_tokens_per_s(result: CellResult) -> float | None:
     """Prompt tokens taken in per second over the whole batch: batch x length / ttft_ms."""
-    return _rate(result, "ttft_ms")
+    return _rate(result, "ttft_ms", result.cell.point.batch * result.cell.point.length)

@@ -53,10 +53,9 @@ def test_samples_that_no_clock_gives_are_refused(samples: list[float]) -> None:
 
 
 def test_floor_and_share_have_the_direction_of_the_metric() -> None:
-    floor = Floor(1e9, 1e9, 0.5, "bytes")
-    point = Point("tiny", "decode", 4, 128)
+    floor = Floor(1e9, 1e9, 0.5, "bytes", tokens=4)
     time, rate = METRICS["step_ms"], METRICS["decode_tokens_per_s"]
     assert (time.better, rate.better) == (Better.LOWER, Better.HIGHER)
-    assert time.floor(point, floor) == 0.5
-    assert rate.floor(point, floor) == 8000.0
+    assert time.floor(floor) == 0.5
+    assert rate.floor(floor) == 8000.0
     assert time.share_of_floor(2.0, 0.5) == rate.share_of_floor(2000.0, 8000.0) == 0.25
