@@ -11,13 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+def _leave_alone(fn: Any = None, **_options: Any) -> Any:
+    """Stands in for `triton.jit`, with and without options."""
+    return _leave_alone if fn is None else fn
+
+
 triton: Any
 tl: Any
 try:
     import triton  # type: ignore[no-redef]
     import triton.language as tl  # type: ignore[no-redef]
 except ImportError:
-    triton, tl = SimpleNamespace(jit=lambda fn: fn), SimpleNamespace(constexpr=float)
+    triton, tl = SimpleNamespace(jit=_leave_alone), SimpleNamespace(constexpr=float)
     INTERPRETED = False
 else:
     INTERPRETED = bool(triton.knobs.runtime.interpret)

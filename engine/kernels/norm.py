@@ -12,7 +12,8 @@ from torch import Tensor
 from engine.kernels._triton import cdiv, next_power_of_2, pdl_options, tl, triton
 
 
-@triton.jit
+# The number of rows changes from step to step and must not cause a new compilation.
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, y_ptr, s_ptr,
     num_rows, num_heads, H, x_stride_t, x_stride_h, r_stride_t, y_stride_t, y_stride_h, s_stride_t, eps,

@@ -7,7 +7,7 @@ from tests.kernel_gates import DEVICE, DTYPES, ROWS, guard_outputs, randn, relat
 from engine.kernels.activation import silu_mul, silu_mul_reference, silu_mul_triton
 
 # The interpreter computes NaN and infinities with numpy, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

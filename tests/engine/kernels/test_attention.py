@@ -20,7 +20,7 @@ from engine.kernels.prefill_attention import (
 HEADS = [(9, 3, 64), (4, 2, 128), (5, 1, 80), (2, 2, 96)]
 
 # The interpreter computes NaN and infinities with numpy, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
 def pages(lens, m, d, block_size, dtype, spare=1):

@@ -12,7 +12,7 @@ from engine.kernels.norm import (
 )  # fmt: skip
 
 EPS = 1e-6
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
 def oracle(x, weight, eps=EPS):

@@ -7,7 +7,7 @@ from tests.kernel_gates import DEVICE, DTYPES, guard_outputs, randn, relative_er
 from engine.kernels.rope import rope, rope_reference, rope_triton
 
 # The interpreter computes NaN and infinities with numpy, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
 def tables(d, positions=50):

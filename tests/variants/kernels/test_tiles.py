@@ -1,0 +1,44 @@
+"""Tile choices: every shape gets a legal tile, and the shapes that matter get enough programs."""
+
+import itertools
+
+import pytest
+
+from variants.kernels.tiles import linear_tile
+
+SMS = 132
+# (N, K) of qkv, o, gate_up and down in Qwen3-0.6B and Qwen3-8B, and odd ones.
+SHAPES = [(4096, 1024), (1024, 2048), (3072, 1024), (6144, 4096), (4096, 12288), (960, 576), (5125, 736), (1, 1)]
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 16, 17, 64, 65, 128, 199, 2048])
+def test_every_shape_gets_a_legal_tile(m):
+    for (n, k), itemsize, weights in itertools.product(SHAPES, (2, 4), (1, 2)):
+        check_tile(m, n, k, itemsize, weights)
+
+
+def check_tile(m, n, k, itemsize, weights):
+    tile = linear_tile(m, n, k, itemsize, SMS, weights, can_split=weights == 1)
+    blocks = (tile.block_m, tile.block_n, tile.block_k)
+    assert all(b & (b - 1) == 0 for b in blocks)
+    assert tile.block_k >= 16
+    assert tile.path == ("gemv" if m <= 4 else "skinny" if m <= 64 else "wide")
+    if tile.path != "wide":
+        assert tile.block_m >= m
+    buffers = tile.stages * (weights * tile.block_n + tile.block_m) * tile.block_k * itemsize
+    assert tile.path == "gemv" or buffers <= 227 * 1024
+    tiles, splits = tile.grid(m, n)
+    assert tiles * tile.block_m * tile.block_n >= m * n
+    assert splits * tile.block_k <= max(tile.block_k, k)
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES[:5])
+def test_one_row_fills_the_gpu(n, k):
+    assert linear_tile(1, n, k, 2, SMS).grid(1, n)[0] >= 1.9 * SMS
+
+
+@pytest.mark.parametrize("m", [8, 64])
+def test_split_k_fills_the_gpu_where_outputs_are_few(m):
+    tiles, splits = linear_tile(m, 1024, 3072, 2, SMS, can_split=True).grid(m, 1024)
+    assert tiles * splits >= 0.7 * SMS
+    assert linear_tile(m, 24576, 4096, 2, SMS, can_split=True).splits == 1

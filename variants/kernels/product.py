@@ -1,0 +1,168 @@
+"""The main loop that every fused linear layer shares: a tile of s @ W^T and the sums of squares of s.
+
+    s = x (+ residual, rounded to the dtype);  acc = (s * gamma) W^T;  squares = sum_k s^2
+
+Shape suffixes: M rows, N outputs, K inputs. Accumulation in fp32. On the gemv and skinny paths acc is [N, M], on the wide path
+[M, N] (see tiles.py). Under PDL only weights, which are constants, are loaded or prefetched before `gdc_wait`.
+"""
+
+from engine.kernels._triton import tl, triton
+
+
+@triton.jit
+def tile_index(num_rows, num_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(tile row, tile column) of this program: groups of eight tile rows share their weights in L2."""
+    pid = tl.program_id(0)
+    tiles_m, tiles_n = tl.cdiv(num_rows, BLOCK_M), tl.cdiv(num_cols, BLOCK_N)
+    group = pid // (8 * tiles_n)
+    rows = tl.minimum(tiles_m - group * 8, 8)
+    within = pid - group * 8 * tiles_n
+    return group * 8 + within % rows, within // rows
+
+
+@triton.jit
+def prefetch_rows(w_ptr, w_stride, first, num_rows, k_low, k_high, ROWS: tl.constexpr):
+    """Pull elements [k_low, k_high) of ROWS weight rows into L2, one bulk prefetch of whole 16-byte units a thread."""
+    THREADS: tl.constexpr = tl.extra.cuda.num_threads()
+    SEGMENTS: tl.constexpr = (THREADS + ROWS - 1) // ROWS
+    BYTES: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
+    i = tl.arange(0, THREADS)
+    row = tl.minimum(first + i // SEGMENTS, num_rows - 1).to(tl.int64)
+    length = tl.cdiv(tl.cdiv(k_high - k_low, SEGMENTS), 8) * 8
+    low = k_low + (i % SEGMENTS) * length
+    size = tl.minimum(k_high - low, length) * BYTES
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [w_ptr + row * w_stride + low, size], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_stream(x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, m, k, mask, k_mask, write):
+    """(s, s * gamma) at rows m and columns k, zero outside the mask; s is stored too where `write`."""
+    s = tl.load(x_ptr + m * x_stride + k, mask=mask, other=0.0)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + m * r_stride + k, mask=mask, other=0.0)
+        s = (s.to(tl.float32) + residual.to(tl.float32)).to(s_ptr.dtype.element_ty)
+        tl.store(s_ptr + m * s_stride + k, s, mask=mask & write)
+    scaled = s
+    if gamma_ptr is not None:
+        gamma = tl.load(gamma_ptr + k, mask=k_mask, other=0.0)
+        scaled = (s.to(tl.float32) * gamma.to(tl.float32)).to(s.dtype)
+    return s, scaled
+
+
+@triton.jit
+def gemv_product(
+    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, x_stride, r_stride, s_stride, w_stride, second, tile_m, tile_n, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr, DUAL: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """(acc [N, M], acc of rows `second` further on [N, M], squares [M]) for a few rows: weights stay in registers.
+
+    The next weights are loaded before the current ones are used, the first before the predecessor's results are there.
+    """
+    m, n, cols = tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    w_rows = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
+    w = tl.load(w_rows, mask=cols[None, :] < K, other=0.0)
+    w2 = w
+    if DUAL:
+        w2 = tl.load(w_rows + second * w_stride, mask=cols[None, :] < K, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        if PREFETCH:
+            prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, BLOCK_K, K, BLOCK_N)
+            if DUAL:
+                prefetch_rows(w_ptr + second * w_stride, w_stride, tile_n * BLOCK_N, N, BLOCK_K, K, BLOCK_N)
+        tl.extra.cuda.gdc_wait()
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    acc2 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for low in range(0, K, BLOCK_K):
+        k = low + cols
+        next_mask = (k + BLOCK_K < K)[None, :]
+        next_w = tl.load(w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
+        next_w2 = next_w
+        if DUAL:
+            next_w2 = tl.load(w_rows + second * w_stride + low + BLOCK_K, mask=next_mask, other=0.0)
+        for i in tl.static_range(BLOCK_M):
+            row = (tile_m * BLOCK_M + i).to(tl.int64)
+            mask = (k < K) & (row < M)
+            s, scaled = load_stream(
+                x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, mask, k < K, tile_n == 0
+            )
+            a = scaled.to(tl.float32)[None, :]
+            mine = m == i
+            acc += tl.where(mine[None, :], tl.sum(w.to(tl.float32) * a, axis=1)[:, None], 0.0)
+            if DUAL:
+                acc2 += tl.where(mine[None, :], tl.sum(w2.to(tl.float32) * a, axis=1)[:, None], 0.0)
+            if SQUARES:
+                squares += tl.where(mine, tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=0), 0.0)
+        w, w2 = next_w, next_w2
+    return acc, acc2, squares
+
+
+@triton.jit
+def dot_product(
+    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, x_stride, r_stride, s_stride, w_stride, second, tile_m, tile_n, M, N,
+    k_low, k_high,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, SQUARES: tl.constexpr,
+    DUAL: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """(acc, acc of rows `second` further on, squares [M]) over columns [k_low, k_high) on the tensor cores.
+
+    SWAP makes the weights the left operand, acc [N, M]. EVEN: BLOCK_K divides the range, so that no column needs a mask.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        if PREFETCH:
+            prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
+            if DUAL:
+                prefetch_rows(w_ptr + second * w_stride, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
+        tl.extra.cuda.gdc_wait()
+    m, n, cols = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    row = m.to(tl.int64)[:, None]
+    w_rows = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
+    acc = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
+    acc2 = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for low in tl.range(k_low, k_high, BLOCK_K, num_stages=STAGES):
+        k = (low + cols)[None, :]
+        if EVEN:
+            mask = (m < M)[:, None]
+            w = tl.load(w_rows + low)
+        else:
+            mask = (m < M)[:, None] & (k < k_high)
+            w = tl.load(w_rows + low, mask=k < k_high, other=0.0)
+        s, scaled = load_stream(
+            x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, mask, k < k_high, tile_n == 0
+        )
+        acc = _dot(scaled, w, acc, SWAP)
+        if DUAL:
+            if EVEN:
+                w2 = tl.load(w_rows + second * w_stride + low)
+            else:
+                w2 = tl.load(w_rows + second * w_stride + low, mask=k < k_high, other=0.0)
+            acc2 = _dot(scaled, w2, acc2, SWAP)
+        if SQUARES:
+            squares += tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=1)
+    return acc, acc2, squares
+
+
+@triton.jit
+def _dot(s, w, acc, SWAP: tl.constexpr):
+    if SWAP:
+        acc = tl.dot(w, tl.trans(s), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(s, tl.trans(w), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def inverse_rms(squares, partials_ptr, num_partials, p_stride, m, M, K, eps, BLOCK_P: tl.constexpr):
+    """1 / sqrt(mean(s^2) + eps) [M], from the loop's squares or from the previous kernel's sums per tile."""
+    if partials_ptr is not None:
+        p = tl.arange(0, BLOCK_P)[None, :]
+        mask = (m < M)[:, None] & (p < num_partials)
+        squares = tl.sum(tl.load(partials_ptr + m[:, None] * p_stride + p, mask=mask, other=0.0), axis=1)
+    return tl.rsqrt(squares / K + eps)

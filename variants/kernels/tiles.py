@@ -1,0 +1,85 @@
+"""Which tile a fused linear layer runs with: pure functions of its shape, so that a CUDA graph's choice stays valid.
+
+Shape suffixes: M rows, N outputs, K inputs of a linear layer.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from engine.kernels._triton import cdiv, next_power_of_2
+
+MAX_GEMV_ROWS = 4
+MAX_SKINNY_ROWS = 64
+# (block_m, block_n) of the wide path, most reuse first.
+WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a product is cut up.
+
+    `gemv` streams weight rows through registers; `skinny` makes the weights the wide operand of the tensor cores, so that
+    few rows of x pad to 8 and not to 64; `wide` is the usual tiled product, its programs ordered in groups of rows.
+    """
+
+    path: Literal["gemv", "skinny", "wide"]
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    stages: int
+    splits: int = 1
+
+    def grid(self, m: int, n: int) -> tuple[int, int]:
+        """Programs: output tiles, parts of K."""
+        return cdiv(m, self.block_m) * cdiv(n, self.block_n), self.splits
+
+
+def linear_tile(
+    m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 1, can_split: bool = False
+) -> Tile:
+    """The tile of x [m, k] times `weights` matrices [n, k] at once; `can_split` where the caller can add parts of K."""
+    if m <= MAX_GEMV_ROWS:
+        return _gemv_tile(m, n, k, itemsize * weights, sms)
+    if m <= MAX_SKINNY_ROWS:
+        return _skinny_tile(m, n, k, itemsize * weights, sms, can_split)
+    return _wide_tile(m, n, itemsize, sms, weights)
+
+
+def _gemv_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int) -> Tile:
+    # Two programs a multiprocessor keep the memory busy; a program's step of weights stays in registers, twice.
+    step_bytes = 16384 if m == 1 else 8192
+    block_n = next((b for b in (16, 8) if cdiv(n, b) >= 2 * sms), 4)
+    block_k = min(next_power_of_2(k), max(128, step_bytes // bytes_per_weight // block_n))
+    return Tile("gemv", next_power_of_2(m), block_n, max(16, block_k), num_warps=4, stages=2)
+
+
+def _skinny_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int, can_split: bool) -> Tile:
+    block_m = max(8, next_power_of_2(m))
+    # An eighth of the multiprocessors idle costs less than tiles of half the size.
+    block_n = 64 if can_split else next((b for b in (64, 32) if cdiv(n, b) >= sms * 7 // 8), 16)
+    block_k = 128 if block_n == 64 or m > 16 else 256
+    block_k = min(block_k * 2 // bytes_per_weight, max(16, next_power_of_2(k)))
+    splits = 1
+    if can_split:
+        # Parts of at least four steps, enough of them for two programs a multiprocessor.
+        splits = max(1, min(2 * sms // cdiv(n, block_n), cdiv(k, 4 * block_k), 8))
+    return Tile("skinny", block_m, block_n, max(16, block_k), 2 if block_n == 16 else 4, 3 if m > 32 else 4, splits)
+
+
+def _wide_tile(m: int, n: int, itemsize: int, sms: int, weights: int) -> Tile:
+    if itemsize > 2:
+        # fp32 runs without tensor cores and is here to be right, not fast.
+        return Tile("wide", 32, 32, 32, num_warps=4, stages=2)
+    blocks = [(bm, bn // weights) for bm, bn in WIDE_BLOCKS]
+    block_m, block_n = next(((bm, bn) for bm, bn in blocks if cdiv(m, bm) * cdiv(n, bn) >= sms), blocks[-1])
+    large = block_m * block_n * weights >= 128 * 128
+    return Tile("wide", block_m, block_n, 64, num_warps=8 if large else 4, stages=4 if block_n * weights < 256 else 3)
+
+
+def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:
+    """Whether weight rows can be bulk-prefetched (whole 16-byte units) and so few rows wait for them that it pays."""
+    aligned = weight_NK.data_ptr() % 16 == 0 and weight_NK.stride(0) % 8 == 0 and weight_NK.shape[1] % 8 == 0
+    return aligned and tile.path != "wide"
