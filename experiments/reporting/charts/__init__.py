@@ -1,0 +1,1 @@
+"""Charts as values (`specs`), drawn twice: `svg` for the page, `paper` (matplotlib) for files."""

@@ -1,0 +1,189 @@
+"""Charts as SVG and PNG files for papers, by matplotlib: the same bytes from the same figure, whatever the machine."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.reporting.charts.palette import SERIES, heat_color, is_dark
+from experiments.reporting.charts.specs import Bars, Figure, Heatmap, Lines, Panel, Series
+from experiments.reporting.charts.svg import log_ticks, short
+
+MARKERS = ("o", "s", "^", "D", "v", "X", "P", "h")
+# DejaVu Sans has these triangles; the page uses the same signs.
+GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
+IDLE = "#d8dce1"
+MAX_ANNOTATED = 150
+
+
+def render(figure: Figure) -> dict[str, bytes]:
+    """The figure as {"svg": ..., "png": ...}."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=True)
+    from matplotlib import pyplot as plt
+
+    with plt.style.context(str(Path(__file__).with_name("fusebench.mplstyle"))):
+        canvas = _compose(figure, plt)
+        made = {}
+        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format=kind, metadata=metadata)
+            made[kind] = buffer.getvalue()
+        plt.close(canvas)
+    return made
+
+
+def _compose(figure: Figure, plt: Any) -> Any:
+    columns = min(len(figure.panels), 3)
+    rows = math.ceil(len(figure.panels) / columns)
+    sizes = [_size(panel) for panel in figure.panels]
+    width, height = columns * max(w for w, _ in sizes), rows * max(h for _, h in sizes) + 0.35
+    canvas, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(figure.panels) :]:
+        ax.set_visible(False)
+    for ax, panel in zip(axes.flat, figure.panels, strict=False):
+        ax.set_title(panel.title)
+        if isinstance(panel.chart, Heatmap):
+            _heatmap(panel.chart, ax)
+        elif isinstance(panel.chart, Lines):
+            _lines(panel.chart, ax)
+        else:
+            _bars(panel.chart, ax)
+    if figure.legend:
+        _legend(figure, canvas, plt)
+    return canvas
+
+
+def _size(panel: Panel) -> tuple[float, float]:
+    """Inches of one panel."""
+    chart = panel.chart
+    if isinstance(chart, Heatmap):
+        return max(2.2, min(12.0, 0.55 * len(chart.columns) + 0.8)), max(1.3, min(12.0, 0.4 * len(chart.rows) + 0.7))
+    if isinstance(chart, Lines):
+        return 3.0, 2.5
+    return 7.0, max(1.5, 0.2 * sum(len(g.bars) + 0.8 for g in chart.groups) + 0.6)
+
+
+def _legend(figure: Figure, canvas: Any, plt: Any) -> None:
+    flat = any(isinstance(panel.chart, Bars) for panel in figure.panels)
+    handles = [
+        plt.Line2D(
+            [], [], color=_color(slot), marker="s" if flat else MARKERS[slot % len(MARKERS)], lw=0 if flat else 1.4
+        )
+        for _, slot in figure.legend
+    ]
+    names = [name for name, _ in figure.legend]
+    canvas.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8))
+
+
+def _color(slot: int) -> str:
+    return SERIES[slot] if slot < len(SERIES) else IDLE
+
+
+def _lines(chart: Lines, ax: Any) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for series in chart.series:
+        _curve(series, ax)
+    xs = [m.x for s in chart.series for m in s.marks]
+    ys = [v for s in chart.series for m in s.marks for v in (m.y, m.low, m.high) if v is not None]
+    _ticks(ax.xaxis, chart.x_ticks[:: max(1, len(chart.x_ticks) // 8)] or log_ticks(xs))
+    _ticks(ax.yaxis, log_ticks(ys))
+    ax.set_xlabel(chart.x_label)
+    ax.set_ylabel(chart.y_label)
+
+
+def _ticks(axis: Any, values: Sequence[float]) -> None:
+    axis.set_ticks(list(values), [short(v) for v in values])
+    axis.set_ticks([], minor=True)
+
+
+def _curve(series: Series, ax: Any) -> None:
+    xs, ys = [m.x for m in series.marks], [m.y for m in series.marks]
+    color = _color(series.color)
+    if series.kind == "line":
+        ax.plot(xs, ys, color=color, linestyle="--", linewidth=1)
+        return
+    line = "-" if series.kind == "both" else ""
+    ax.plot(xs, ys, color=color, linestyle=line, marker=MARKERS[series.color % len(MARKERS)])
+    bounded = [m for m in series.marks if m.low is not None and m.high is not None]
+    if bounded:
+        low = [m.y - (m.low or 0.0) for m in bounded]
+        high = [(m.high or 0.0) - m.y for m in bounded]
+        ax.errorbar(
+            [m.x for m in bounded],
+            [m.y for m in bounded],
+            [low, high],
+            fmt="none",
+            ecolor=color,
+            elinewidth=0.8,
+            capsize=2,
+        )
+
+
+def _heatmap(chart: Heatmap, ax: Any) -> None:
+    ax.grid(False)
+    ax.set_xlim(0, len(chart.columns))
+    ax.set_ylim(len(chart.rows), 0)
+    annotate = len(chart.cells) <= MAX_ANNOTATED
+    for (i, j), cell in chart.cells.items():
+        if cell.value is None:
+            box = {"facecolor": "white", "edgecolor": "#9aa3ad", "hatch": "////", "linewidth": 0}
+        else:
+            box = {
+                "facecolor": heat_color(cell.value),
+                "linewidth": 0,
+                "alpha": 0.55 if cell.state == "unresolved" else 1,
+            }
+        ax.add_patch(_rectangle(j + 0.03, i + 0.03, 0.94, 0.94, box))
+        if annotate:
+            ink = (
+                "white" if cell.value is not None and is_dark(cell.value) and cell.state != "unresolved" else "#1b2733"
+            )
+            words = cell.state if cell.value is None else f"{cell.text}\n{GLYPHS.get(cell.state, '')}"
+            ax.text(j + 0.5, i + 0.5, words, ha="center", va="center", color=ink, fontsize=6.5)
+    _labels(ax, chart)
+
+
+def _labels(ax: Any, chart: Heatmap) -> None:
+    step_x, step_y = max(1, len(chart.columns) // 12), max(1, len(chart.rows) // 24)
+    ax.set_xticks([j + 0.5 for j in range(0, len(chart.columns), step_x)], chart.columns[::step_x])
+    ax.set_yticks([i + 0.5 for i in range(0, len(chart.rows), step_y)], chart.rows[::step_y])
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.set_xlabel(chart.column_title)
+    ax.set_ylabel(chart.row_title)
+
+
+def _rectangle(x: float, y: float, width: float, height: float, style: dict[str, Any]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, **style)
+
+
+def _bars(chart: Bars, ax: Any) -> None:
+    ax.grid(False, axis="y")
+    y, ticks, names = 0.0, [], []
+    for group in chart.groups:
+        if group.label:
+            ax.text(0, y, group.label, fontweight="bold", va="center", fontsize=7.5)
+            y += 1
+        for bar in group.bars:
+            left = 0.0
+            for segment in bar.segments:
+                ax.barh(y, segment.value, 0.75, left=left, color=_color(segment.color), linewidth=0)
+                left += segment.value
+            ax.text(left, y, f" {bar.text}", va="center", fontsize=6.5)
+            ticks.append(y)
+            names.append(bar.label)
+            y += 1
+        y += 0.4
+    ax.set_yticks(ticks, names)
+    ax.set_ylim(y, -0.8)
+    ax.margins(x=0.12)
+    ax.set_xlabel(chart.x_label)
+    if chart.limit is not None:
+        ax.axvline(chart.limit, color=SERIES[0], linestyle="--", linewidth=1)

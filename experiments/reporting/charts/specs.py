@@ -1,0 +1,118 @@
+"""What a figure shows, as plain values: drawn by `svg` for the page and by `paper` for files."""
+
+from dataclasses import dataclass
+
+from experiments.reporting.formats import Value
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a series, its interval where there is one, and what hovering says."""
+
+    x: float
+    y: float
+    tip: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line. `color` is a slot of the palette; `kind` is `both`, `line` (a reference) or `marks`."""
+
+    name: str
+    color: int
+    marks: tuple[Mark, ...]
+    kind: str = "both"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves over two logarithmic axes; `x_ticks` are the values that were measured."""
+
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    x_ticks: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """One place of a grid. `state` is a verdict, or the status of a cell without a value."""
+
+    value: float | None
+    text: str
+    state: str
+    tip: str
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A grid of speed-ups, coloured around parity."""
+
+    row_title: str
+    column_title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[int, int], HeatCell]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a bar."""
+
+    name: str
+    color: int
+    value: float
+    tip: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar of one or more segments, with what is printed at its end."""
+
+    label: str
+    segments: tuple[Segment, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class BarGroup:
+    """Bars that belong together."""
+
+    label: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Groups of horizontal bars from zero; `limit` draws a reference line (1 = the physical floor)."""
+
+    x_label: str
+    groups: tuple[BarGroup, ...]
+    limit: float | None = None
+
+
+Chart = Lines | Heatmap | Bars
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of a figure."""
+
+    title: str
+    chart: Chart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its panels, the legend they share, and the data behind it as `columns` and `records`."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    panels: tuple[Panel, ...]
+    legend: tuple[tuple[str, int], ...]
+    columns: tuple[str, ...]
+    records: tuple[tuple[Value, ...], ...]

@@ -1,0 +1,269 @@
+"""Charts as inline SVG for the page. Colours are classes that the page's theme fills in.
+
+Every mark is a group of class `m` whose title says value, interval and n: the page turns titles into its own tooltips,
+and without scripts the browser shows them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from experiments.reporting.charts.palette import MARKERS, heat_class, is_dark
+from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Heatmap, Lines, Mark, Series
+
+GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
+
+WIDTH = 360.0
+_PLOT_HEIGHT = 240.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 10.0, 40.0
+
+
+def draw(chart: Chart, label: str) -> str:
+    """The chart as one SVG element; `label` is its accessible name."""
+    if isinstance(chart, Lines):
+        return _lines(chart, label)
+    if isinstance(chart, Heatmap):
+        return _heatmap(chart, label)
+    return _bars(chart, label)
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
+    size = f'viewBox="0 0 {_n(width)} {_n(height)}" style="max-width:{_n(width)}px"'
+    return f'<svg {size} role="img" aria-label="{escape(label)}" tabindex="0">{"".join(body)}</svg>'
+
+
+def _n(value: float) -> str:
+    """Coordinates to a tenth of a pixel, as short as they go."""
+    return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def _text(x: float, y: float, words: str, css: str = "") -> str:
+    css = f' class="{css}"' if css else ""
+    return f'<text x="{_n(x)}" y="{_n(y)}"{css}>{escape(words)}</text>'
+
+
+def _mark(tip: str, body: str) -> str:
+    return f'<g class="m"><title>{escape(tip)}</title>{body}</g>'
+
+
+# Curves
+
+
+def _lines(chart: Lines, label: str) -> str:
+    marks = [m for s in chart.series for m in s.marks]
+    if not marks:
+        return ""
+    xs = [m.x for m in marks]
+    ys = [v for m in marks for v in (m.y, m.low, m.high) if v is not None]
+    to_x = _log_scale(xs, _LEFT + 14, WIDTH - _RIGHT - 14)
+    to_y = _log_scale(ys, _PLOT_HEIGHT - _BOTTOM - 8, _TOP + 8)
+    body = _grid(chart, to_x, to_y, ys)
+    for series in chart.series:
+        body.append(_series(series, to_x, to_y))
+    return _svg(WIDTH, _PLOT_HEIGHT, label, body)
+
+
+def _log_scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    low, high = math.log(min(values)), math.log(max(values))
+    if high - low < math.log(1.05):
+        low, high = low - 0.1, high + 0.1
+    return lambda v: start + (end - start) * (math.log(v) - low) / (high - low)
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Round values of the form 1, 2, 5 x 10^k inside the data, finer where those are fewer than three."""
+    low, high = min(values), max(values)
+    for steps in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [float(f"{s * 10.0**k:.3g}") for k in decades for s in steps]
+        inside = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
+        if len(inside) >= 3:
+            return inside[:: max(1, math.ceil(len(inside) / 7))]
+    return sorted({float(f"{v:.2g}") for v in (low, math.sqrt(low * high), high)})
+
+
+def _grid(
+    chart: Lines, to_x: Callable[[float], float], to_y: Callable[[float], float], ys: Sequence[float]
+) -> list[str]:
+    right, bottom = WIDTH - _RIGHT, _PLOT_HEIGHT - _BOTTOM
+    body = []
+    for tick in log_ticks(ys):
+        y = to_y(tick)
+        body.append(f'<path class="g" d="M{_n(_LEFT)} {_n(y)}H{_n(right)}"/>')
+        body.append(_text(_LEFT - 6, y + 4, short(tick), "e"))
+    for tick in _thin(chart.x_ticks or log_ticks([m.x for s in chart.series for m in s.marks]), to_x):
+        body.append(_text(to_x(tick), bottom + 16, short(tick), "c"))
+    body.append(f'<path class="a" d="M{_n(_LEFT)} {_n(bottom)}H{_n(right)}"/>')
+    body.append(_text((_LEFT + right) / 2, _PLOT_HEIGHT - 6, chart.x_label, "c l"))
+    return body
+
+
+def _thin(ticks: Sequence[float], to_x: Callable[[float], float]) -> list[float]:
+    """Ticks at least 30 px apart."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or to_x(tick) - to_x(kept[-1]) >= 30:
+            kept.append(tick)
+    return kept
+
+
+def short(value: float) -> str:
+    """A tick label."""
+    if value >= 1e12:
+        return f"{value / 1e12:g}T"
+    if value >= 1e9:
+        return f"{value / 1e9:g}G"
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    if value >= 1e4:
+        return f"{value / 1e3:g}k"
+    return f"{value:g}"
+
+
+def _series(series: Series, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> str:
+    css = f"s{series.color}"
+    points = [(to_x(m.x), to_y(m.y)) for m in series.marks]
+    body = ""
+    if series.kind != "marks" and len(points) > 1:
+        dash = " f" if series.kind == "line" else ""
+        path = "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
+        body += f'<path class="p {css}{dash}" d="M{path}"/>'
+    if series.kind == "line":
+        return body
+    for mark, (x, y) in zip(series.marks, points, strict=True):
+        body += _mark(mark.tip, _whisker(mark, x, to_y, css) + marker(series.color, x, y))
+    return body
+
+
+def _whisker(mark: Mark, x: float, to_y: Callable[[float], float], css: str) -> str:
+    if mark.low is None or mark.high is None or abs(to_y(mark.low) - to_y(mark.high)) < 3:
+        return ""
+    low, high = _n(to_y(mark.low)), _n(to_y(mark.high))
+    return f'<path class="w {css}" d="M{_n(x)} {low}V{high}M{_n(x - 3)} {low}h6M{_n(x - 3)} {high}h6"/>'
+
+
+def marker(slot: int, x: float, y: float, r: float = 4.0) -> str:
+    """A filled shape, one per series, so that colour is never the only difference."""
+    css, shape = f'class="d s{slot}"', MARKERS[slot % len(MARKERS)]
+    if shape == "circle":
+        return f'<circle {css} cx="{_n(x)}" cy="{_n(y)}" r="{_n(r)}"/>'
+    outline = {
+        "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        "triangle": [(0, -1.15), (1.05, 0.8), (-1.05, 0.8)],
+        "down": [(0, 1.15), (1.05, -0.8), (-1.05, -0.8)],
+        "diamond": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
+        "hexagon": [(-1.1, 0), (-0.55, -0.95), (0.55, -0.95), (1.1, 0), (0.55, 0.95), (-0.55, 0.95)],
+    }.get(shape)
+    if outline is None:
+        outline = [(-0.4, -1.1), (0.4, -1.1), (0.4, -0.4), (1.1, -0.4), (1.1, 0.4), (0.4, 0.4), (0.4, 1.1), (-0.4, 1.1)]
+        outline += [(-0.4, 0.4), (-1.1, 0.4), (-1.1, -0.4), (-0.4, -0.4)]
+        if shape == "cross":
+            outline = [((a - b) * 0.72, (a + b) * 0.72) for a, b in outline]
+    path = "L".join(f"{_n(x + r * a)} {_n(y + r * b)}" for a, b in outline)
+    return f'<path {css} d="M{path}z"/>'
+
+
+# Heat maps
+
+
+def _heatmap(chart: Heatmap, label: str) -> str:
+    columns, rows = len(chart.columns), len(chart.rows)
+    cell_width = max(14.0, min(64.0, (700.0 if columns > 8 else 320.0) / max(columns, 1)))
+    cell_height = 38.0 if cell_width >= 44 else (22.0 if rows <= 20 else 14.0)
+    left, top = 46.0, 34.0
+    body = [
+        _text(left + columns * cell_width / 2, 12, chart.column_title, "c l"),
+        _text(left - 6, 28, chart.row_title, "e l"),
+    ]
+    for j, name in enumerate(chart.columns):
+        if j % math.ceil(30 / cell_width) == 0:
+            body.append(_text(left + (j + 0.5) * cell_width, 28, name, "c"))
+    for i, name in enumerate(chart.rows):
+        body.append(_text(left - 6, top + (i + 0.5) * cell_height + 4, name, "e"))
+        for j in range(columns):
+            x, y = left + j * cell_width, top + i * cell_height
+            body.append(_heat_cell(chart, i, j, x, y, cell_width, cell_height))
+    return _svg(left + columns * cell_width + 4, top + rows * cell_height + 4, label, body)
+
+
+def _heat_cell(chart: Heatmap, i: int, j: int, x: float, y: float, width: float, height: float) -> str:
+    cell = chart.cells.get((i, j))
+    if cell is None:
+        return ""
+    box = f'x="{_n(x + 1)}" y="{_n(y + 1)}" width="{_n(width - 2)}" height="{_n(height - 2)}" rx="3"'
+    if cell.value is None:
+        words = _text(x + width / 2, y + height / 2 + 4, cell.state, "c n") if width >= 44 else ""
+        return _mark(cell.tip, f'<rect class="x" {box}/>{words}')
+    css = f"h{heat_class(cell.value)}" + (" u" if cell.state == "unresolved" else "")
+    ink = "c i" if is_dark(cell.value) else "c k"
+    glyph = GLYPHS.get(cell.state, "")
+    words = ""
+    if width >= 44:
+        words = _text(x + width / 2, y + height / 2 - 1, cell.text, ink) + _text(
+            x + width / 2, y + height - 7, glyph, ink + " y"
+        )
+    elif width >= 18:
+        words = _text(x + width / 2, y + height / 2 + 4, glyph, ink + " y")
+    return _mark(cell.tip, f'<rect class="{css}" {box}/>{words}')
+
+
+# Bars
+
+
+def _bars(chart: Bars, label: str) -> str:
+    width, left, right = 720.0, 170.0, 92.0
+    totals = [sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
+    if not totals:
+        return ""
+    longest = max([*totals, chart.limit or 0.0]) or 1.0
+    scale = (width - left - right) / longest
+    body: list[str] = []
+    y = 6.0
+    for group in chart.groups:
+        y = _bar_group(group, y, left, scale, body)
+    if chart.limit is not None:
+        x = left + chart.limit * scale
+        body.append(f'<path class="a f" d="M{_n(x)} 2V{_n(y)}"/>')
+    body.append(_text(left, y + 16, chart.x_label, "l"))
+    return _svg(width, y + 24, label, body)
+
+
+def _bar_group(group: BarGroup, y: float, left: float, scale: float, body: list[str]) -> float:
+    if group.label:
+        body.append(_text(0, y + 12, group.label, "b"))
+        y += 18
+    for bar in group.bars:
+        body.append(_text(left - 8, y + 12, bar.label, "e"))
+        x = left
+        for segment in bar.segments:
+            length = segment.value * scale
+            if length >= 0.05:
+                box = f'x="{_n(x)}" y="{_n(y + 2)}" width="{_n(max(length, 0.5))}" height="13"'
+                body.append(_mark(segment.tip, f'<rect class="q s{segment.color}" {box}/>'))
+            x += length
+        body.append(_text(x + 6, y + 12, bar.text, "v"))
+        y += 18
+    return y + 10
+
+
+def sparkline_counts(counts: dict[str, int]) -> str:
+    """A bar of verdict counts, widths by share."""
+    total = sum(counts.values())
+    if not total:
+        return ""
+    x, body = 0.0, []
+    for name, amount in counts.items():
+        width = 300.0 * amount / total
+        if amount:
+            body.append(
+                _mark(
+                    f"{name}: {amount} of {total}", f'<rect class="{name}" x="{_n(x)}" width="{_n(width)}" height="8"/>'
+                )
+            )
+        x += width
+    words = ", ".join(f"{amount} {name}" for name, amount in counts.items())
+    head = f'viewBox="0 0 300 8" preserveAspectRatio="none" role="img" aria-label="{words}"'
+    return f'<svg class="counts" {head}>{"".join(body)}</svg>'
+
+
+__all__ = ["GLYPHS", "draw", "log_ticks", "marker", "short", "sparkline_counts"]

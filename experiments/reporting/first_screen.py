@@ -1,0 +1,178 @@
+"""What the reader sees first: the question, the headline numbers, whether the answers are right, machine and code."""
+
+from dataclasses import dataclass
+
+from experiments.config import BASELINE
+from experiments.records import Status
+from experiments.reporting.formats import interval, number, percent, ratio, tiny
+from experiments.reporting.headline import (
+    Aggregate,
+    Correctness,
+    aggregates,
+    claim_counts,
+    correctness,
+    lead_variant,
+)
+from experiments.reporting.rows import Analysis
+
+TWIN_NOTE = (
+    "Twin run: on this machine the kernels ran as their plain-PyTorch twins. The pipeline and the answers are real; "
+    "the times say nothing about fused kernels, and no speed is claimed."
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One headline number; `counts` are the verdicts of its points."""
+
+    title: str
+    value: str
+    bounds: str
+    note: str
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the strip under the cards. `tone` is `good`, `bad`, `warn` or empty."""
+
+    label: str
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class FirstScreen:
+    """The whole first screen."""
+
+    question: str
+    lead: str
+    cards: tuple[Card, ...]
+    facts: tuple[Fact, ...]
+    twin_note: str
+
+
+def first_screen(analysis: Analysis) -> FirstScreen:
+    """The first screen of a run."""
+    info, lead = analysis.run.info, lead_variant(analysis)
+    mine = [a for a in aggregates(analysis) if a.variant == lead]
+    facts = (
+        *_verdicts(analysis, lead),
+        _answers(correctness(analysis)),
+        *_control(analysis),
+        _cells(analysis),
+        _machine(analysis),
+        _code(analysis),
+    )
+    return FirstScreen(
+        question=info.question or f"What did {info.experiment} measure?",
+        lead=_lead_sentence(analysis, lead),
+        cards=tuple(map(_card, mine)),
+        facts=facts,
+        twin_note=TWIN_NOTE if analysis.run.is_twin else "",
+    )
+
+
+def _lead_sentence(analysis: Analysis, lead: str | None) -> str:
+    if not analysis.run.results:
+        return "Nothing was measured: this run has no cells."
+    if lead is None:
+        return f"Only {BASELINE} was measured, so there is nothing to compare it with."
+    label = " as twins" if analysis.run.is_twin else ""
+    return f"{lead} against {BASELINE}{label}: geometric mean of the paired speed-up over all points, 95 % interval"
+
+
+def _card(a: Aggregate) -> Card:
+    title = f"{a.model} {a.workload}"
+    if a.speedup is None:
+        return Card(title, "no value", "", f"none of {a.num_points} points could be compared", a.claims)
+    points = f"{a.num_ok} points" if a.num_ok == a.num_points else f"{a.num_ok} of {a.num_points} points"
+    span = f"{ratio(a.slowest.speedup)} to {ratio(a.fastest.speedup)}" if a.slowest and a.fastest else ""
+    one = a.num_points == 1
+    return Card(title, ratio(a.speedup.value), _bounds(a), "1 point" if one else f"{points}, {span}", a.claims)
+
+
+def _bounds(a: Aggregate) -> str:
+    if a.speedup is None:
+        return ""
+    if a.speedup.low is None:
+        return f"no interval: {a.speedup.n} round{'s' * (a.speedup.n != 1)}"
+    return interval(a.speedup.low, a.speedup.high)
+
+
+def _verdicts(analysis: Analysis, lead: str | None) -> list[Fact]:
+    if lead is None:
+        return []
+    counts = claim_counts([r for r in analysis.primary if r.variant == lead])
+    text = f"{lead}: " + ", ".join(f"{amount} {name}" for name, amount in counts.items())
+    if analysis.run.is_twin:
+        return [Fact("Verdicts", f"{text} (twin timings, no claim)", "warn")]
+    tone = "bad" if counts["slower"] else ("good" if counts["faster"] else "")
+    return [Fact("Verdicts", text, tone)]
+
+
+def _answers(checked: list[Correctness]) -> Fact:
+    label = "Answers"
+    wrong = [c for c in checked if c.num_invalid or (c.verdict is not None and not c.verdict.ok)]
+    if wrong:
+        return Fact(label, "wrong: " + "; ".join(f"{c.variant} on {c.model}{_why(c)}" for c in wrong), "bad")
+    verdicts = [(c, c.verdict) for c in checked if c.verdict is not None]
+    if not verdicts:
+        return Fact(label, "unchecked: no cell carries a verdict", "warn" if checked else "")
+    worst, at = max(((v, c) for c, v in verdicts), key=lambda vc: vc[0].kl_max)
+    agreement = min(v.top1_agreement for _, v in verdicts)
+    text = (
+        f"all {len(verdicts)} checks pass: top-1 agreement with the fp32 reference at least {percent(agreement)}, "
+        f"worst KL {tiny(worst.kl_max)} nats ({at.variant}, {at.model})"
+    )
+    unchecked = [f"{c.variant} on {c.model}" for c in checked if c.verdict is None]
+    if unchecked:
+        return Fact(label, f"{text}; unchecked: {', '.join(unchecked)}", "warn")
+    return Fact(label, text, "good")
+
+
+def _why(c: Correctness) -> str:
+    return f" ({c.verdict.reason})" if c.verdict is not None and c.verdict.reason else ""
+
+
+def _control(analysis: Analysis) -> list[Fact]:
+    """The baseline against itself: any verdict but `same` or `unresolved` would be a false alarm."""
+    facts = []
+    for name in (c for c in analysis.run.info.controls if c in analysis.run.variants):
+        rows = [r for r in analysis.primary if r.variant == name and r.speedup is not None]
+        counts = claim_counts(rows)
+        false = counts["faster"] + counts["slower"]
+        ends = sorted(r.speedup or 0.0 for r in rows)
+        span = f", between {ratio(ends[0])} and {ratio(ends[-1])}" if ends else ""
+        text = f"{name} is the baseline against itself: {false} of {len(rows)} points called different{span}"
+        facts.append(Fact("A/A control", text, "bad" if false else "good"))
+    return facts
+
+
+def _cells(analysis: Analysis) -> Fact:
+    counts = analysis.run.status_counts()
+    others = [f"{counts[s.value]} {s.value}" for s in Status if s is not Status.OK and counts[s.value]]
+    text = ", ".join([f"{counts['planned']:,} planned", f"{counts['ok']:,} ok", *others])
+    damaged = len(analysis.run.problems)
+    if damaged:
+        text += f"; {damaged} file{'s' * (damaged != 1)} could not be read"
+    return Fact("Cells", text, "warn" if others or damaged else "")
+
+
+def _machine(analysis: Analysis) -> Fact:
+    info = analysis.run.info
+    parts = [info.gpu or f"no GPU: {info.cpu or 'CPU'}", info.dtype]
+    if info.ceilings:
+        read, flop = info.ceilings.read_bytes_per_s / 1e12, info.ceilings.bf16_flop_per_s / 1e12
+        parts.append(f"reads {number(read, 3)} TB/s, {number(flop, 3)} TFLOP/s measured in this run")
+    else:
+        parts.append("no ceilings measured, so no floor is claimed")
+    return Fact("Machine", ", ".join(p for p in parts if p))
+
+
+def _code(analysis: Analysis) -> Fact:
+    info = analysis.run.info
+    text = f"commit {info.commit[:12] or 'unknown'}, run {info.run_id}"
+    if info.created:
+        text += f", {info.created}"
+    return Fact("Code", f"{text}; with uncommitted changes", "warn") if info.dirty else Fact("Code", text)

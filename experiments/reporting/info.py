@@ -1,0 +1,129 @@
+"""What a run's manifest says, as one frozen value with an honest blank wherever it says nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments import plain
+from experiments.config import BASELINE
+from experiments.floors import DTYPE_BYTES, Ceilings, nano_vllm_requests
+from experiments.records import Cell, Point
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Who, where, what and how of a run. `kinds` maps a workload's name to its kind, `models` a name to its sizes.
+
+    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
+    """
+
+    experiment: str
+    run_id: str
+    question: str = ""
+    created: str = ""
+    commit: str = ""
+    dirty: bool = False
+    device: str = ""
+    dtype: str = ""
+    gpu: str = ""
+    machine: str = ""
+    cpu: str = ""
+    ceilings: Ceilings | None = None
+    software: dict[str, str] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    controls: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    kinds: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, tuple[Range, Range]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one weight."""
+        return DTYPE_BYTES.get(self.dtype, 2)
+
+    def kind(self, workload: str) -> str:
+        """Kind of a workload: prefill, decode or offline."""
+        return self.kinds.get(workload, workload)
+
+    def offline_requests(self, point: Point) -> Sequence[tuple[int, int]] | None:
+        """(prompt, output) tokens of an offline point, where the workload states its ranges."""
+        if point.workload not in self.requests:
+            return None
+        prompt, output = self.requests[point.workload]
+        return nano_vllm_requests(point.batch, prompt=prompt, output=output)
+
+
+def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = "") -> RunInfo:
+    """Read a manifest; unknown keys are passed over, missing ones stay blank."""
+    config = _mapping(manifest, "config")
+    machine = _mapping(manifest, "machine")
+    workloads, variants = _named(config.get("workloads")), _named(config.get("variants"))
+    return RunInfo(
+        experiment=_text(manifest, "experiment") or _text(config, "name") or experiment,
+        run_id=_text(manifest, "run_id") or run_id,
+        question=_text(manifest, "question") or _text(config, "question"),
+        created=_text(manifest, "created"),
+        commit=_text(manifest, "commit"),
+        dirty=bool(manifest.get("dirty")),
+        device=_text(manifest, "device") or _text(config, "device"),
+        dtype=_text(manifest, "dtype") or _text(config, "dtype"),
+        gpu=_text(manifest, "gpu"),
+        machine=", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in sorted(machine.items()) if value not in (None, "")
+        ),
+        cpu=_text(machine, "cpu"),
+        ceilings=Ceilings.of(_mapping(manifest, "ceilings")),
+        software={key: str(value) for key, value in sorted(_mapping(manifest, "software").items())},
+        models={name: dict(dims) for name, dims in _mapping(manifest, "models").items() if isinstance(dims, dict)},
+        weights={name: str(words) for name, words in sorted(_mapping(manifest, "weights").items())},
+        controls=_controls(variants),
+        variants=tuple(v["name"] for v in variants),
+        kinds={w["name"]: str(w.get("kind", w["name"])) for w in workloads},
+        requests={w["name"]: (_range(w["input_tokens"]), _range(w["output_tokens"])) for w in workloads if _offline(w)},
+        protocol=_mapping(config, "protocol"),
+        seed=config.get("seed"),
+    )
+
+
+def planned_cells(manifest: Mapping[str, Any]) -> tuple[list[Cell], list[str]]:
+    """The plan as the manifest lists it, and what of it could not be read."""
+    cells, problems = [], []
+    for index, item in enumerate(manifest.get("cells") or []):
+        try:
+            cells.append(plain.decode(Cell, item))
+        except ValueError as error:
+            problems.append(f"manifest.json, cell {index}: {error}")
+    return cells, problems
+
+
+def _named(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items or [] if isinstance(item, dict) and "name" in item]
+
+
+def _controls(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Variants that differ from the baseline in nothing but their name."""
+    settings = {v["name"]: {key: value for key, value in v.items() if key != "name"} for v in variants}
+    return tuple(name for name, those in settings.items() if name != BASELINE and those == settings.get(BASELINE))
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data.get(key)
+    return "" if value is None else str(value)
+
+
+def _offline(workload: Mapping[str, Any]) -> bool:
+    return all(len(workload.get(key) or []) == 2 for key in ("input_tokens", "output_tokens"))
+
+
+def _range(bounds: Sequence[int]) -> Range:
+    return int(bounds[0]), int(bounds[1])

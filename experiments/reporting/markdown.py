@@ -1,0 +1,55 @@
+"""report.md: the report where a page cannot be shown."""
+
+from experiments.reporting.charts.specs import Figure
+from experiments.reporting.first_screen import first_screen
+from experiments.reporting.formats import Table, to_markdown
+from experiments.reporting.methods import FORMULAS, commands, methods
+from experiments.reporting.page import EMPTY, SECTIONS
+from experiments.reporting.rows import Analysis
+from experiments.reporting.tables import TABLES
+
+MAX_ROWS = 200
+
+
+def render_markdown(analysis: Analysis, tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) -> str:
+    """The whole report; folded tables are linked, not printed."""
+    parts = _opening(analysis)
+    for name, title in SECTIONS.items():
+        parts.append(f"## {title}")
+        before = len(parts)
+        if name == "missing" and analysis.run.problems:
+            parts.append("Files that could not be read:\n\n" + "\n".join(f"- {p}" for p in analysis.run.problems))
+        if name == "methods":
+            parts += _methods(analysis)
+        for section, figure in figures.values():
+            if section == name:
+                parts.append(f"### {figure.title}\n\n![{figure.alt}](figures/{figure.name}.svg)\n\n{figure.caption}")
+        parts += [_table(table) for table in tables.values() if TABLES[table.name].section == name]
+        if len(parts) == before:
+            parts.append(EMPTY.get(name, ""))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _opening(analysis: Analysis) -> list[str]:
+    screen = first_screen(analysis)
+    parts = [f"# {screen.question}"]
+    if screen.twin_note:
+        parts.append(f"> **{screen.twin_note}**")
+    parts.append(screen.lead + ("." if not screen.lead.endswith(".") else ""))
+    if screen.cards:
+        lines = [f"| {c.title} | **{c.value}** | {c.bounds} | {c.note} |" for c in screen.cards]
+        parts.append("\n".join(["| | Speed-up | 95 % interval | Points |", "|---|--:|---|---|", *lines]))
+    parts.append("\n".join(f"- **{fact.label}:** {fact.text}" for fact in screen.facts))
+    return parts
+
+
+def _methods(analysis: Analysis) -> list[str]:
+    parts = [f"### {heading}\n\n{words}" for heading, words in methods(analysis)]
+    return [*parts, f"```\n{FORMULAS}\n```", "### Reproduce\n\n```\n" + "\n".join(commands(analysis)) + "\n```"]
+
+
+def _table(table: Table) -> str:
+    head = f"### {table.title}\n\n{table.caption}\n\n"
+    if TABLES[table.name].folded or len(table.rows) > MAX_ROWS:
+        return f"{head}[tables/{table.name}.md](tables/{table.name}.md), {len(table.rows):,} rows."
+    return head + to_markdown(table).rstrip()

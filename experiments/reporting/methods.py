@@ -1,0 +1,66 @@
+"""How the numbers were made, in words: the same text on the page and in report.md."""
+
+from experiments.reporting.rows import Analysis
+from experiments.stats import EQUIVALENCE_MARGIN, FAMILY_ALPHA, MIN_ROUNDS
+
+FORMULAS = """layer  = h (q + 2k) D + q D h + 3 h f        W = e (l layer + norms + V h)        KV = 2 l k D e
+decode   bytes = W + B L KV + B (KV + e h + e V)      FLOP = B (2 (l layer + V h) + 4 l q D L)
+prefill  bytes = W + B T (KV + e h) + B e V           FLOP = B (2 T l layer + 2 l q D T^2 + 2 V h)
+offline  one prefill of all prompts, then decode steps that shrink as requests finish
+floor  = max(bytes / read bandwidth, FLOP / bf16 rate)
+
+h hidden, f intermediate, D head size, q and k query and KV heads, V vocabulary, l layers, e bytes per element,
+B batch, L context, T prompt tokens"""
+
+
+def methods(analysis: Analysis) -> list[tuple[str, str]]:
+    """(heading, paragraph) pairs."""
+    info = analysis.run.info
+    rounds = f"{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
+    protocol = ", ".join(
+        f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None
+    )
+    return [
+        (
+            "Protocol",
+            f"Every variant runs in its own warm process. Cells go to them interleaved, in {rounds} of balanced "
+            "random order, and one process at a time uses the device. Each cell is warmed up at its exact shape; a "
+            "cell in which anything was compiled or captured while the clock ran is invalid. A variant whose answers "
+            "are wrong is not timed." + (f" Settings: {protocol}." if protocol else ""),
+        ),
+        (
+            "Statistics",
+            "A cell's value in a round is the median of its samples. A variant is paired with the baseline of the same "
+            "round; the speed-up is the median of these ratios, above 1 is faster. Intervals are 95 % Student intervals "
+            f"on the logarithm of the ratios, and take at least {MIN_ROUNDS} rounds; a bootstrap of so few rounds would "
+            "promise more than it holds. A row with any round that is not ok has no value.",
+        ),
+        (
+            "Verdicts",
+            f"same: the whole interval lies within {100 * EQUIVALENCE_MARGIN:.0f} % of parity. faster, slower: the "
+            f"paired t test, corrected by Holm for all comparisons of the run, stays below {100 * FAMILY_ALPHA:.0f} %, "
+            "so the chance of even one false claim in the whole run is at most that. unresolved: neither; more rounds "
+            "would tell.",
+        ),
+        (
+            "Floors",
+            "Least bytes and FLOP of the answer, over the read bandwidth and the bf16 rate measured in the same run. "
+            "Activations inside a step are taken never to leave the chip, so the floor is a bound, not a target.",
+        ),
+        (
+            "Answers",
+            "Before timing, each variant decodes greedily, and its logits at forced positions are compared with the "
+            "fp32 reference on the same weights: KL divergence, top-1 agreement, first divergence.",
+        ),
+    ]
+
+
+def commands(analysis: Analysis) -> list[str]:
+    """How to make this run and this report again."""
+    info = analysis.run.info
+    checkout = [f"git checkout {info.commit[:12]}"] if info.commit and info.commit != "none" else []
+    return [
+        *checkout,
+        f"fusebench sweep experiment={info.experiment}",
+        f"fusebench report experiment={info.experiment} run={info.run_id}",
+    ]

@@ -1,0 +1,168 @@
+"""index.html: one file that needs nothing else, no network, no scripts to be read."""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from experiments.reporting.charts.specs import Figure
+from experiments.reporting.charts.svg import GLYPHS, draw, marker, sparkline_counts
+from experiments.reporting.first_screen import first_screen
+from experiments.reporting.formats import Kind, Shown, Table, Value, display
+from experiments.reporting.methods import FORMULAS, commands, methods
+from experiments.reporting.rows import Analysis
+from experiments.reporting.tables import TABLES
+
+TEMPLATES = Path(__file__).with_name("templates")
+NAVIGATION = {
+    "faster": "Faster",
+    "right": "Right",
+    "where": "Where",
+    "limit": "Limit",
+    "state": "Memory",
+    "missing": "Missing",
+    "methods": "Methods",
+    "data": "Data",
+}
+SECTIONS = {
+    "faster": "How much faster?",
+    "right": "Is it still right?",
+    "where": "Where does the time go?",
+    "limit": "How far from the limit?",
+    "state": "Memory and machine",
+    "missing": "What was not measured",
+    "methods": "How it was measured",
+    "data": "All the numbers",
+}
+EMPTY = {
+    "faster": "No point has both a variant and a baseline.",
+    "right": "No cell carries a verdict on its answers.",
+    "where": "No cell has a time, and no trace was captured.",
+    "limit": "No ceilings were measured in this run, so no floor is claimed.",
+    "state": "Nothing was recorded.",
+    "missing": "No cell was planned.",
+    "data": "There is nothing to list.",
+}
+MAX_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Block:
+    """A figure or a table, drawn."""
+
+    name: str
+    title: str
+    caption: str
+    body: Markup
+    csv: str
+    kind: str
+    folded: bool = False
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    name: str
+    title: str
+    short: str
+    blocks: tuple[Block, ...]
+    empty: str
+
+
+def render_page(analysis: Analysis, tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) -> str:
+    """The page of one run."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    screen = first_screen(analysis)
+    cards = [(card, Markup(sparkline_counts(card.counts))) for card in screen.cards]
+    return environment.get_template("index.html").render(
+        info=analysis.run.info,
+        screen=screen,
+        cards=cards,
+        sections=_sections(tables, figures),
+        methods=methods(analysis),
+        formulas=FORMULAS,
+        commands=commands(analysis),
+        problems=analysis.run.problems,
+        software=analysis.run.info.software,
+        weights=analysis.run.info.weights,
+        machine=analysis.run.info.machine,
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "script.js").read_text(encoding="utf-8")),
+    )
+
+
+def _sections(tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) -> list[Section]:
+    sections = []
+    for name, title in SECTIONS.items():
+        plain = [table_block(table) for table in tables.values() if TABLES[table.name].section == name]
+        drawn = [figure_block(figure) for section, figure in figures.values() if section == name]
+        # The summary table leads its section; the others follow the figures.
+        leading = [b for b in plain if b.name == "summary"]
+        rest = [b for b in plain if b.name != "summary"]
+        sections.append(Section(name, title, NAVIGATION[name], (*leading, *drawn, *rest), EMPTY.get(name, "")))
+    return sections
+
+
+def figure_block(figure: Figure) -> Block:
+    """A figure with its legend and panels."""
+    legend = "".join(
+        f'<span><svg viewBox="-7 -7 14 14" aria-hidden="true">{marker(slot, 0, 0, 5)}</svg>{escape(name)}</span>'
+        for name, slot in figure.legend
+    )
+    panels = "".join(
+        f"<div>{f'<h4>{escape(panel.title)}</h4>' if panel.title else ''}"
+        f"{draw(panel.chart, f'{figure.alt} {panel.title}'.strip())}</div>"
+        for panel in figure.panels
+    )
+    wide = " wide" if len(figure.panels) == 1 else ""
+    body = (f'<p class="legend">{legend}</p>' if legend else "") + f'<div class="panels{wide}">{panels}</div>'
+    images = tuple(f"figures/{figure.name}.{kind}" for kind in ("svg", "png"))
+    csv = f"figures/{figure.name}.csv"
+    return Block(figure.name, figure.title, figure.caption, Markup(body), csv, "figure", images=images)
+
+
+def table_block(table: Table) -> Block:
+    """A table whose head sorts; long ones are cut on the page and whole in their CSV."""
+    view = display(table)
+    cut = len(view.rows) - MAX_ROWS
+    head = "".join(
+        f'<th scope="col"{"" if _is_text(kind) else " class=n"}><button>{escape(title)}</button></th>'
+        for title, kind in zip(view.titles, view.kinds, strict=True)
+    )
+    rows = "\n".join(_row(view, index) for index in range(min(len(view.rows), MAX_ROWS)))
+    caption = table.caption + (
+        f" The first {MAX_ROWS:,} of {len(view.rows):,} rows; the CSV has all." if cut > 0 else ""
+    )
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+    entry = TABLES[table.name]
+    return Block(table.name, table.title, caption, Markup(body), f"tables/{table.name}.csv", "table", entry.folded)
+
+
+def _row(view: Shown, index: int) -> str:
+    cells = zip(view.kinds, view.rows[index], view.sort_keys[index], strict=True)
+    return "<tr>" + "".join(_cell(kind, text, bounds, key) for kind, (text, bounds), key in cells)
+
+
+def _cell(kind: Kind, text: str, bounds: str, key: Value) -> str:
+    if kind is Kind.CLAIM and key:
+        word = text.split()[0]
+        glyph = GLYPHS.get(word)
+        return f'<td><span class="pill {escape(word)}">{f"{glyph} " if glyph else ""}{escape(text)}</span>'
+    if _is_text(kind):
+        return f"<td>{escape(text)}"
+    sort = f' data-v="{key:.6g}"' if kind is Kind.BYTES and isinstance(key, int | float) else ""
+    return f"<td class=n{sort}>{escape(text)}" + (f" <small>{escape(bounds)}</small>" if bounds else "")
+
+
+def _is_text(kind: Kind) -> bool:
+    return kind in (Kind.TEXT, Kind.CLAIM)

@@ -1,0 +1,97 @@
+"""A stored run as the report sees it: every planned cell exactly once."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config import BASELINE
+from experiments.errors import UserError
+from experiments.records import CellResult, Point, Status
+from experiments.reporting.info import RunInfo, planned_cells, run_info
+from experiments.reporting.ledgers import Ledger, read_ledgers
+
+NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=RUN_ID` goes on"
+
+
+@dataclass(frozen=True)
+class Run:
+    """All of a run. `results` has each planned cell once, sorted; `problems` are files that could not be read."""
+
+    info: RunInfo
+    results: tuple[CellResult, ...]
+    ledgers: tuple[Ledger, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Variants in the order planned, the baseline first."""
+        found = {r.cell.variant for r in self.results}
+        ordered = [v for v in self.info.variants if v in found] + sorted(found - set(self.info.variants))
+        return tuple(sorted(ordered, key=lambda v: v != BASELINE))
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Every planned place, sorted."""
+        return tuple(sorted({r.cell.point for r in self.results}))
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds planned."""
+        return len({r.cell.round for r in self.results})
+
+    @property
+    def is_twin(self) -> bool:
+        """Did any cell run on the plain-PyTorch twins of the kernels? Then no speed is claimed."""
+        return any(r.kernels == "twin" for r in self.results)
+
+    def status_counts(self) -> dict[str, int]:
+        """Planned cells and how they ended, in the order of Status."""
+        counts = Counter(r.status for r in self.results)
+        return {"planned": len(self.results)} | {s.value: counts[s] for s in Status}
+
+
+def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:
+    """Read results/<experiment>/<run_id>; `run_id` may be `latest`. UserError names what exists."""
+    from experiments.store import read_run
+
+    path = find_run(results_dir, experiment, run_id)
+    manifest, results, problems = read_run(path)
+    ledgers, ledger_problems = read_ledgers(path / "traces")
+    return assemble(manifest, results, [*problems, *ledger_problems], ledgers, experiment, path.name)
+
+
+def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:
+    """The folder of a run; the latest is the last by name, since run ids begin with their UTC time."""
+    experiments = _folders(results_dir)
+    if experiment not in experiments:
+        there = ", ".join(experiments) or "none yet, run `fusebench sweep` first"
+        raise UserError(f"experiment={experiment} has no runs under {results_dir.name}/; there are: {there}")
+    runs = [name for name in _folders(results_dir / experiment) if not name.startswith(".")]
+    if run_id == "latest" and runs:
+        return results_dir / experiment / runs[-1]
+    if run_id not in runs:
+        raise UserError(f"run={run_id} is no run of {experiment}; there are: {', '.join(runs) or 'none'}")
+    return results_dir / experiment / run_id
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def assemble(
+    manifest: Mapping[str, Any],
+    results: Sequence[CellResult],
+    problems: Sequence[str] = (),
+    ledgers: Sequence[Ledger] = (),
+    experiment: str = "",
+    run_id: str = "",
+) -> Run:
+    """Join plan and measurements: a planned cell without a result is a `skipped` row, never absent."""
+    planned, unreadable = planned_cells(manifest)
+    measured = {r.cell: r for r in results}
+    missing = [CellResult(cell, Status.SKIPPED, NOT_RUN) for cell in planned if cell not in measured]
+    everything = sorted([*measured.values(), *missing], key=lambda r: r.cell)
+    info = run_info(manifest, experiment, run_id)
+    return Run(info, tuple(everything), tuple(ledgers), tuple(sorted([*problems, *unreadable])))

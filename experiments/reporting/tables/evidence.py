@@ -1,0 +1,184 @@
+"""Tables of everything but speed: answers, floors, kernels, memory, machine state, and what was not measured."""
+
+import math
+from collections import Counter, defaultdict
+from statistics import median
+
+from experiments.metrics import METRICS
+from experiments.records import Status
+from experiments.reporting.formats import Column, Kind, Value
+from experiments.reporting.headline import correctness
+from experiments.reporting.rows import Analysis, point_of
+from experiments.reporting.tables.registry import PLACE, VARIANT, Content, labelled, place, table
+
+
+@table("Answers against the reference", "right")
+def numerics(analysis: Analysis) -> Content | None:
+    """The worst verdict of each variant: teacher-forced logits against the fp32 reference on the same weights. KL in
+    nats per position; agreement is the share of positions whose most likely token is the reference's; divergence is the
+    first differing greedy token and the reference's logit margin there."""
+    columns = (
+        Column("model", "Model"),
+        VARIANT,
+        Column("ok", "Verdict", Kind.CLAIM),
+        Column("positions", "Positions", Kind.COUNT),
+        Column("top1_agreement", "Top-1 agreement", Kind.PERCENT),
+        Column("kl_mean", "KL mean", Kind.TINY),
+        Column("kl_max", "KL worst", Kind.TINY),
+        Column("kl_max_position", "at position", Kind.COUNT),
+        Column("first_divergence", "First divergence", Kind.COUNT),
+        Column("divergence_margin", "Margin there", Kind.TINY),
+        Column("invalid_cells", "Invalid cells", Kind.COUNT),
+        Column("reason", "Reason"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for c in correctness(analysis):
+        v = c.verdict
+        if v is None:
+            rows.append((c.model, c.variant, "unchecked", *(None,) * 7, c.num_invalid, "no verdict was recorded"))
+            continue
+        place_ = (v.first_divergence, v.divergence_margin)
+        figures = (v.positions, v.top1_agreement, v.kl_mean, v.kl_max, v.kl_max_position, *place_)
+        rows.append((c.model, c.variant, "ok" if c.ok else "invalid", *figures, c.num_invalid, v.reason))
+    return Content(columns, rows)
+
+
+@table("Physical floor of each point", "limit", folded=True)
+def floors(analysis: Analysis) -> Content | None:
+    """Least bytes and FLOP by the formulas under Methods, over the ceilings measured in this run."""
+    columns = (
+        *PLACE,
+        Column("bytes", "Bytes", Kind.BYTES),
+        Column("gflop", "GFLOP", Kind.NUMBER),
+        Column("intensity_flop_per_byte", "FLOP per byte", Kind.NUMBER),
+        Column("floor_ms", "Floor, ms", Kind.NUMBER),
+        Column("bound", "Bound by"),
+    )
+    rows = [
+        (p.model, p.workload, p.batch, p.length, f.bytes, f.flop / 1e9, f.flop / f.bytes, f.floor_ms, f.bound)
+        for p, f in sorted(analysis.floors.items())
+    ]
+    return Content(columns, rows)
+
+
+@table("Kernels", "where")
+def kernels(analysis: Analysis) -> Content | None:
+    """The kernels that take most of a traced step, the top twelve of each traced cell. Traced separately from timing:
+    inflation is the profiled over the un-profiled step time, coverage the share of device time that found its owner."""
+    columns = (
+        *PLACE,
+        VARIANT,
+        Column("kernel", "Kernel"),
+        Column("op", "Op"),
+        Column("phase", "Phase"),
+        Column("launches_per_step", "Launches per step", Kind.NUMBER),
+        Column("us_per_step", "µs per step", Kind.NUMBER),
+        Column("share", "Share of busy time", Kind.PERCENT),
+        Column("coverage", "Coverage", Kind.PERCENT),
+        Column("inflation", "Inflation", Kind.RATIO),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for ledger in analysis.run.ledgers:
+        time_us: dict[tuple[str, str, str], float] = defaultdict(float)
+        launches: Counter[tuple[str, str, str]] = Counter()
+        for k in ledger.kernels:
+            time_us[k.name, k.op, k.phase] += k.total_us
+            launches[k.name, k.op, k.phase] += k.count
+        total = math.fsum(time_us.values()) or 1.0
+        p = ledger.cell.point
+        head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant)
+        for key, us in sorted(time_us.items(), key=lambda item: (-item[1], item[0]))[:12]:
+            per_step = (launches[key] * ledger.per_step, us * ledger.per_step, us / total)
+            rows.append((*head, key[0], key[1] or "unattributed", key[2], *per_step, ledger.coverage, ledger.inflation))
+    return Content(columns, rows)
+
+
+@table("Memory", "state")
+def memory(analysis: Analysis) -> Content | None:
+    """Peak memory of the largest round of each (point, variant)."""
+    peaks: dict[tuple[object, str], dict[str, int]] = defaultdict(dict)
+    for result in analysis.run.results:
+        for name, bytes_ in result.memory_bytes.items():
+            peak = peaks[result.cell.point, result.cell.variant]
+            peak[name] = max(bytes_, peak.get(name, 0))
+    names = sorted({name for known in peaks.values() for name in known})
+    columns = (*PLACE, VARIANT, *(Column(f"{n}_bytes", n.replace("_", " ").capitalize(), Kind.BYTES) for n in names))
+    rows = [
+        (*place(row), labelled(row.variant, row.kernels), *(known.get(n) for n in names))
+        for row in analysis.primary
+        if (known := peaks.get((point_of(row), row.variant)))
+    ]
+    return Content(columns, rows)
+
+
+@table("Clocks, power and counters", "state", folded=True)
+def telemetry(analysis: Analysis) -> Content | None:
+    """Median over rounds of what was read beside each cell: clocks, temperature, power, and the engine's counters."""
+    read: dict[tuple[object, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in analysis.run.results:
+        for name, value in {**result.clocks, **result.counters}.items():
+            if math.isfinite(value):
+                read[result.cell.point, result.cell.variant][name].append(value)
+    names = sorted({name for known in read.values() for name in known})
+    columns = (*PLACE, VARIANT, *(Column(n, n.replace("_", " "), Kind.NUMBER) for n in names))
+    rows = [
+        (*place(row), row.variant, *(median(known[n]) if n in known else None for n in names))
+        for row in analysis.primary
+        if (known := read.get((point_of(row), row.variant)))
+    ]
+    return Content(columns, rows)
+
+
+@table("How the planned cells ended", "missing")
+def ledger(analysis: Analysis) -> Content | None:
+    """Planned cells, one per point, variant and round, by how they ended."""
+    statuses = list(Status)
+    counts: dict[str, Counter[Status]] = {v: Counter() for v in analysis.run.variants}
+    for result in analysis.run.results:
+        counts[result.cell.variant][result.status] += 1
+    columns = (
+        VARIANT,
+        Column("planned", "Planned", Kind.COUNT),
+        *(Column(s.value, s.value, Kind.COUNT) for s in statuses),
+    )
+    return Content(columns, [(v, c.total(), *(c[s] for s in statuses)) for v, c in counts.items()])
+
+
+@table("Every cell that is not ok", "missing")
+def not_ok(analysis: Analysis) -> Content | None:
+    """Nothing planned is left out: what failed, in which rounds, and why."""
+    groups: dict[tuple[object, str, Status, str], list[int]] = defaultdict(list)
+    for result in analysis.run.results:
+        if result.status is not Status.OK:
+            groups[result.cell.point, result.cell.variant, result.status, result.reason].append(result.cell.round)
+    rows: list[tuple[Value, ...]] = []
+    for (point, variant, status, reason), rounds in groups.items():
+        where = tuple(getattr(point, key) for key in ("model", "workload", "batch", "length"))
+        rows.append((*where, variant, status.value, ", ".join(map(str, rounds)), reason or "no reason was recorded"))
+    known = {(point, variant) for point, variant, _, _ in groups}
+    for row in analysis.primary:
+        if row.status is not Status.OK and (point_of(row), row.variant) not in known:
+            rows.append((*place(row), row.variant, row.status.value, "any", row.reason))
+    columns = (
+        *PLACE,
+        VARIANT,
+        Column("status", "Status", Kind.CLAIM),
+        Column("rounds", "Rounds"),
+        Column("reason", "Reason"),
+    )
+    return Content(columns, rows)
+
+
+@table("Metrics", "methods", folded=True)
+def definitions(analysis: Analysis) -> Content | None:
+    """What each metric means, and which direction is better."""
+    used = {r.metric for r in analysis.rows}
+    columns = (
+        Column("metric", "Metric"),
+        Column("unit", "Unit"),
+        Column("better", "Better"),
+        Column("definition", "Definition"),
+    )
+    return Content(
+        columns, [(m.name, m.unit, m.better.value, m.definition) for m in METRICS.values() if m.name in used]
+    )

@@ -1,0 +1,146 @@
+"""Synthetic runs: manifests and cells with known speeds, noise and failures, all from one seed."""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments import plain
+from experiments.records import Cell, CellResult, Point, Status, Verdict
+from experiments.reporting.ledgers import Kernel, Ledger
+from experiments.reporting.run import Run, assemble
+
+QWEN3_06B = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_layers": 28,
+    "num_heads": 16,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "qk_norm": True,
+}
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_layers": 30,
+    "num_heads": 9,
+    "num_kv_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+}
+SPEED = {"baseline": 1.0, "compiled": 1.12, "folded": 1.002, "norm_linear": 1.21, "fused": 1.85}
+
+
+@dataclass
+class Synthetic:
+    """What to make up. `mend` may change or drop (None) any cell once it is made."""
+
+    models: Sequence[str] = ("qwen3-0.6b", "smollm2-135m")
+    workloads: Sequence[str] = ("decode", "prefill")
+    batches: Sequence[int] = (1, 8, 64)
+    lengths: Sequence[int] = (128, 1024)
+    variants: Sequence[str] = ("baseline", "compiled", "norm_linear", "fused")
+    rounds: int = 5
+    windows: int = 5
+    noise: float = 0.004
+    kernels: str = "compiled"
+    ceilings: bool = True
+    seed: int = 0
+    mend: Callable[[CellResult], CellResult | None] = field(default=lambda result: result)
+
+    def cells(self) -> list[Cell]:
+        """The plan."""
+        points = [
+            Point(model, workload, 256 if workload == "offline" else batch, 0 if workload == "offline" else length)
+            for model in self.models
+            for workload in self.workloads
+            for batch in (self.batches[:1] if workload == "offline" else self.batches)
+            for length in (self.lengths[:1] if workload == "offline" else self.lengths)
+        ]
+        return [Cell(p, v, r) for r in range(self.rounds) for p in points for v in self.variants]
+
+    def results(self) -> list[CellResult]:
+        """Every cell that was not dropped."""
+        draw = random.Random(self.seed)
+        made = (self.mend(self._result(cell, draw)) for cell in self.cells())
+        return [result for result in made if result is not None]
+
+    def manifest(self) -> dict[str, Any]:
+        """A manifest as the store writes it."""
+        ceilings = {"read_bytes_per_s": 4.64e12, "bf16_flop_per_s": 7.0e14} if self.ceilings else None
+        return {
+            "schema": 1,
+            "experiment": "synthetic",
+            "run_id": "20261123T101500Z-0a1b2c3",
+            "created": "2026-11-23T10:15:00Z",
+            "commit": "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",
+            "dirty": False,
+            "gpu": "NVIDIA H200" if self.kernels == "compiled" else "",
+            "machine": {"cpu": "synthetic cores x 16", "memory": "128 GiB"},
+            "software": {"torch": "2.11.0", "triton": "3.6.0", "python": "3.12.3"},
+            "ceilings": ceilings,
+            "models": {"qwen3-0.6b": QWEN3_06B, "smollm2-135m": SMOLLM2},
+            "config": {
+                "name": "synthetic",
+                "question": "How much faster does the whole engine get when RMSNorm moves into the linear after it?",
+                "variants": [{"name": v, "kind": "baseline" if v == "control" else v} for v in self.variants],
+                "workloads": [{"name": w, "kind": w} for w in self.workloads],
+                "protocol": {"rounds": self.rounds, "windows": self.windows},
+                "dtype": "bfloat16" if self.kernels == "compiled" else "float32",
+                "device": "cuda" if self.kernels == "compiled" else "cpu",
+                "seed": 0,
+            },
+            "cells": [plain.encode(cell) for cell in self.cells()],
+        }
+
+    def run(self, problems: Iterable[str] = (), ledgers: Sequence[Ledger] = ()) -> Run:
+        """The run as the report loads it."""
+        return assemble(self.manifest(), self.results(), list(problems), ledgers)
+
+    def _result(self, cell: Cell, draw: random.Random) -> CellResult:
+        drift = 1 + 0.05 * math.sin(cell.round)
+        gain = 1 + (SPEED.get(cell.variant, 1.0) - 1) / (1 + cell.point.batch / 64)
+        seconds = _base_ms(cell.point) * drift / gain
+        samples = [seconds * math.exp(draw.gauss(0, self.noise)) for _ in range(self.windows)]
+        name = {"decode": "step_ms", "prefill": "ttft_ms"}.get(cell.point.workload, "output_tokens_per_s")
+        if name == "output_tokens_per_s":
+            samples = [2e4 / s for s in samples]
+        taken = {name: samples}
+        if self.kernels == "compiled" and name != "output_tokens_per_s":
+            taken["step_device_ms"] = [0.93 * s for s in samples]
+        return CellResult(
+            cell,
+            Status.OK,
+            kernels=self.kernels,
+            samples=taken,
+            memory_bytes={"allocated": 2_000_000_000 + 4096 * cell.point.batch, "reserved": 2_200_000_000},
+            clocks={"sm_mhz": 1980.0, "memory_mhz": 3201.0, "temperature_c": 54.0},
+            verdict=Verdict(True, "", 256, 0.996, 2.1e-4, 3.9e-3, 17),
+            started="2026-11-23T10:15:00Z",
+            duration_s=1.0,
+        )
+
+
+def _base_ms(point: Point) -> float:
+    if point.workload == "decode":
+        return 0.9 + 0.00003 * point.batch * point.length + 0.002 * point.batch
+    return 1.5 + 0.0021 * point.batch * point.length
+
+
+def ledger(variant: str, coverage: float = 0.97) -> Ledger:
+    """A decode ledger: 28 layers of a few kernels, fewer of them when fused."""
+    ops = [("qkv_proj", 3.1), ("attention", 4.0), ("o_proj", 2.2), ("gate_up_proj", 5.1), ("down_proj", 2.6)]
+    if variant == "baseline":
+        ops += [("rms_norm", 1.7), ("rms_norm", 1.7), ("qk_norm", 1.5), ("rope", 1.4), ("silu_mul", 1.6)]
+    kernels = [
+        Kernel(f"{op}_kernel<{i % 3}>", "forward", str(layer), op, 10, 10 * us)
+        for layer in range(28)
+        for i, (op, us) in enumerate(ops)
+    ]
+    kernels.append(Kernel("argmax_kernel", "sample", "", "sample", 10, 41.0))
+    kernels.append(Kernel("memcpy HtoD", "", "", "", 20, 22.0))
+    cell = Cell(Point("qwen3-0.6b", "decode", 1, 128), variant, 0)
+    busy = sum(k.total_us for k in kernels) / 1e3
+    return Ledger(cell, "nsys", coverage, busy * 1.2, busy, 10, tuple(kernels), 1.31)
