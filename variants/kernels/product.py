@@ -39,12 +39,13 @@ def prefetch_rows(w_ptr, w_stride, first, num_rows, k_low, k_high, ROWS: tl.cons
 
 @triton.jit
 def load_stream(x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, m, k, mask, k_mask, write):
-    """(s, s * gamma) at rows m and columns k, zero outside the mask; s is stored too where `write`."""
+    """(s, s * gamma) at rows m and columns k, zero outside the mask; s is also stored where `write`."""
     s = tl.load(x_ptr + m * x_stride + k, mask=mask, other=0.0)
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + m * r_stride + k, mask=mask, other=0.0)
-        s = (s.to(tl.float32) + residual.to(tl.float32)).to(s_ptr.dtype.element_ty)
-        tl.store(s_ptr + m * s_stride + k, s, mask=mask & write)
+        s = (s.to(tl.float32) + residual.to(tl.float32)).to(x_ptr.dtype.element_ty)
+        if s_ptr is not None:
+            tl.store(s_ptr + m * s_stride + k, s, mask=mask & write)
     scaled = s
     if gamma_ptr is not None:
         gamma = tl.load(gamma_ptr + k, mask=k_mask, other=0.0)

@@ -51,7 +51,7 @@ def linear_tile(
 def _gemv_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int) -> Tile:
     # Two programs a multiprocessor keep the memory busy; a program's step of weights stays in registers, twice.
     step_bytes = 16384 if m == 1 else 8192
-    block_n = next((b for b in (16, 8) if cdiv(n, b) >= 2 * sms), 4)
+    block_n = next((b for b, programs in ((32, 16), (16, 2), (8, 2)) if cdiv(n, b) >= programs * sms), 4)
     block_k = min(next_power_of_2(k), max(128, step_bytes // bytes_per_weight // block_n))
     return Tile("gemv", next_power_of_2(m), block_n, max(16, block_k), num_warps=4, stages=2)
 

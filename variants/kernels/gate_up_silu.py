@@ -1,0 +1,99 @@
+"""RMSNorm, the gate and up projections and the gated SiLU product, in one kernel.
+
+    s = x + residual, rounded to the dtype;  r = 1 / sqrt(mean(s^2) + eps)
+    g, u = r (s Wg^T) + bg, r (s Wu^T) + bu;  h = silu(g) * u
+
+Shape suffixes: T tokens (M rows), K inputs, I intermediate size, 2I rows of the packed weight (Wg, then Wu; the norm's weight
+folded in), P tiles of the kernel before. One program holds gate and up of the same columns: two weight tiles and two
+accumulators share each tile of s, so the packed weight needs no interleaving. fp32 throughout, one rounding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
+from variants.kernels.product import dot_product, gemv_product, inverse_rms, tile_index
+from variants.kernels.tiles import can_prefetch, linear_tile
+
+
+# The number of rows changes from step to step and must not cause a new compilation.
+@triton.jit(do_not_specialize=["M"])
+def _gate_up_silu_kernel(
+    x_ptr, residual_ptr, w_ptr, bias_ptr, partials_ptr, h_ptr, s_ptr, M, N, K, num_partials,
+    x_stride, r_stride, w_stride, p_stride, h_stride, s_stride, eps,
+    PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One [BLOCK_M, BLOCK_N] tile of h (N = I); the first column of tiles writes s."""
+    tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
+    if PATH == "gemv":
+        gate, up, squares = gemv_product(
+            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, N, tile_m, tile_n, M, N, K,
+            BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, True, PREFETCH, PDL,
+        )  # fmt: skip
+    else:
+        gate, up, squares = dot_product(
+            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, N, tile_m, tile_n, M, N, 0, K,
+            BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", partials_ptr is None, True, STAGES, EVEN, PREFETCH, PDL,
+        )  # fmt: skip
+    m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    scale = inverse_rms(squares, partials_ptr, num_partials, p_stride, m, M, K, eps, BLOCK_P)
+    if PATH == "wide":
+        rows, cols, scale = m[:, None], n[None, :], scale[:, None]
+    else:
+        rows, cols, scale = m[None, :], n[:, None], scale[None, :]
+    gate, up = gate * scale, up * scale
+    if bias_ptr is not None:
+        gate += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
+        up += tl.load(bias_ptr + N + cols, mask=cols < N, other=0.0).to(tl.float32)
+    h = gate * tl.sigmoid(gate) * up
+    target = h_ptr + rows.to(tl.int64) * h_stride + cols
+    tl.store(target, h.to(h_ptr.dtype.element_ty), mask=(rows < M) & (cols < N))
+
+
+def norm_gate_up_silu_triton(
+    x_TK: Tensor, residual_TK: Tensor | None, weight_2IK: Tensor, bias_2I: Tensor | None, eps: float,
+    partials_TP: Tensor | None = None, pdl: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launcher of `_gate_up_silu_kernel`; see `norm_gate_up_silu`."""
+    (m, k), n = x_TK.shape, weight_2IK.shape[0] // 2
+    h = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
+    s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
+    if m == 0:
+        return h, s
+    tile = linear_tile(m, n, k, x_TK.element_size(), num_sms(x_TK), weights=2)
+    num_partials = 0 if partials_TP is None else partials_TP.shape[1]
+    _gate_up_silu_kernel[tile.grid(m, n)](
+        x_TK, residual_TK, weight_2IK, bias_2I, partials_TP, h, s, m, n, k, num_partials,
+        x_TK.stride(0), 0 if residual_TK is None else residual_TK.stride(0), weight_2IK.stride(0),
+        0 if partials_TP is None else partials_TP.stride(0), n, s.stride(0), eps,
+        PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=k % tile.block_k == 0,
+        PREFETCH=can_prefetch(weight_2IK, tile), num_warps=tile.num_warps, **pdl_options(pdl),
+    )  # fmt: skip
+    return h, s
+
+
+def norm_gate_up_silu_reference(
+    x_TK: Tensor, residual_TK: Tensor | None, weight_2IK: Tensor, bias_2I: Tensor | None, eps: float,
+    partials_TP: Tensor | None = None, pdl: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Plain-PyTorch twin of `norm_gate_up_silu_triton`; float64 inputs make it the oracle."""
+    compute = torch.promote_types(x_TK.dtype, torch.float32)
+    s = x_TK if residual_TK is None else x_TK + residual_TK
+    wide = s.to(compute)
+    squares = wide.square().sum(-1, keepdim=True) if partials_TP is None else partials_TP.sum(-1, keepdim=True)
+    y = F.linear(wide, weight_2IK.to(compute)) * torch.rsqrt(squares / x_TK.shape[1] + eps)
+    gate, up = (y if bias_2I is None else y + bias_2I).chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(x_TK.dtype), s
+
+
+def norm_gate_up_silu(
+    x_TK: Tensor, residual_TK: Tensor | None, weight_2IK: Tensor, bias_2I: Tensor | None, eps: float,
+    partials_TP: Tensor | None = None, pdl: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(h [T, I], s [T, K]); arguments as in `norm_linear`, the weight's first I rows the gate's."""
+    return (norm_gate_up_silu_triton if x_TK.is_cuda else norm_gate_up_silu_reference)(
+        x_TK, residual_TK, weight_2IK, bias_2I, eps, partials_TP, pdl
+    )

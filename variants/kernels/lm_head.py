@@ -1,0 +1,120 @@
+"""The last norm, the LM head and the greedy choice: logits never reach memory.
+
+    s = x + residual, rounded to the dtype;  logits = (s * gamma) W^T / sqrt(mean(s^2) + eps);  token = argmax logits
+
+Shape suffixes: B rows, H hidden size, V vocabulary, J vocabulary tiles. Gamma is applied to x, because a tied W cannot take it
+in: s * gamma is rounded to the dtype, the products accumulate in fp32 and the logits stay fp32. Two stages: the best
+logit of each vocabulary tile, then the best of those. Equal logits: the lowest token wins. A NaN logit counts as +inf, so
+that a broken row still yields a token of the vocabulary, the one torch.argmax would take.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels._triton import num_sms, pdl_options, tl, triton
+from variants.kernels.product import dot_product, gemv_product, inverse_rms, tile_index
+from variants.kernels.tiles import can_prefetch, linear_tile
+
+
+# The number of rows changes from step to step and must not cause a new compilation.
+@triton.jit(do_not_specialize=["M"])
+def _tile_argmax_kernel(
+    x_ptr, residual_ptr, gamma_ptr, w_ptr, best_ptr, token_ptr, M, N, K, x_stride, r_stride, w_stride, eps,
+    PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The best logit of BLOCK_M rows among BLOCK_N tokens."""
+    tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
+    if PATH == "gemv":
+        acc, _, squares = gemv_product(
+            x_ptr, residual_ptr, None, gamma_ptr, w_ptr, x_stride, r_stride, 0, w_stride, 0, tile_m, tile_n, M, N, K,
+            BLOCK_M, BLOCK_N, BLOCK_K, True, False, PREFETCH, PDL,
+        )  # fmt: skip
+    else:
+        acc, _, squares = dot_product(
+            x_ptr, residual_ptr, None, gamma_ptr, w_ptr, x_stride, r_stride, 0, w_stride, 0, tile_m, tile_n, M, N, 0, K,
+            BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", True, False, STAGES, EVEN, PREFETCH, PDL,
+        )  # fmt: skip
+    m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    scale = inverse_rms(squares, None, 0, 0, m, M, K, eps, 1)
+    axis: tl.constexpr = 1 if PATH == "wide" else 0
+    logits = acc * tl.expand_dims(scale, axis)
+    tokens = tl.expand_dims(n, 1 - axis)
+    logits = tl.where(logits != logits, float("inf"), logits)
+    logits = tl.where(tokens < N, logits, float("-inf"))
+    best = tl.max(logits, axis=axis)
+    token = tl.min(tl.where(logits == tl.expand_dims(best, axis), tokens, 2147483647), axis=axis)
+    target = m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + tile_n
+    tl.store(best_ptr + target, best, mask=m < M)
+    tl.store(token_ptr + target, token, mask=m < M)
+
+
+@triton.jit
+def _merge_argmax_kernel(
+    best_ptr, token_ptr, out_token_ptr, out_best_ptr, num_tiles, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """Program b: the best tile of row b. A lane sees its tiles in rising order and only a better one replaces its own."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    token = tl.full([BLOCK], 2147483647, tl.int32)
+    for low in range(0, num_tiles, BLOCK):
+        mask = low + lane < num_tiles
+        value = tl.load(best_ptr + row * num_tiles + low + lane, mask=mask, other=float("-inf"))
+        index = tl.load(token_ptr + row * num_tiles + low + lane, mask=mask, other=2147483647)
+        better = (value > best) | ((value == best) & (index < token))
+        best, token = tl.where(better, value, best), tl.where(better, index, token)
+    top = tl.max(best, axis=0)
+    tl.store(out_best_ptr + row, top)
+    tl.store(out_token_ptr + row, tl.min(tl.where(best == top, token, 2147483647), axis=0).to(tl.int64))
+
+
+def norm_lm_head_argmax_triton(
+    x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, weight_VH: Tensor, eps: float, pdl: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Launcher of `_tile_argmax_kernel` and `_merge_argmax_kernel`; see `norm_lm_head_argmax`."""
+    (m, k), n, device = x_BH.shape, weight_VH.shape[0], x_BH.device
+    tokens = torch.empty(m, dtype=torch.int64, device=device)
+    best = torch.empty(m, dtype=torch.float32, device=device)
+    if m == 0:
+        return tokens, best
+    tile = linear_tile(m, n, k, x_BH.element_size(), num_sms(x_BH))
+    num_tiles = -(-n // tile.block_n)
+    tile_best = torch.empty((m, num_tiles), dtype=torch.float32, device=device)
+    tile_token = torch.empty((m, num_tiles), dtype=torch.int32, device=device)
+    _tile_argmax_kernel[tile.grid(m, n)](
+        x_BH, residual_BH, norm_weight_H, weight_VH, tile_best, tile_token, m, n, k,
+        x_BH.stride(0), 0 if residual_BH is None else residual_BH.stride(0), weight_VH.stride(0), eps,
+        PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages,
+        EVEN=k % tile.block_k == 0, PREFETCH=can_prefetch(weight_VH, tile), num_warps=tile.num_warps,
+        **pdl_options(pdl),
+    )  # fmt: skip
+    _merge_argmax_kernel[(m,)](
+        tile_best, tile_token, tokens, best, num_tiles, BLOCK=2048, num_warps=8, **pdl_options(pdl)
+    )  # fmt: skip
+    return tokens, best
+
+
+def norm_lm_head_argmax_reference(
+    x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, weight_VH: Tensor, eps: float, pdl: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Plain-PyTorch twin of `norm_lm_head_argmax_triton`; float64 inputs make it the oracle."""
+    compute = torch.promote_types(x_BH.dtype, torch.float32)
+    s = (x_BH if residual_BH is None else x_BH + residual_BH).to(compute)
+    scaled = s if norm_weight_H is None else (s * norm_weight_H.to(compute)).to(x_BH.dtype).to(compute)
+    logits = F.linear(scaled, weight_VH.to(compute)) * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
+    best, tokens = logits.nan_to_num(float("inf"), float("inf"), float("-inf")).max(-1)
+    return tokens, best
+
+
+def norm_lm_head_argmax(
+    x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, weight_VH: Tensor, eps: float, pdl: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(greedy tokens int64 [B], their logits fp32 [B])."""
+    return (norm_lm_head_argmax_triton if x_BH.is_cuda else norm_lm_head_argmax_reference)(
+        x_BH, residual_BH, norm_weight_H, weight_VH, eps, pdl
+    )
