@@ -20,6 +20,7 @@ class GraphKey(NamedTuple):
     kind: Literal["decode", "prefill"]
     num_tokens: int
     num_seqs: int
+    table_width: int
     greedy: bool
 
 

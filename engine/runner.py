@@ -5,6 +5,7 @@ Nothing here waits for the GPU, except a request for log-probabilities: `launch`
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ class Runner:
         self.graphs = GraphCache(cuda and variant.runtime.cuda_graphs)
         self.decode_sizes = bucket_sizes(config.max_num_seqs)
         self.prefill_seq_sizes = bucket_sizes(min(PREFILL_GRAPH_SEQS, config.max_num_seqs))
-        self.table_width = -(-config.max_model_len // config.block_size)
+        self.table_widths = table_widths(config.max_model_len, config.block_size)
+        self.table_width = self.table_widths[-1]
         tokens = config.max_num_batched_tokens
         self.staging = Staging(inputs.packed_size(tokens, config.max_num_seqs, self.table_width), self.device)
         self.dummy_row = config.max_num_seqs
@@ -79,15 +81,17 @@ class Runner:
             return self._read_back(sampling, tokens, chances)
 
     def warm_up(self, batch_sizes: Sequence[int], greedy: bool = True) -> None:
-        """Capture decode graphs ahead of their first use."""
-        for num_seqs in batch_sizes if self.graphs.enabled else ():
-            size = round_up(num_seqs, self.decode_sizes)
-            if size is not None:
-                self._captured(self._decode_layout(size), greedy)
+        """Capture decode graphs, for every context length, ahead of their first use."""
+        sizes = {round_up(num_seqs, self.decode_sizes) for num_seqs in batch_sizes} if self.graphs.enabled else set()
+        for size in sorted(size for size in sizes if size is not None):
+            for width in self.table_widths:
+                self._captured(Layout(size, size, size, width), greedy)
 
     def run_largest(self) -> None:
         """One step of the largest size on padding, so that its memory use can be seen."""
-        self.warm_up([self.config.max_num_seqs])
+        size = self.config.max_num_seqs
+        if self.graphs.enabled:
+            self._captured(Layout(size, size, size, self.table_width), greedy=True)
         layout = Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width)
         with torch.inference_mode():
             self._upload_padding(layout)
@@ -100,12 +104,14 @@ class Runner:
 
     # Decode-only steps.
 
-    def _decode_layout(self, num_seqs: int) -> Layout:
-        return Layout(num_seqs, num_seqs, num_seqs, self.table_width)
+    def _decode_layout(self, decodes: list[Scheduled]) -> Layout:
+        size = round_up(len(decodes), self.decode_sizes) if self.graphs.enabled else None
+        width = round_up(max(len(item.sequence.blocks) for item in decodes), self.table_widths)
+        size = size or len(decodes)
+        return Layout(size, size, size, width or self.table_width)
 
     def _launch_decode(self, decodes: list[Scheduled], greedy: bool) -> tuple[Tensor | None, Tensor | None]:
-        size = round_up(len(decodes), self.decode_sizes) if self.graphs.enabled else len(decodes)
-        layout = self._decode_layout(size or len(decodes))
+        layout = self._decode_layout(decodes)
         graph = self._captured(layout, greedy) if self.graphs.enabled else None
         # Every decode step moves its rows on by itself: only a changed batch or a new block needs an upload.
         wanted = (
@@ -142,7 +148,7 @@ class Runner:
         use_graph = layout is not None
         if layout is None:
             layout = Layout(num_tokens, len(items), num_decode, self.table_width)
-        elif GraphKey("prefill", layout.num_tokens, layout.num_seqs, greedy) not in self.graphs.graphs:
+        else:
             self._captured(layout, greedy)
         host = self.staging.next()
         packed = inputs.fill_mixed(host, layout, items, self.config.block_size, self.dummy_row)
@@ -208,7 +214,8 @@ class Runner:
             return self.graphs.capture(key, step)
 
     def _key(self, layout: Layout, greedy: bool) -> GraphKey:
-        return GraphKey("decode" if layout.decode_only else "prefill", layout.num_tokens, layout.num_seqs, greedy)
+        kind: Literal["decode", "prefill"] = "decode" if layout.decode_only else "prefill"
+        return GraphKey(kind, layout.num_tokens, layout.num_seqs, layout.table_width, greedy)
 
     def _replay(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
         graph = self.graphs.replay(self._key(layout, greedy))
@@ -247,3 +254,14 @@ class Runner:
             copied = torch.cuda.Event()
             copied.record()
         return Pending(sampling, host, copied, chances)
+
+
+def table_widths(max_model_len: int, block_size: int) -> list[int]:
+    """Block-table widths to choose from, in blocks: attention divides its work by the longest context a table can hold.
+
+    A quarter above the powers of four, since contexts tend to be a little over a round number.
+    """
+    full = -(-max_model_len // block_size)
+    tokens = (4**power * 5 // 4 for power in range(4, 16))
+    widths = {-(-count // block_size) for count in tokens}
+    return sorted({width for width in widths if width < full} | {full})

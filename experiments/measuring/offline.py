@@ -33,7 +33,6 @@ def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -
     requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
     longest = max(len(prompt) + sampling.max_tokens for prompt, sampling in requests)
     engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
-    engine.runner.warm_up(range(1, point.batch + 1))
     run(engine, requests)
     with undisturbed(engine):
         seconds = run(engine, requests)
