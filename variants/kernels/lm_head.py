@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels._triton import num_sms, pdl_options, tl, triton
+from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
 from variants.kernels.product import dot_product, gemv_product, inverse_rms, tile_index
 from variants.kernels.tiles import can_prefetch, linear_tile
 
@@ -78,12 +78,10 @@ def norm_lm_head_argmax_triton(
 ) -> tuple[Tensor, Tensor]:
     """Launcher of `_tile_argmax_kernel` and `_merge_argmax_kernel`; see `norm_lm_head_argmax`."""
     (m, k), n, device = x_BH.shape, weight_VH.shape[0], x_BH.device
-    tokens = torch.empty(m, dtype=torch.int64, device=device)
-    best = torch.empty(m, dtype=torch.float32, device=device)
     if m == 0:
-        return tokens, best
+        return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float32, device=device)
     tile = linear_tile(m, n, k, x_BH.element_size(), num_sms(x_BH))
-    num_tiles = -(-n // tile.block_n)
+    num_tiles = cdiv(n, tile.block_n)
     tile_best = torch.empty((m, num_tiles), dtype=torch.float32, device=device)
     tile_token = torch.empty((m, num_tiles), dtype=torch.int32, device=device)
     _tile_argmax_kernel[tile.grid(m, n)](
@@ -93,8 +91,16 @@ def norm_lm_head_argmax_triton(
         EVEN=k % tile.block_k == 0, PREFETCH=can_prefetch(weight_VH, tile), num_warps=tile.num_warps,
         **pdl_options(pdl),
     )  # fmt: skip
+    return merge_argmax_triton(tile_best, tile_token, pdl)
+
+
+def merge_argmax_triton(tile_best_BJ: Tensor, tile_token_BJ: Tensor, pdl: bool = False) -> tuple[Tensor, Tensor]:
+    """(tokens int64 [B], best fp32 [B]) of the tiles' best logits and their tokens, both contiguous."""
+    m, num_tiles = tile_best_BJ.shape
+    tokens = torch.empty(m, dtype=torch.int64, device=tile_best_BJ.device)
+    best = torch.empty(m, dtype=torch.float32, device=tile_best_BJ.device)
     _merge_argmax_kernel[(m,)](
-        tile_best, tile_token, tokens, best, num_tiles, BLOCK=2048, num_warps=8, **pdl_options(pdl)
+        tile_best_BJ, tile_token_BJ, tokens, best, num_tiles, BLOCK=2048, num_warps=8, **pdl_options(pdl)
     )  # fmt: skip
     return tokens, best
 

@@ -7,7 +7,7 @@ from tests.kernel_gates import (
 )  # fmt: skip
 
 from variants.kernels.lm_head import (
-    norm_lm_head_argmax, norm_lm_head_argmax_reference, norm_lm_head_argmax_triton,
+    merge_argmax_triton, norm_lm_head_argmax, norm_lm_head_argmax_reference, norm_lm_head_argmax_triton,
 )  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -56,7 +56,7 @@ def test_equal_logits_go_to_the_lowest_token(rows):
     assert bool((tokens == logits.argmax(1)).all())
 
 
-@pytest.mark.parametrize("rows", [3, 17])
+@pytest.mark.parametrize("rows", [5, 17])
 def test_broken_rows_yield_a_token_and_leave_others_alone(rows):
     x, residual, gamma, weight = inputs(rows, 136, 300, torch.float32)
     expected, _ = norm_lm_head_argmax_triton(x, residual, gamma, weight, EPS)
@@ -67,13 +67,15 @@ def test_broken_rows_yield_a_token_and_leave_others_alone(rows):
     assert torch.equal(tokens[2:], expected[2:])
 
 
-def test_more_tiles_than_lanes():
-    weight = torch.zeros(40_000, 16, device=DEVICE)
-    weight[[1, 33_000, 39_000]] = torch.tensor([[1.0], [2.0], [2.0]], device=DEVICE)
-    x = torch.ones(1, 16, device=DEVICE)
-    tokens, best = norm_lm_head_argmax_triton(x, None, None, weight, EPS)
-    assert tokens.tolist() == [33_000]
-    assert best.item() == pytest.approx(32, rel=1e-5)
+def test_the_merge_takes_more_tiles_than_it_has_lanes():
+    best = randn(3, 5000, dtype=torch.float32, seed=1)
+    tokens = torch.arange(15_000, dtype=torch.int32, device=DEVICE).view(3, 5000)
+    best[0, [4100, 52, 2100]] = 99.0
+    best[1, 4999] = float("inf")
+    best[2] = float("-inf")
+    chosen, top = merge_argmax_triton(best, tokens)
+    assert chosen.tolist() == [52, 9_999, 10_000]
+    assert top.tolist() == [99.0, float("inf"), float("-inf")]
 
 
 def test_no_rows_and_the_public_function():
