@@ -16,7 +16,7 @@ from engine.kernels._triton import cdiv, next_power_of_2, num_sms, pdl_options, 
 TILE_TOKENS = 64
 # Enough programs for four a multiprocessor, each with enough keys to be worth the merge.
 PROGRAMS_PER_SM = 4
-MIN_SPLIT_TOKENS = 128
+MIN_SPLIT_TOKENS = 160
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
 

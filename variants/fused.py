@@ -1,0 +1,125 @@
+"""Every rung of the ladder, each with its switch, dispatched by shape so that a fusion runs only where it pays.
+
+    norm_linear        RMSNorm inside the QKV projection (and inside gate/up)
+    residual_epilogue  residual add inside o_proj and down, which also emit the sums of squares that the next norm needs
+    silu_epilogue      SiLU product inside gate/up
+    qkv_post           q/k norm, RoPE and the KV store in one kernel
+    lm_head            final norm, LM head and argmax without logits in memory
+
+With all of them a layer's two norms cost neither a kernel nor a pass over memory. `runtime.pdl` lets each kernel load
+its weights while the one before it still runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine import Runtime, Variant
+from engine.batch import Batch, Context, LayerCache, Stream
+from engine.kernels.attention import paged_decode_attention
+from engine.ops import Ops
+from engine.ranges import op
+from engine.weights import LayerWeights, Linear
+from variants.dispatch import pays
+from variants.folding import fold_layers
+from variants.kernels.gate_up_silu import norm_gate_up_silu
+from variants.kernels.linear_add import linear_add
+from variants.kernels.lm_head import norm_lm_head_argmax
+from variants.kernels.norm_linear import norm_linear
+from variants.kernels.qkv_post import qk_norm_rope_store
+
+SWITCHES: dict[str, bool] = {
+    "norm_linear": True,
+    "residual_epilogue": True,
+    "silu_epilogue": True,
+    "qkv_post": True,
+    "lm_head": True,
+}
+
+
+@dataclass(frozen=True)
+class FusedOps(Ops):
+    """The fused kernels where a switch is on and the dispatch table says that they pay, else the baseline's."""
+
+    switches: Mapping[str, bool]
+    pdl: bool
+
+    def runs(self, rung: str, x_TK: Tensor, linear: Linear) -> bool:
+        """Whether a rung's kernel takes this product."""
+        return self.switches[rung] and pays(rung, x_TK.shape[0], *linear.weight_NK.shape)
+
+    @op
+    def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
+        """(linear(norm(stream)), the stream as one tensor)."""
+        x = whole(stream.delta_TH)
+        if weight_H is not None or not self.runs("norm_linear", x, linear):
+            return super().norm_linear(stream, weight_H, linear, eps)
+        return norm_linear(x, stream.residual_TH, linear.weight_NK, linear.bias_N, eps, stream.square_sums_TJ, self.pdl)
+
+    @op
+    def linear_add(self, x_TK: Tensor, linear: Linear, residual_TH: Tensor) -> Stream:
+        """residual + linear(x): added in the epilogue with its sums of squares, or left pending for the next norm."""
+        if not self.runs("residual_epilogue", x_TK, linear):
+            return Stream(self.linear(x_TK, linear), residual_TH)
+        y, square_sums = linear_add(x_TK, linear.weight_NK, linear.bias_N, residual_TH, self.pdl)
+        return Stream(y, None, square_sums)
+
+    @op
+    def gate_up_silu(self, stream: Stream, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
+        """(silu(gate) * up of the normed stream, the stream as one tensor)."""
+        x = whole(stream.delta_TH)
+        if layer.mlp_norm_H is not None or not self.runs("silu_epilogue", x, layer.gate_up):
+            gate_up, residual = self.norm_linear(stream, layer.mlp_norm_H, layer.gate_up, eps)
+            return self.silu_mul(gate_up), residual
+        weight, bias = layer.gate_up.weight_NK, layer.gate_up.bias_N
+        return norm_gate_up_silu(x, stream.residual_TH, weight, bias, eps, stream.square_sums_TJ, self.pdl)
+
+    @op
+    def qkv_post(self, qkv_TO: Tensor, layer: LayerWeights, cache: LayerCache, ctx: Context) -> Tensor:
+        """Rotated queries; keys and values in their pages."""
+        if not self.switches["qkv_post"]:
+            return super().qkv_post(qkv_TO, layer, cache, ctx)
+        config, batch = ctx.config, ctx.batch
+        return qk_norm_rope_store(
+            qkv_TO, layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
+            cache.k, cache.v, config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps, self.pdl,
+        )  # fmt: skip
+
+    @op
+    def decode_attention(self, q_BND: Tensor, cache: LayerCache, batch: Batch, ctx: Context) -> Tensor:
+        """The baseline's kernel, in the chain of dependent launches."""
+        n = batch.num_decode
+        scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
+        tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
+        return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
+
+    def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
+        """One decoder layer: at best six kernels."""
+        eps = ctx.config.norm_eps
+        qkv, residual = self.norm_linear(stream, layer.attn_norm_H, layer.qkv, eps)
+        q = self.qkv_post(qkv, layer, cache, ctx)
+        stream = self.linear_add(self.attention(q, cache, ctx), layer.o, residual)
+        hidden, residual = self.gate_up_silu(stream, layer, eps)
+        return self.linear_add(hidden, layer.down, residual)
+
+    @op
+    def next_token(self, stream: Stream, norm_H: Tensor | None, lm_head: Linear, eps: float) -> Tensor:
+        """The greedy next token of each row, logits never in memory."""
+        x = whole(stream.delta_TH)
+        if lm_head.bias_N is not None or not self.runs("lm_head", x, lm_head):
+            return super().next_token(stream, norm_H, lm_head, eps)
+        return norm_lm_head_argmax(x, stream.residual_TH, norm_H, lm_head.weight_NK, eps, pdl=self.pdl)[0]
+
+
+def whole(delta_TH: Tensor | None) -> Tensor:
+    """The part of the stream that is always there."""
+    assert delta_TH is not None
+    return delta_TH
+
+
+def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
+    """The fused engine with some of its rungs."""
+    pdl = runtime.pdl and torch.cuda.is_available()
+    return Variant(name, FusedOps(switches, pdl), fold_layers, runtime, switches)
