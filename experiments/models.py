@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from experiments.compose import load_yaml, names
 from experiments.errors import UserError
 
@@ -44,7 +46,8 @@ def find_model(source: str) -> Model:
 
 def _named(name: str) -> Model:
     """A file under configs/model; UserError lists what there is where the name is none of them."""
-    sizes = {str(key): value for key, value in load_yaml("model", name).items()}
+    loaded: Any = OmegaConf.to_container(load_yaml("model", name))
+    sizes: dict[str, Any] = loaded
     return Model(name, name, int(sizes["max_position_embeddings"]), sizes)
 
 

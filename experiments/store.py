@@ -7,6 +7,7 @@ truncated or changed is named and set aside as *.corrupt, and never counted.
 import dataclasses
 import fcntl
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class RunStore:
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
+    def discard(self) -> None:
+        """Remove a run that holds no cell, so that nobody takes it for the latest."""
+        if not any((self.path / CELLS).iterdir()):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     @property
     def logs(self) -> Path:
         """Where the workers' logs go."""
@@ -55,11 +61,7 @@ class RunStore:
         try:
             write_json(path, payload, indent)
         except NoSpace as error:
-            run = self.manifest
-            raise NoSpace(
-                f"no space left in the results folder; every finished cell is safe: make room, then go on with "
-                f"`fusebench sweep experiment={run.experiment} resume={run.run_id}`"
-            ) from error
+            raise NoSpace("no space left in the results folder; make room") from error
 
 
 def create_run(results_dir: Path, manifest: Manifest) -> RunStore:

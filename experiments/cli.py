@@ -1,0 +1,41 @@
+"""`fusebench COMMAND [arguments]`: each command is a module of this package, imported only when it is asked for."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from experiments.compose import suggest
+from experiments.environment import package_version
+
+COMMANDS = {
+    "sweep": "plan, measure interleaved, keep every cell; dry_run=true prints the plan, resume=RUN_ID goes on",
+    "report": "make the report of a run: pages, tables, figures, summary.json",
+    "generate": "run the engine on a prompt, streamed, with its speed",
+    "fetch": "fetch a real model into the cache",
+    "doctor": "say what this machine has and lacks, and how to mend it",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        print(f"fusebench {package_version('fusebench') or '(not installed)'}")
+        return 0
+    if command not in COMMANDS:
+        print(f"fusebench: there is no command {command!r}{suggest(command, COMMANDS)}; see --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"experiments.{command}")
+    code: int = module.main(arguments[1:])
+    return code
+
+
+def usage() -> str:
+    """All commands, one line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["fusebench COMMAND [key=value ...]", "", *lines, "", "fusebench COMMAND --help says more."])

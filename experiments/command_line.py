@@ -1,0 +1,72 @@
+"""What every command has in common: exit codes, and help and `--cfg job` for those that compose an experiment."""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from types import FrameType
+
+from experiments.compose import compose, names
+from experiments.config import ExperimentConfig
+from experiments.errors import UserError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """The command's exit code; a UserError is one line and 2, Ctrl-C and SIGTERM are 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command()
+    except UserError as error:
+        print(f"fusebench: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("fusebench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output, `head` for instance, has had enough.
+        sys.stderr.close()
+        return 0
+
+
+def composed(arguments: Sequence[str], usage: str) -> ExperimentConfig | None:
+    """The experiment that the arguments ask for; None after `--help` or `--cfg job`, which are answered here."""
+    arguments = list(arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(usage))
+        return None
+    show_config = False
+    if "--cfg" in arguments:
+        at = arguments.index("--cfg")
+        if arguments[at + 1 : at + 2] not in (["job"], ["all"]):
+            raise UserError("--cfg takes one word: job")
+        del arguments[at : at + 2]
+        show_config = True
+    config = compose(arguments)
+    if show_config:
+        print(as_yaml(config), end="")
+        return None
+    return config
+
+
+def help_text(usage: str) -> str:
+    """The command's own words, every key with its default, and every name that a key can take."""
+    keys = (files("configs") / "config.yaml").read_text(encoding="utf-8")
+    known = [
+        f"{group}: {', '.join(names(group))}" for group in ("experiment", "model", "variant", "workload", "protocol")
+    ]
+    return "\n".join([usage.strip(), "", *known, "", "Keys and defaults (configs/config.yaml):", "", keys.rstrip()])
+
+
+def as_yaml(config: ExperimentConfig) -> str:
+    """The composed experiment, as `--cfg job` prints it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,35 @@
+"""Do the warm workers of a model fit on the GPU together? An idle worker holds its weights and its CUDA context."""
+
+from experiments.config import ExperimentConfig, WorkloadConfig
+from experiments.floors import DTYPE_BYTES, decode_work
+from experiments.models import Model
+
+GIB = 2**30
+# CUDA context, libraries and compiled kernels of a process; activations, logits and graphs of the one that measures.
+CONTEXT_BYTES = 1.5 * GIB
+WORKSPACE_BYTES = 6 * GIB
+USABLE = 0.92
+
+
+def fit_together(model: Model, config: ExperimentConfig, gpu_memory_bytes: int) -> bool:
+    """Whether one worker per variant fits at once; True where the model's sizes are not known before it is loaded."""
+    return not model.sizes or warm_bytes(model, config) <= USABLE * gpu_memory_bytes
+
+
+def warm_bytes(model: Model, config: ExperimentConfig) -> float:
+    """Bytes that all variants' workers take while one of them measures the largest cell, or checks its answers."""
+    dtype_bytes = DTYPE_BYTES[config.dtype]
+    # What one decode step must read is what must be resident: weights and cache.
+    weights = decode_work(model.sizes, [], dtype_bytes).bytes
+    largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in config.workloads) - weights
+    reference = decode_work(model.sizes, [], DTYPE_BYTES["float32"]).bytes
+    return len(config.variants) * (weights + CONTEXT_BYTES) + max(largest, reference + weights) + WORKSPACE_BYTES
+
+
+def _contexts(workload: WorkloadConfig) -> list[int]:
+    """Tokens in the cache of each sequence at the workload's largest point."""
+    if workload.kind == "offline":
+        longest = workload.input_tokens[1] + workload.output_tokens[1]
+        return [longest] * max(batch for batch, _ in workload.pairs())
+    batch, length = max(workload.pairs(), key=lambda pair: pair[0] * pair[1])
+    return [length] * batch

@@ -1,0 +1,212 @@
+"""`fusebench sweep`: plan, measure interleaved, keep every cell.
+
+fusebench sweep experiment=demo
+fusebench sweep experiment=headline models=[qwen3-0.6b] variants=[baseline,fused] batches=[1,8]
+fusebench sweep experiment=headline dry_run=true          print the plan
+fusebench sweep experiment=headline resume=latest         measure what the latest run still lacks
+
+A list means "all of these". Failed cells are rows like any other. Exit code 0 when at least one cell of the run is ok,
+1 when none is, 2 for bad input, 130 after Ctrl-C; finished cells stay in every case.
+"""
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from experiments.command_line import INTERRUPTED, composed, run_command
+from experiments.config import ExperimentConfig
+from experiments.environment import Environment, code, machine, resolve_device, resolve_dtype
+from experiments.errors import UserError
+from experiments.foresight import Foresight
+from experiments.manifest import new_manifest
+from experiments.memory import fit_together
+from experiments.messages import Ready
+from experiments.models import Model
+from experiments.plan import ModelPlan, Plan, make_plan
+from experiments.pool import Pool
+from experiments.progress import Display, make_display
+from experiments.records import Cell, CellResult, Status, Verdict
+from experiments.store import RunStore, create_run, resume_run
+from experiments.validate_inputs import check
+from experiments.worker_process import WORKER_COMMAND
+
+LOG_WIDTH = 120
+OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    config = composed(arguments, __doc__ or "")
+    return 0 if config is None else run_sweep(config, arguments)
+
+
+def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[str] = WORKER_COMMAND) -> int:
+    """Plan, measure and store an experiment; `worker` is the command that starts a worker."""
+    prepared = prepare(config)
+    if config.dry_run:
+        print(describe(prepared.plan))
+        return 0
+    wanted = new_manifest(prepared.config, prepared.models, prepared.plan, prepared.environment, code())
+    if config.resume:
+        store, found, damaged = resume_run(Path(config.results_dir), config.resume, wanted)
+        done = [result for result in found if result.reason != OUT_OF_TIME]
+        print("\n".join(f"warning: {line}; it is measured again" for line in damaged), end="\n" if damaged else "")
+    else:
+        store, done = create_run(Path(config.results_dir), wanted), []
+    again = _again(arguments, store.manifest.run_id)
+    with store:
+        try:
+            with make_display(prepared.plan.cells, done) as display:
+                display.say(f"run {store.path}: {len(prepared.plan.cells)} cells, {len(done)} of them done")
+                Sweep(prepared, store, display, done, worker).run()
+        except (KeyboardInterrupt, UserError) as error:
+            store.discard()
+            kept = f"every finished cell is kept; go on with: {again}" if display.finished else "nothing was measured"
+            if isinstance(error, UserError):
+                raise UserError(f"{error} ({kept})") from error
+            print(f"\nstopped; {kept}", file=sys.stderr)
+            return INTERRUPTED
+    _show_table(config, store.manifest.run_id)
+    return 0 if display.counts[Status.OK] else 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sound experiment on this machine, planned. `config` has device and dtype resolved."""
+
+    config: ExperimentConfig
+    models: list[Model]
+    environment: Environment
+    plan: Plan
+
+
+def prepare(config: ExperimentConfig) -> Prepared:
+    """Check, resolve and plan; UserError for whatever is wrong. Starts nothing and writes nothing."""
+    models = check(config)
+    environment = machine()
+    device = resolve_device(config.device, environment)
+    config = replace(config, device=device, dtype=resolve_dtype(config.dtype, device))
+    gpu = environment.gpu if device == "cuda" else None
+    alone = frozenset(m.name for m in models if gpu and not fit_together(m, config, gpu.memory_bytes))
+    return Prepared(config, models, environment, make_plan(config, [model.name for model in models], alone))
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words and in order."""
+    counts = Counter(cell.point for cell in plan.cells)
+    lines = [f"{len(plan.cells)} cells: {len(counts)} points x {len(plan.variants)} variants x {plan.rounds} rounds"]
+    lines += [
+        f"{model.model}: its variants do not fit on the GPU together, so each round starts a process per variant"
+        for model in plan.models
+        if model.by_process
+    ]
+    return "\n".join([*lines, *(cell.id for cell in plan.cells)])
+
+
+class Sweep:
+    """Measures what a run lacks, model by model, in the order planned."""
+
+    def __init__(
+        self, prepared: Prepared, store: RunStore, display: Display, done: Sequence[CellResult], worker: Sequence[str]
+    ) -> None:
+        self._prepared, self._store, self._display, self._worker = prepared, store, display, worker
+        self._done = {result.cell for result in done}
+        self._started = time.monotonic()
+        self._foresight = Foresight()
+        self._verdicts: dict[str, dict[str, Verdict]] = {}
+        for result in sorted(done, key=lambda result: result.cell.round):
+            self._foresight.learn(result)
+            if result.verdict:
+                self._verdicts.setdefault(result.cell.point.model, {})[result.cell.variant] = result.verdict
+
+    def run(self) -> None:
+        """Every missing cell gets its result."""
+        for model, plan in zip(self._prepared.models, self._prepared.plan.models, strict=True):
+            missing = [cell for cell in plan.cells if cell not in self._done]
+            if missing:
+                self._run_model(model, plan, missing)
+
+    def _run_model(self, model: Model, plan: ModelPlan, missing: Sequence[Cell]) -> None:
+        needed = {cell.variant for cell in missing if self._foresight.why_skip(cell) is None}
+        with Pool(
+            self._prepared.config,
+            model,
+            plan,
+            self._store.logs,
+            self._verdicts.setdefault(model.name, {}),
+            self._note_ready,
+            self._display.say,
+            self._worker,
+        ) as pool:
+            if not self._out_of_time():
+                pool.warm_up([variant for variant in self._prepared.plan.variants if variant in needed])
+            out_of_time, round_ = False, -1
+            for cell in missing:
+                if cell.round != round_:
+                    round_, out_of_time = cell.round, self._out_of_time()
+                self._finish(cell, pool, OUT_OF_TIME if out_of_time else self._foresight.why_skip(cell))
+
+    def _finish(self, cell: Cell, pool: Pool, why_skip: str | None) -> None:
+        self._display.begin(cell)
+        started, start = datetime.now(UTC), time.monotonic()
+        result = CellResult(cell, Status.SKIPPED, why_skip) if why_skip else pool.measure(cell)
+        took_s = time.monotonic() - start
+        if not result.started:
+            result = replace(result, started=started.isoformat(timespec="seconds"), duration_s=took_s)
+        self._store.write_cell(result)
+        self._foresight.learn(result)
+        self._display.end(result, took_s)
+
+    def _out_of_time(self) -> bool:
+        budget_s = self._prepared.config.protocol.time_budget_s
+        return budget_s is not None and time.monotonic() - self._started > budget_s
+
+    def _note_ready(self, model: str, variant: str, ready: Ready) -> None:
+        """Keep what a worker says of its weights; all workers of a run must have the same."""
+        manifest = self._store.manifest
+        known = manifest.weights_hash.get(model, ready.weights_hash)
+        if known != ready.weights_hash:
+            raise UserError(f"{variant} loaded {model} with weights {ready.weights_hash}, this run began with {known}")
+        if model not in manifest.weights:
+            self._display.say(f"weights of {model}: {ready.weights}")
+        if ready.replaced:
+            self._display.say(f"{variant} replaces {', '.join(ready.replaced)}")
+        told = replace(
+            manifest,
+            weights=manifest.weights | {model: ready.weights},
+            weights_hash=manifest.weights_hash | {model: ready.weights_hash},
+            ceilings=manifest.ceilings or ready.ceilings,
+        )
+        if told != manifest:
+            self._store.write_manifest(told)
+
+
+def _again(arguments: Sequence[str], run_id: str) -> str:
+    kept = [argument for argument in arguments if not argument.startswith("resume=")]
+    return shlex.join(["fusebench", "sweep", *kept, f"resume={run_id}"])
+
+
+def _show_table(config: ExperimentConfig, run_id: str) -> None:
+    from rich.console import Console
+
+    from experiments.reporting.run import load_run
+    from experiments.reporting.terminal import show
+
+    # A log has no width of its own, and rich would squeeze the table into 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    show(load_run(Path(config.results_dir), config.name, run_id), console)
+    print(f"The report: fusebench report experiment={config.name} run={run_id}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
