@@ -50,7 +50,8 @@ def compile_cases(cases: list[AotCase]) -> dict[str, Resources]:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
         [sys.executable, "-m", "tests.kernel_aot"],
-        input=json.dumps([asdict(case) for case in cases]), capture_output=True, text=True, env=env, cwd=root, check=False,
+        input=json.dumps([asdict(case) for case in cases]),
+        capture_output=True, text=True, env=env, cwd=root, check=False,
     )  # fmt: skip
     if done.returncode:
         pytest.fail(f"ahead-of-time compilation failed:\n{done.stderr[-4000:]}")

@@ -30,9 +30,9 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 def tolerance(dtype: torch.dtype, sums: int = 1) -> float:
     """Relative Frobenius error allowed against float64.
 
-    One rounding of the result has an RMS relative error of at most 0.6 u (uniform mantissas: u / sqrt(3) / 0.96) and the
-    folded weight's or the summand's rounding as much again: u covers both with room. An fp32 sum of `sums` terms adds at
-    most sqrt(sums) roundings of 2^-24, in practice a few. bf16: 2.5e-3 < u = 3.9e-3, the design's own gate.
+    One rounding of the result has an RMS relative error of at most 0.6 u (uniform mantissas: u / sqrt(3) / 0.96) and
+    the folded weight's or the summand's rounding as much again: u covers both with room. An fp32 sum of `sums` terms
+    adds at most sqrt(sums) roundings of 2^-24, in practice a few. bf16: 2.5e-3 < u = 3.9e-3, the design's own gate.
     """
     accumulation = 4 * unit_roundoff(torch.float32) * max(1.0, sums**0.5)
     return min(unit_roundoff(dtype), 2.5e-3) + accumulation

@@ -2,10 +2,11 @@
 
     o = softmax(scale * q K^T) V over the last `sliding_window` (or all) of the sequence's context_len keys
 
-Shape suffixes: B sequences, N query heads, M key and value heads, G = N / M, D head dim, P pages of a table, S splits. A cache
-is [num_blocks, block_size, M, D], last dimension contiguous, block_size a power of two >= 16. A program serves the G query
-heads of one key head over one of S parts of the sequence's own length; a second kernel merges the parts by their
-log-sum-exp, in fixed order. Softmax and accumulation in fp32, probabilities rounded to the dtype for the second product.
+Shape suffixes: B sequences, N query heads, M key and value heads, G = N / M, D head dim, P pages of a table, S
+splits. A cache is [num_blocks, block_size, M, D], last dimension contiguous, block_size a power of two >= 16. A
+program serves the G query heads of one key head over one of S parts of the sequence's own length; a second kernel
+merges the parts by their log-sum-exp, in fixed order. Softmax and accumulation in fp32, probabilities rounded to the
+dtype for the second product.
 """
 
 import torch
@@ -52,8 +53,8 @@ def _decode_kernel(
     total = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     rows = kv_head * cache_stride_h + n[:, None] * cache_stride_pos + d[None, :]
-    # A tile never crosses a page: BLOCK_SIZE is a multiple of TILE. Each page number is loaded one tile ahead, so that the
-    # loads of keys and values wait for nothing and the compiler can pipeline them.
+    # A tile never crosses a page: BLOCK_SIZE is a multiple of TILE. Each page number is loaded one tile ahead, so
+    # that the loads of keys and values wait for nothing and the compiler can pipeline them.
     table_ptr = tables_ptr + b * table_stride
     page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
     for tile in tl.range(low, high, num_stages=STAGES):
@@ -110,7 +111,7 @@ def _merge_kernel(
 
 
 def num_splits(batch: int, num_kv_heads: int, max_context: int, sms: int) -> int:
-    """Parts per sequence; `max_context` is what the block table could hold, so that a CUDA graph's choice stays valid."""
+    """Parts per sequence; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid."""
     if max_context <= 2 * MIN_SPLIT_TOKENS:
         return 1
     wanted = PROGRAMS_PER_SM * sms // (batch * num_kv_heads)

@@ -2,8 +2,8 @@
 
     s = x + residual, rounded to the dtype;  y = s / sqrt(mean(s^2) + eps) * weight
 
-Shape suffixes: T tokens, H normed dimension. Statistics in fp32, one rounding at the end: vLLM's order, which is closer to
-float64 than Hugging Face's (that rounds before the weight). Inputs are never written.
+Shape suffixes: T tokens, H normed dimension. Statistics in fp32, one rounding at the end: vLLM's order, which is
+closer to float64 than Hugging Face's (that rounds before the weight). Inputs are never written.
 """
 
 import torch

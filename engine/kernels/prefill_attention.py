@@ -1,11 +1,12 @@
 """Causal attention of chunks of new tokens against their sequences' pages (the new tokens' own keys stored before).
 
-    o_i = softmax(scale * q_i K^T) V over keys j <= p_i (and j > p_i - sliding_window), p_i = context_len - query_len + i
+    o_i = softmax(scale * q_i K^T) V over keys j <= p_i (and j > p_i - sliding_window)
+    p_i = context_len - query_len + i
 
-Shape suffixes: T tokens of all sequences, B sequences, N query heads, M key and value heads, D head dim, P pages of a table. A
-cache is [num_blocks, block_size, M, D], last dimension contiguous, block_size a power of two >= 16. FlashAttention-2's
-loop: online softmax, tiles that are hidden for every row skipped, only the last tiles masked. Softmax and accumulation in fp32,
-probabilities rounded to the dtype for the second product.
+Shape suffixes: T tokens of all sequences, B sequences, N query heads, M key and value heads, D head dim, P pages of a
+table. A cache is [num_blocks, block_size, M, D], last dimension contiguous, block_size a power of two >= 16.
+FlashAttention-2's loop: online softmax, tiles that are hidden for every row skipped, only the last tiles masked.
+Softmax and accumulation in fp32, probabilities rounded to the dtype for the second product.
 """
 
 import torch
@@ -109,7 +110,7 @@ def _prefill_kernel(
 
 
 def prefill_tile(max_seqlen_q: int, d: int, block_size: int) -> tuple[int, int, int, int]:
-    """(queries a program, keys a tile, warps, stages): a tile stays inside a page, a wide head gets fewer keys a tile."""
+    """(queries a program, keys a tile, warps, stages): a tile stays inside a page; wide heads get fewer keys a tile."""
     keys = min(128 if d <= 64 else 64, block_size)
     return (64, keys, 4, 3) if max_seqlen_q <= 64 or d > 128 else (128, keys, 8, 3)
 
@@ -150,7 +151,7 @@ def varlen_prefill_attention(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
     cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Queries `cu_seqlens_q_B1[b]` to `cu_seqlens_q_B1[b + 1]` against the first `context_lens_B[b]` keys of sequence b."""
+    """Queries `cu_seqlens_q_B1[b]` to `[b + 1]` against the first `context_lens_B[b]` keys of sequence b."""
     return (varlen_prefill_attention_triton if q_TND.is_cuda else varlen_prefill_attention_reference)(
         q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_q_B1, max_seqlen_q, scale, sliding_window
     )

@@ -2,8 +2,8 @@
 
     (y1, y2) = (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of a head (the NeoX and Hugging Face convention)
 
-Shape suffixes: T tokens, N query heads, M key heads, D head dim, P positions of the tables (fp32). Arithmetic in fp32, one
-rounding.
+Shape suffixes: T tokens, N query heads, M key heads, D head dim, P positions of the tables (fp32). Arithmetic in
+fp32, one rounding.
 """
 
 import torch

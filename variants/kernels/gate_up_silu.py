@@ -3,9 +3,10 @@
     s = x + residual, rounded to the dtype;  r = 1 / sqrt(mean(s^2) + eps)
     g, u = r (s Wg^T) + bg, r (s Wu^T) + bu;  h = silu(g) * u
 
-Shape suffixes: T tokens (M rows), K inputs, I intermediate size, 2I rows of the packed weight (Wg, then Wu; the norm's weight
-folded in), P tiles of the kernel before. One program holds gate and up of the same columns: two weight tiles and two
-accumulators share each tile of s, so the packed weight needs no interleaving. fp32 throughout, one rounding.
+Shape suffixes: T tokens (M rows), K inputs, I intermediate size, 2I rows of the packed weight (Wg, then Wu; the
+norm's weight folded in), P tiles of the kernel before. One program holds gate and up of the same columns: two weight
+tiles and two accumulators share each tile of s, so the packed weight needs no interleaving. fp32 throughout, one
+rounding.
 """
 
 import torch
@@ -34,8 +35,9 @@ def _gate_up_silu_kernel(
         )  # fmt: skip
     else:
         gate, up, squares = dot_product(
-            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, N, tile_m, tile_n, M, N, 0, K,
-            BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", partials_ptr is None, True, STAGES, EVEN, PREFETCH, PDL,
+            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, N, tile_m, tile_n,
+            M, N, 0, K, BLOCK_M, BLOCK_N, BLOCK_K,
+            PATH == "skinny", partials_ptr is None, True, STAGES, EVEN, PREFETCH, PDL,
         )  # fmt: skip
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     scale = inverse_rms(squares, partials_ptr, num_partials, p_stride, m, M, K, eps, BLOCK_P)

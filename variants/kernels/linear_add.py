@@ -92,7 +92,12 @@ def _tickets(device: torch.device) -> Tensor:
 
 
 def linear_add_triton(
-    x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, residual_TN: Tensor, pdl: bool = False, tile: Tile | None = None
+    x_TK: Tensor,
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    residual_TN: Tensor,
+    pdl: bool = False,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launcher of `_linear_add_kernel`; see `linear_add`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_NK.shape[0]

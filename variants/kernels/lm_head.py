@@ -2,10 +2,10 @@
 
     s = x + residual, rounded to the dtype;  logits = (s * gamma) W^T / sqrt(mean(s^2) + eps);  token = argmax logits
 
-Shape suffixes: B rows, H hidden size, V vocabulary, J vocabulary tiles. Gamma is applied to x, because a tied W cannot take it
-in: s * gamma is rounded to the dtype, the products accumulate in fp32 and the logits stay fp32. Two stages: the best
-logit of each vocabulary tile, then the best of those. Equal logits: the lowest token wins. A NaN logit counts as +inf, so
-that a broken row still yields a token of the vocabulary, the one torch.argmax would take.
+Shape suffixes: B rows, H hidden size, V vocabulary, J vocabulary tiles. Gamma is applied to x, because a tied W
+cannot take it in: s * gamma is rounded to the dtype, the products accumulate in fp32 and the logits stay fp32. Two
+stages: the best logit of each vocabulary tile, then the best of those. Equal logits: the lowest token wins. A NaN
+logit counts as +inf, so that a broken row still yields a token of the vocabulary, the one torch.argmax would take.
 """
 
 import torch
@@ -54,7 +54,7 @@ def _tile_argmax_kernel(
 def _merge_argmax_kernel(
     best_ptr, token_ptr, out_token_ptr, out_best_ptr, num_tiles, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
-    """Program b: the best tile of row b. A lane sees its tiles in rising order and only a better one replaces its own."""
+    """Program b: the best tile of row b, the lowest token among equals."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -74,7 +74,12 @@ def _merge_argmax_kernel(
 
 
 def norm_lm_head_argmax_triton(
-    x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, weight_VH: Tensor, eps: float, pdl: bool = False
+    x_BH: Tensor,
+    residual_BH: Tensor | None,
+    norm_weight_H: Tensor | None,
+    weight_VH: Tensor,
+    eps: float,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Launcher of `_tile_argmax_kernel` and `_merge_argmax_kernel`; see `norm_lm_head_argmax`."""
     (m, k), n, device = x_BH.shape, weight_VH.shape[0], x_BH.device
@@ -106,7 +111,12 @@ def merge_argmax_triton(tile_best_BJ: Tensor, tile_token_BJ: Tensor, pdl: bool =
 
 
 def norm_lm_head_argmax_reference(
-    x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, weight_VH: Tensor, eps: float, pdl: bool = False
+    x_BH: Tensor,
+    residual_BH: Tensor | None,
+    norm_weight_H: Tensor | None,
+    weight_VH: Tensor,
+    eps: float,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Plain-PyTorch twin of `norm_lm_head_argmax_triton`; float64 inputs make it the oracle."""
     compute = torch.promote_types(x_BH.dtype, torch.float32)
@@ -118,7 +128,12 @@ def norm_lm_head_argmax_reference(
 
 
 def norm_lm_head_argmax(
-    x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, weight_VH: Tensor, eps: float, pdl: bool = False
+    x_BH: Tensor,
+    residual_BH: Tensor | None,
+    norm_weight_H: Tensor | None,
+    weight_VH: Tensor,
+    eps: float,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(greedy tokens int64 [B], their logits fp32 [B])."""
     return (norm_lm_head_argmax_triton if x_BH.is_cuda else norm_lm_head_argmax_reference)(

@@ -2,10 +2,10 @@
 
     s = x + residual, rounded to the dtype;  y = (s W^T) / sqrt(mean(s^2) + eps) + bias
 
-Shape suffixes: T tokens (M rows), K inputs, N outputs, P tiles of the kernel before. The norm's weight is folded into W when the
-weights are prepared, 1/rms is applied to the fp32 accumulator, and the result is rounded once: as accurate as norming first
-with one rounding (2.33e-3 against 2.34e-3 relative error in bf16) and better than norming with two. Folding and deferral:
-FlashNorm (Graef and others); sums of squares from the kernel before: quack's gemm_rms.
+Shape suffixes: T tokens (M rows), K inputs, N outputs, P tiles of the kernel before. The norm's weight is folded into
+W when the weights are prepared, 1/rms is applied to the fp32 accumulator, and the result is rounded once: as accurate
+as norming first with one rounding (2.33e-3 against 2.34e-3 relative error in bf16) and better than norming with two.
+Folding and deferral: FlashNorm (Graef and others); sums of squares from the kernel before: quack's gemm_rms.
 """
 
 import torch
@@ -34,8 +34,9 @@ def _norm_linear_kernel(
         )  # fmt: skip
     else:
         acc, _, squares = dot_product(
-            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, 0, tile_m, tile_n, M, N, 0, K,
-            BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", partials_ptr is None, False, STAGES, EVEN, PREFETCH, PDL,
+            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, 0, tile_m, tile_n,
+            M, N, 0, K, BLOCK_M, BLOCK_N, BLOCK_K,
+            PATH == "skinny", partials_ptr is None, False, STAGES, EVEN, PREFETCH, PDL,
         )  # fmt: skip
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     scale = inverse_rms(squares, partials_ptr, num_partials, p_stride, m, M, K, eps, BLOCK_P)
@@ -91,8 +92,8 @@ def norm_linear(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y [T, N], s [T, K]); the norm's weight is already in `weight_NK`, and s is x itself without a residual.
 
-    `partials_TP` are sums of squares of x per tile (fp32, from `linear_add`): with them nothing is squared here. Inputs are
-    never written; rows may be strided.
+    `partials_TP` are sums of squares of x per tile (fp32, from `linear_add`): with them nothing is squared here.
+    Inputs are never written; rows may be strided.
     """
     return (norm_linear_triton if x_TK.is_cuda else norm_linear_reference)(
         x_TK, residual_TK, weight_NK, bias_N, eps, partials_TP, pdl

@@ -2,8 +2,9 @@
 
     s = x (+ residual, rounded to the dtype);  acc = (s * gamma) W^T;  squares = sum_k s^2
 
-Shape suffixes: M rows, N outputs, K inputs. Accumulation in fp32. On the gemv and skinny paths acc is [N, M], on the wide path
-[M, N] (see tiles.py). Under PDL only weights, which are constants, are loaded or prefetched before `gdc_wait`.
+Shape suffixes: M rows, N outputs, K inputs. Accumulation in fp32. On the gemv and skinny paths acc is [N, M], on the
+wide path [M, N] (see tiles.py). Under PDL only weights, which are constants, are loaded or prefetched before
+`gdc_wait`.
 """
 
 from engine.kernels._triton import tl, triton
@@ -55,7 +56,8 @@ def load_stream(x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_str
 
 @triton.jit
 def gemv_product(
-    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, x_stride, r_stride, s_stride, w_stride, second, tile_m, tile_n, M, N, K,
+    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, x_stride, r_stride, s_stride, w_stride, second, tile_m, tile_n,
+    M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr, DUAL: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -76,9 +78,11 @@ def gemv_product(
             if DUAL:
                 prefetch_rows(w_ptr + second * w_stride, w_stride, tile_n * BLOCK_N, N, BLOCK_K, K, BLOCK_N)
         tl.extra.cuda.gdc_wait()
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    acc2 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    squares = tl.zeros([BLOCK_M], tl.float32)
+    # Eight neighbours are summed within their thread; threads meet once, after the loop.
+    LANES: tl.constexpr = BLOCK_K // 8
+    acc = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
+    acc2 = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
+    squares = tl.zeros([LANES, BLOCK_M], tl.float32)
     for low in range(0, K, BLOCK_K):
         k = low + cols
         next_mask = (k + BLOCK_K < K)[None, :]
@@ -93,14 +97,26 @@ def gemv_product(
                 x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, mask, k < K, tile_n == 0
             )
             a = scaled.to(tl.float32)[None, :]
-            mine = m == i
-            acc += tl.where(mine[None, :], tl.sum(w.to(tl.float32) * a, axis=1)[:, None], 0.0)
+            acc += _at_row(_sum_eights(w.to(tl.float32) * a, BLOCK_N, LANES), m, i)
             if DUAL:
-                acc2 += tl.where(mine[None, :], tl.sum(w2.to(tl.float32) * a, axis=1)[:, None], 0.0)
+                acc2 += _at_row(_sum_eights(w2.to(tl.float32) * a, BLOCK_N, LANES), m, i)
             if SQUARES:
-                squares += tl.where(mine, tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=0), 0.0)
+                s = s.to(tl.float32)[None, :]
+                squares += tl.reshape(_at_row(_sum_eights(s * s, 1, LANES), m, i), [LANES, BLOCK_M])
         w, w2 = next_w, next_w2
-    return acc, acc2, squares
+    return tl.sum(acc, axis=1), tl.sum(acc2, axis=1), tl.sum(squares, axis=0)
+
+
+@triton.jit
+def _sum_eights(x, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """[ROWS, 8 * LANES] -> [ROWS, LANES]."""
+    return tl.sum(tl.reshape(x, [ROWS, LANES, 8]), axis=2)
+
+
+@triton.jit
+def _at_row(x, m, i: tl.constexpr):
+    """[N, LANES] -> [N, LANES, M], zero but for row i; a selection, since a product would spread NaN."""
+    return tl.where((m == i)[None, None, :], x[:, :, None], 0.0)
 
 
 @triton.jit
@@ -112,7 +128,8 @@ def dot_product(
 ):  # fmt: skip
     """(acc, acc of rows `second` further on, squares [M]) over columns [k_low, k_high) on the tensor cores.
 
-    SWAP makes the weights the left operand, acc [N, M]. EVEN: BLOCK_K divides the range, so that no column needs a mask.
+    SWAP makes the weights the left operand, acc [N, M]. EVEN: BLOCK_K divides the range, so that no column needs a
+    mask.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -121,7 +138,11 @@ def dot_product(
             if DUAL:
                 prefetch_rows(w_ptr + second * w_stride, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
         tl.extra.cuda.gdc_wait()
-    m, n, cols = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    m, n, cols = (
+        tile_m * BLOCK_M + tl.arange(0, BLOCK_M),
+        tile_n * BLOCK_N + tl.arange(0, BLOCK_N),
+        tl.arange(0, BLOCK_K),
+    )
     row = m.to(tl.int64)[:, None]
     w_rows = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)

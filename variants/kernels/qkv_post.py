@@ -2,9 +2,10 @@
 
     q = rope(norm(q)) to a new tensor;  k = rope(norm(k)) and v to slot slots[t] of their caches
 
-Shape suffixes: T tokens, O packed outputs (N query heads, then M key heads, then M value heads, of D each), P positions of the
-tables (fp32). A norm is skipped where its weight is None. RoPE is half-split, as in engine/kernels/rope.py, the caches
-are as in engine/kernels/kv_store.py. Arithmetic in fp32, one rounding for all of it.
+Shape suffixes: T tokens, O packed outputs (N query heads, then M key heads, then M value heads, of D each), P
+positions of the tables (fp32). A norm is skipped where its weight is None. RoPE is half-split, as in
+engine/kernels/rope.py, the caches are as in engine/kernels/kv_store.py. Arithmetic in fp32, one rounding for all of
+it.
 """
 
 import torch
@@ -22,7 +23,7 @@ HEADS_PER_PROGRAM = 8
 def _norm_rotate_store(
     x, y, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.constexpr, DTYPE: tl.constexpr
 ):  # fmt: skip
-    """Norm (if there is a weight) and rotate the heads at `x`, whose first halves are [heads, HALF]; store them at `y`."""
+    """Norm (if there is a weight) and rotate the heads at `x`; store them at `y`. Pointers are to first halves."""
     live = d < HALF
     cos = tl.load(cos_ptr + row * HALF + d, mask=live, other=0.0)
     sin = tl.load(sin_ptr + row * HALF + d, mask=live, other=0.0)

@@ -20,8 +20,9 @@ WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
 class Tile:
     """How a product is cut up.
 
-    `gemv` streams weight rows through registers; `skinny` makes the weights the wide operand of the tensor cores, so that
-    few rows of x pad to 8 and not to 64; `wide` is the usual tiled product, its programs ordered in groups of rows.
+    `gemv` streams weight rows through registers; `skinny` makes the weights the wide operand of the tensor cores, so
+    that few rows of x pad to 8 and not to 64; `wide` is the usual tiled product, its programs ordered in groups of
+    rows.
     """
 
     path: Literal["gemv", "skinny", "wide"]
@@ -37,9 +38,7 @@ class Tile:
         return cdiv(m, self.block_m) * cdiv(n, self.block_n), self.splits
 
 
-def linear_tile(
-    m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 1, can_split: bool = False
-) -> Tile:
+def linear_tile(m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 1, can_split: bool = False) -> Tile:
     """The tile of x [m, k] times `weights` matrices [n, k] at once; `can_split` where the caller can add parts of K."""
     if m <= MAX_GEMV_ROWS:
         return _gemv_tile(m, n, k, itemsize * weights, sms)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.kernel_gates import DEVICE, DTYPES, ROWS, guard_outputs, randn, relative_error, strided, tolerance
 
 from engine.kernels.activation import silu_mul, silu_mul_reference, silu_mul_triton
+from tests.kernel_gates import DEVICE, DTYPES, ROWS, guard_outputs, randn, relative_error, strided, tolerance
 
 # The interpreter computes NaN and infinities with numpy, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

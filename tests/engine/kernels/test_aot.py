@@ -1,18 +1,22 @@
 """Every kernel of the baseline compiles for sm_90 without spills."""
 
 import pytest
-from tests.kernel_aot import AotCase, assert_fits, compile_cases
 
 from engine.kernels.prefill_attention import prefill_tile
+from tests.kernel_aot import AotCase, assert_fits, compile_cases
 
-POINTERS = {f"{name}_ptr": "*bf16:16" for name in ("x", "y", "s", "q", "k", "v", "o", "weight", "residual", "k_cache", "v_cache")}
+POINTERS = {
+    f"{name}_ptr": "*bf16:16"
+    for name in ("x", "y", "s", "q", "k", "v", "o", "weight", "residual", "k_cache", "v_cache")
+}
 INDICES = {f"{name}_ptr": "*i32:16" for name in ("tables", "lens", "cu_seqlens", "positions", "slots")}
 FP32 = {f"{name}_ptr": "*fp32:16" for name in ("cos", "sin", "lse", "parts")}
 OUTPUTS = {"q_out_ptr": "*bf16:16", "k_out_ptr": "*bf16:16"}
 STRIDES = {
     name: "i32:16"
     for name in (
-        *("x_stride_t", "x_stride_h", "y_stride_t", "y_stride_h", "r_stride_t", "s_stride_t", "k_stride_t", "k_stride_h"),
+        *("x_stride_t", "x_stride_h", "y_stride_t", "y_stride_h", "r_stride_t", "s_stride_t", "k_stride_t"),
+        "k_stride_h",
         *("v_stride_t", "v_stride_h", "q_stride_t", "q_stride_b", "q_stride_h", "q_out_stride_t", "q_out_stride_h"),
         *("k_out_stride_t", "k_out_stride_h", "o_stride_t", "o_stride_b", "o_stride_h", "o_stride_s", "table_stride"),
         *("cache_stride_block", "cache_stride_pos", "cache_stride_h", "H", "I"),
@@ -25,8 +29,8 @@ PDL = {"launch_pdl": True}
 
 def decode(d: int, splits: int, window: bool) -> AotCase:
     constexprs = {
-        "D": d, "BLOCK_D": 128 if d > 64 else 64, "BLOCK_G": 16, "BLOCK_SIZE": 64, "TILE": 64, "SPLITS": splits, "STAGES": 3,
-        "PDL": True, **({} if window else {"window": None}), **({"lse_ptr": None} if splits == 1 else {}),
+        "D": d, "BLOCK_D": 128 if d > 64 else 64, "BLOCK_G": 16, "BLOCK_SIZE": 64, "TILE": 64, "SPLITS": splits,
+        "STAGES": 3, "PDL": True, **({} if window else {"window": None}), **({"lse_ptr": None} if splits == 1 else {}),
     }  # fmt: skip
     types = TYPES | ({"o_ptr": "*fp32:16"} if splits > 1 else {})
     name = f"decode d={d} splits={splits} window={window}"
@@ -36,8 +40,8 @@ def decode(d: int, splits: int, window: bool) -> AotCase:
 def prefill(d: int, max_query: int, block_size: int, window: bool) -> AotCase:
     block_m, keys, warps, stages = prefill_tile(max_query, d, block_size)
     constexprs = {
-        "D": d, "BLOCK_D": 128 if d > 64 else 64, "BLOCK_SIZE": block_size, "BLOCK_M": block_m, "TILE": keys, "STAGES": stages,
-        **({} if window else {"window": None}),
+        "D": d, "BLOCK_D": 128 if d > 64 else 64, "BLOCK_SIZE": block_size, "BLOCK_M": block_m, "TILE": keys,
+        "STAGES": stages, **({} if window else {"window": None}),
     }  # fmt: skip
     name = f"prefill d={d} max_query={max_query} block_size={block_size} window={window}"
     return AotCase(name, "engine.kernels.prefill_attention:_prefill_kernel", TYPES, constexprs, warps)
@@ -62,8 +66,8 @@ CASES = [
         "merge", "engine.kernels.decode_attention:_merge_kernel", TYPES | {"D": "i32:16"},
         {"SPLITS": 64, "BLOCK_S": 64, "BLOCK_D": 128, "PDL": True}, 4, PDL,
     ),
-    prefill(64, 2048, 64, False), prefill(64, 2048, 128, False), prefill(128, 2048, 64, False), prefill(128, 16, 16, False),
-    prefill(128, 2048, 64, True), prefill(96, 2048, 64, False),
+    prefill(64, 2048, 64, False), prefill(64, 2048, 128, False), prefill(128, 2048, 64, False),
+    prefill(128, 16, 16, False), prefill(128, 2048, 64, True), prefill(96, 2048, 64, False),
 ]  # fmt: skip
 
 

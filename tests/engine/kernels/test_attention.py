@@ -4,23 +4,37 @@ import itertools
 
 import pytest
 import torch
-from tests.kernel_gates import (
-    DEVICE, DTYPES, assert_deterministic, assert_pdl_changes_nothing, guard_outputs, randn, relative_error, tolerance,
-    unit_roundoff,
-)  # fmt: skip
 
 from engine.kernels.attention import paged_decode_attention, varlen_prefill_attention
 from engine.kernels.decode_attention import (
-    num_splits, paged_decode_attention_reference, paged_decode_attention_triton,
+    MAX_SPLITS,
+    MIN_SPLIT_TOKENS,
+    PROGRAMS_PER_SM,
+    num_splits,
+    paged_decode_attention_reference,
+    paged_decode_attention_triton,
 )  # fmt: skip
 from engine.kernels.prefill_attention import (
-    prefill_tile, varlen_prefill_attention_reference, varlen_prefill_attention_triton,
+    prefill_tile,
+    varlen_prefill_attention_reference,
+    varlen_prefill_attention_triton,
+)  # fmt: skip
+from tests.kernel_gates import (
+    DEVICE,
+    DTYPES,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    tolerance,
+    unit_roundoff,
 )  # fmt: skip
 
 HEADS = [(9, 3, 64), (4, 2, 128), (5, 1, 80), (2, 2, 96)]
 
 # The interpreter computes NaN and infinities with numpy, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 
 def pages(lens, m, d, block_size, dtype, spare=1):
@@ -60,7 +74,7 @@ def test_decode_matches_float64(heads, block_size, splits, dtype, monkeypatch):
     assert relative_error(o, oracle) < attention_tolerance(dtype)
 
 
-@pytest.mark.parametrize(("window", "splits"), itertools.product([1, 37, 64, 1000], [1, 4]))
+@pytest.mark.parametrize(("window", "splits"), list(itertools.product([1, 37, 64, 1000], [1, 4])))
 def test_decode_slides_its_window(window, splits):
     lens = [130, 64, 3]
     k, v, tables, context_lens = pages(lens, 2, 16, 32, torch.float32)
@@ -85,11 +99,10 @@ def test_decode_keeps_nan_and_outliers_in_their_sequence():
 
 
 def test_the_number_of_splits_fits_the_grid_and_the_longest_context():
-    assert num_splits(batch=1, num_kv_heads=8, max_context=128, sms=132) == 1
-    assert num_splits(batch=1, num_kv_heads=8, max_context=1024, sms=132) == 8
-    assert num_splits(batch=1, num_kv_heads=8, max_context=131072, sms=132) == 64
-    assert num_splits(batch=64, num_kv_heads=8, max_context=4096, sms=132) == 1
-    assert num_splits(batch=16, num_kv_heads=8, max_context=4096, sms=132) == 4
+    assert num_splits(batch=1, num_kv_heads=8, max_context=2 * MIN_SPLIT_TOKENS, sms=132) == 1
+    assert num_splits(batch=1, num_kv_heads=8, max_context=9 * MIN_SPLIT_TOKENS, sms=132) == 9
+    assert num_splits(batch=1, num_kv_heads=8, max_context=131072, sms=132) == MAX_SPLITS
+    assert num_splits(batch=16, num_kv_heads=8, max_context=4096, sms=132) == PROGRAMS_PER_SM * 132 // 128
     assert num_splits(batch=512, num_kv_heads=32, max_context=4096, sms=132) == 1
 
 
@@ -143,7 +156,7 @@ def test_prefill_keeps_nan_queries_in_their_row():
 
 
 @pytest.mark.parametrize(
-    ("max_query", "d", "block_size"), itertools.product([1, 64, 65, 4096], [64, 96, 128, 256], [16, 64, 256])
+    ("max_query", "d", "block_size"), list(itertools.product([1, 64, 65, 4096], [64, 96, 128, 256], [16, 64, 256]))
 )
 def test_prefill_tiles_stay_inside_a_page(max_query, d, block_size):
     block_m, keys, warps, _ = prefill_tile(max_query, d, block_size)

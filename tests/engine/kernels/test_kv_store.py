@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.kernel_gates import DEVICE, DTYPES, randn
 
 from engine.kernels.kv_store import store_kv, store_kv_reference, store_kv_triton
+from tests.kernel_gates import DEVICE, DTYPES, randn
 
 
 def inputs(rows, m, d, dtype, slot_dtype=torch.int32):

@@ -2,17 +2,31 @@
 
 import pytest
 import torch
+
+from engine.kernels.norm import (
+    add_rms_norm,
+    add_rms_norm_reference,
+    add_rms_norm_triton,
+    norm_tile,
+    rms_norm,
+    rms_norm_reference,
+    rms_norm_triton,
+)  # fmt: skip
 from tests.kernel_gates import (
-    DEVICE, DTYPES, ROWS, assert_deterministic, assert_pdl_changes_nothing, guard_outputs, randn, relative_error, strided,
+    DEVICE,
+    DTYPES,
+    ROWS,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    strided,
     tolerance,
 )  # fmt: skip
 
-from engine.kernels.norm import (
-    add_rms_norm, add_rms_norm_reference, add_rms_norm_triton, norm_tile, rms_norm, rms_norm_reference, rms_norm_triton,
-)  # fmt: skip
-
 EPS = 1e-6
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 
 def oracle(x, weight, eps=EPS):

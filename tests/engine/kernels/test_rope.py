@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.kernel_gates import DEVICE, DTYPES, guard_outputs, randn, relative_error, tolerance
 
 from engine.kernels.rope import rope, rope_reference, rope_triton
+from tests.kernel_gates import DEVICE, DTYPES, guard_outputs, randn, relative_error, tolerance
 
 # The interpreter computes NaN and infinities with numpy, which warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 
 def tables(d, positions=50):

@@ -1,8 +1,8 @@
 """Every fused kernel compiles for sm_90 without spills, and its weights are on their way before it waits."""
 
 import pytest
-from tests.kernel_aot import AotCase, assert_fits, compile_cases
 
+from tests.kernel_aot import AotCase, assert_fits, compile_cases
 from variants.kernels.tiles import linear_tile
 
 BF16 = ("x", "y", "s", "h", "w", "q", "residual", "bias", "gamma", "qkv", "q_norm", "k_norm", "k_cache", "v_cache")
@@ -16,7 +16,14 @@ TYPES = (
     | {f"{name}_ptr": "*fp32:16" for name in FP32}
     | {f"{name}_ptr": "*i32:16" for name in ("tickets", "token", "positions", "slots")}
     | {name: "i32:16" for name in MULTIPLES_OF_16}
-    | {"out_token_ptr": "*i64:16", "M": "i32", "num_partials": "i32", "p_stride": "i32", "num_tiles": "i32", "eps": "fp32"}
+    | {
+        "out_token_ptr": "*i64:16",
+        "M": "i32",
+        "num_partials": "i32",
+        "p_stride": "i32",
+        "num_tiles": "i32",
+        "eps": "fp32",
+    }
 )
 PDL = {"launch_pdl": True}
 
@@ -74,7 +81,9 @@ CASES = [
     lm_head(1, 151936, 1024),
     lm_head(64, 151936, 1024),
     lm_head(200, 49152, 576),
-    AotCase("merge_argmax", "variants.kernels.lm_head:_merge_argmax_kernel", TYPES, {"BLOCK": 2048, "PDL": True}, 8, PDL),
+    AotCase(
+        "merge_argmax", "variants.kernels.lm_head:_merge_argmax_kernel", TYPES, {"BLOCK": 2048, "PDL": True}, 8, PDL
+    ),
     AotCase(
         "qkv_post", "variants.kernels.qkv_post:_qkv_post_kernel", TYPES | {"N": "i32", "M": "i32"},
         {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": 8, "PDL": True}, 4, PDL,

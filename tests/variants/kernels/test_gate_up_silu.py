@@ -2,16 +2,24 @@
 
 import pytest
 import torch
-from tests.kernel_gates import (
-    DTYPES, ROWS, assert_deterministic, assert_pdl_changes_nothing, guard_outputs, randn, relative_error, strided,
-    tolerance, unit_roundoff,
-)  # fmt: skip
 
 from engine.kernels.activation import silu_mul_triton
 from engine.kernels.norm import rms_norm_triton
+from tests.kernel_gates import (
+    DTYPES,
+    ROWS,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    strided,
+    tolerance,
+    unit_roundoff,
+)  # fmt: skip
 from variants.kernels.gate_up_silu import norm_gate_up_silu, norm_gate_up_silu_reference, norm_gate_up_silu_triton
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 EPS = 1e-6
 # (K, I): odd, and on a GPU the models' own.
 SHAPES = [

@@ -2,16 +2,24 @@
 
 import pytest
 import torch
-from tests.kernel_gates import (
-    DEVICE, DTYPES, ROWS, assert_deterministic, assert_pdl_changes_nothing, guard_outputs, randn, relative_error,
-    strided, tolerance,
-)  # fmt: skip
 
+from tests.kernel_gates import (
+    DEVICE,
+    DTYPES,
+    ROWS,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    strided,
+    tolerance,
+)  # fmt: skip
 from variants.kernels.linear_add import _tickets, linear_add, linear_add_reference, linear_add_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
 from variants.kernels.tiles import Tile
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 # (K, N): odd, and on a GPU the models' own.
 SHAPES = [
     (1100, 75),

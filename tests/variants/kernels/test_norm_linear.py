@@ -2,21 +2,32 @@
 
 import pytest
 import torch
-from tests.kernel_gates import (
-    DEVICE, DTYPES, ROWS, assert_deterministic, assert_pdl_changes_nothing, guard_outputs, randn, relative_error, strided,
-    tolerance,
-)  # fmt: skip
 
 from engine.kernels.norm import rms_norm_triton
+from tests.kernel_gates import (
+    DEVICE,
+    DTYPES,
+    ROWS,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    strided,
+    tolerance,
+)  # fmt: skip
 from variants.kernels.norm_linear import norm_linear, norm_linear_reference, norm_linear_triton
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 EPS = 1e-6
 # (K, N): odd, and on a GPU the models' own.
 SHAPES = [
     (136, 75),
     (99, 40),
-    *(pytest.param(k, n, marks=pytest.mark.gpu) for k, n in [(736, 1128), (5125, 513), (576, 960), (1024, 4096), (4096, 6144)]),
+    *(
+        pytest.param(k, n, marks=pytest.mark.gpu)
+        for k, n in [(736, 1128), (5125, 513), (576, 960), (1024, 4096), (4096, 6144)]
+    ),
 ]
 
 

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from tests.kernel_gates import (
-    DEVICE, DTYPES, assert_deterministic, assert_pdl_changes_nothing, guard_outputs, randn, relative_error, strided,
-    tolerance, unit_roundoff,
-)  # fmt: skip
 
+from tests.kernel_gates import (
+    DEVICE,
+    DTYPES,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    strided,
+    tolerance,
+    unit_roundoff,
+)  # fmt: skip
 from variants.kernels.qkv_post import qk_norm_rope_store, qk_norm_rope_store_reference, qk_norm_rope_store_triton
 
 EPS = 1e-6
