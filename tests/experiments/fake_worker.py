@@ -3,8 +3,8 @@
     python fake_worker.py RULES
 
 RULES is a JSON file: a list of {"do": ..., "on": "load" | "verify" | "measure"} with what must match: "variant",
-"batch", "length", "round"; "times" limits how often a rule applies over all processes. Every measurement is added to RULES.log
-as one line: variant, cell, start and end.
+"batch", "length", "round"; "times" limits how often a rule applies over all processes. RULES.log gets a line for every
+measurement: variant, cell, start and end.
 """
 
 import json

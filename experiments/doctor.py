@@ -1,0 +1,220 @@
+"""`fusebench doctor`: what this machine has and lacks, and the mend for each. Starts no engine and imports no torch.
+
+Exit code 0 when a sweep can run here, 1 when it cannot.
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from experiments.command_line import run_command
+from experiments.compose import compose
+from experiments.environment import find_gpu, package_version, run_quietly
+from experiments.errors import UserError
+from experiments.fetch import MODELS, cache_dir, cached_model
+
+PYTHON = (3, 11)
+NEWEST_NVTX_FOR_OLD_NSYS = (0, 2, 11)
+LITTLE_SPACE_BYTES = 2 * 2**30
+DEBIAN_HOST = Path("/usr/lib/nsight-systems/host-linux-x64")
+# Clock limits by choice or idling, not by heat or power: idle, application clocks, sync boost, display (nvml.h).
+HARMLESS_THROTTLING = 0x1 | 0x2 | 0x10 | 0x100
+
+
+class Level(StrEnum):
+    """How bad: `lacks` leaves something out, `broken` keeps sweeps from running."""
+
+    OK = "ok"
+    NOTE = "note"
+    LACKS = "lacks"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `mend` says what to do about it."""
+
+    level: Level
+    what: str
+    mend: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the diagnosis; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    if arguments:
+        raise UserError(f"doctor takes no arguments, not {arguments[0]!r}")
+    findings = diagnose()
+    print("\n".join(line for finding in findings for line in _lines(finding)))
+    return 1 if any(finding.level is Level.BROKEN for finding in findings) else 0
+
+
+def diagnose() -> list[Finding]:
+    """Every finding, in the order of what depends on what."""
+    checks = (_python, _packages, _gpu, _nsys, _ncu, _nvtx, _model, _space)
+    return [finding for check in checks for finding in check()]
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    yield f"{finding.level:7}{finding.what}"
+    if finding.mend:
+        yield f"{'':7}-> {finding.mend}"
+
+
+def _python() -> Iterator[Finding]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < PYTHON:
+        yield Finding(Level.BROKEN, f"Python {found}", "make the environment with Python 3.11 or later")
+    else:
+        yield Finding(Level.OK, f"Python {found}")
+
+
+def _packages() -> Iterator[Finding]:
+    for name, oldest, needed in (("torch", (2, 11), True), ("triton", (3, 6), False), ("transformers", (5,), True)):
+        found = package_version(name)
+        wanted = f"{name}>={'.'.join(map(str, oldest))}"
+        mend = f"python -m pip install '{wanted}'"
+        if found is None:
+            missing = f"{name} is not installed" + (
+                "" if needed else ": only the kernels' plain-PyTorch twins run here"
+            )
+            yield Finding(Level.BROKEN if needed else Level.LACKS, missing, mend)
+        elif numbers(found) < oldest:
+            yield Finding(Level.BROKEN, f"{name} {found} is older than {wanted}", mend)
+        else:
+            yield Finding(Level.OK, f"{name} {found}")
+
+
+def _gpu() -> Iterator[Finding]:
+    gpu = find_gpu()
+    if gpu is None:
+        blind = shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+        why = "CUDA_VISIBLE_DEVICES hides the GPU" if blind else "no NVIDIA GPU"
+        mend = "unset CUDA_VISIBLE_DEVICES" if blind else "none needed for the twins; speed takes a GPU and its driver"
+        yield Finding(Level.NOTE, f"{why}: variants run on the plain-PyTorch twins of their kernels", mend)
+        return
+    more = f", the first of {gpu.count}" if gpu.count > 1 else ""
+    yield Finding(Level.OK, f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}{more}")
+    if "+cpu" in (package_version("torch") or ""):
+        yield Finding(
+            Level.LACKS, "torch is a CPU build, so the GPU stays idle", "python -m pip install a CUDA build of torch"
+        )
+    if package_version("nvidia-ml-py") is None:
+        mend = "python -m pip install 'fusebench[gpu]'"
+        yield Finding(Level.LACKS, "nvidia-ml-py is not installed: clocks, power and energy go unrecorded", mend)
+    yield from _gpu_state()
+
+
+def _gpu_state() -> Iterator[Finding]:
+    """Whatever else would spoil a measurement: other processes, heat."""
+    if others := (
+        run_quietly("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader") or ""
+    ).split("\n"):
+        count = sum(bool(line.strip()) for line in others)
+        if count:
+            yield Finding(
+                Level.NOTE, f"{count} other processes use the GPU", "times are only good on a GPU of one's own"
+            )
+    query = "clocks.sm,clocks.max.sm,clocks_throttle_reasons.active,temperature.gpu"
+    state = run_quietly("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
+    fields = [field.strip() for field in (state or "").splitlines()[:1] for field in field.split(",")]
+    if len(fields) != 4:
+        return
+    now_mhz, most_mhz, reasons, celsius = fields
+    text = f"SM clock {now_mhz} of {most_mhz} MHz, {celsius} C"
+    throttled = reasons.startswith("0x") and int(reasons, 16) & ~HARMLESS_THROTTLING
+    mend = "let it cool, or raise its power limit; a sweep records these reasons per cell"
+    yield Finding(Level.NOTE, f"{text}, throttled ({reasons})", mend) if throttled else Finding(Level.OK, text)
+
+
+def _nsys() -> Iterator[Finding]:
+    path = shutil.which("nsys")
+    if path is None:
+        mend = "install Nsight Systems (Debian: nsight-systems of non-free), or use `fusebench trace profiler=torch`"
+        yield Finding(Level.LACKS, "nsys is not on PATH: no traces", mend)
+        return
+    version = re.search(r"\d+(\.\d+)+", run_quietly("nsys", "--version") or "")
+    what = f"nsys {version[0] if version else 'of unknown version'}"
+    if find_importer(Path(path)):
+        yield Finding(Level.OK, f"{what}, with its importer")
+        return
+    mend = "install the whole of Nsight Systems, host part included"
+    if (DEBIAN_HOST / "QdstrmImporter").exists():
+        mend = f"ln -s {DEBIAN_HOST} {Path(path).resolve().parent.parent}/"
+    yield Finding(Level.LACKS, f"{what} cannot find its importer: it would leave a .qdstrm and no report", mend)
+
+
+def find_importer(nsys: Path) -> Path | None:
+    """QdstrmImporter where nsys looks for it: in host-linux-* beside the folder of its own executable."""
+    root = nsys.resolve().parent.parent
+    return next(iter(sorted(root.glob("host-linux-*/QdstrmImporter"))), None)
+
+
+def _ncu() -> Iterator[Finding]:
+    if shutil.which("ncu"):
+        yield Finding(Level.OK, "ncu is on PATH")
+    else:
+        yield Finding(Level.NOTE, "ncu is not on PATH: nothing here needs it, looking inside one kernel does")
+
+
+def _nvtx() -> Iterator[Finding]:
+    found = package_version("nvtx")
+    mend = "python -m pip install nvtx==0.2.11"
+    if found is None:
+        yield Finding(Level.LACKS, "nvtx is not installed: traces have no ranges", mend)
+    elif numbers(found) > NEWEST_NVTX_FOR_OLD_NSYS:
+        yield Finding(Level.LACKS, f"nvtx {found} records no range at all under nsys 2022.4 and 2023.4", mend)
+    else:
+        yield Finding(Level.OK, f"nvtx {found}")
+
+
+def _model() -> Iterator[Finding]:
+    for name in MODELS:
+        if cached_model(name):
+            yield Finding(Level.OK, f"{name} is in the cache")
+        else:
+            mend = f"fusebench fetch {name}"
+            yield Finding(Level.LACKS, f"{name} is not in the cache: seeded random weights of its shape instead", mend)
+
+
+def _space() -> Iterator[Finding]:
+    places: tuple[tuple[str, Callable[[], Path]], ...] = (
+        ("results", lambda: Path(compose([]).results_dir)),
+        ("model cache", cache_dir),
+    )
+    for name, place in places:
+        folder = _existing(place())
+        free = shutil.disk_usage(folder).free
+        if not os.access(folder, os.W_OK):
+            yield Finding(Level.BROKEN, f"the {name} folder cannot be written", f"chmod u+w {folder}, or name another")
+        elif free < LITTLE_SPACE_BYTES:
+            yield Finding(Level.LACKS, f"{free / 2**30:.1f} GiB free for the {name}", f"make room around {folder}")
+        else:
+            yield Finding(Level.OK, f"{free / 2**30:.0f} GiB free for the {name}")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.expanduser().resolve()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """(2, 13, 0) of 2.13.0+cpu."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
