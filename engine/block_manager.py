@@ -127,8 +127,8 @@ class BlockManager:
             assert len(set(sequence.blocks)) == len(sequence.blocks), (
                 f"request {sequence.request_id} holds a block twice"
             )
-            for block in sequence.blocks:
-                refs[block] += 1
+            for index in sequence.blocks:
+                refs[index] += 1
         for index, block in enumerate(self.blocks):
             assert block.refs == refs[index], f"block {index}: {block.refs} references counted, {refs[index]} held"
             assert (block.refs == 0) == (index in self._free), f"block {index}: free list and references disagree"

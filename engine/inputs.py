@@ -6,6 +6,7 @@ order, so the next upload cannot overtake a step that still reads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from engine.batch import Batch
 from engine.scheduler import Scheduled
 
+Buffer = TypeVar("Buffer", np.ndarray, Tensor)
 INACTIVE = -(2**30)  # Position of a padded decode row: stays negative however often it is advanced.
 
 
@@ -35,7 +37,7 @@ class Layout:
         """Whether every sequence decodes."""
         return self.num_decode == self.num_seqs
 
-    def fields(self, buffer: np.ndarray | Tensor) -> dict[str, np.ndarray | Tensor]:
+    def fields(self, buffer: Buffer) -> dict[str, Buffer]:
         """Views of a packed buffer by name."""
         t, b = self.num_tokens, self.num_seqs
         sizes = {"rows": b, "positions": t, "tables": b * self.table_width}
