@@ -1,11 +1,26 @@
 """Where a rung pays: decided per product, from its rows and its weight's shape.
 
-`MAX_ROWS` comes from measurements on an H200 (docs/challenges.md); other GPUs use it until they are measured.
+The bounds come from measurements on an H200 (docs/challenges.md): each fused kernel in a CUDA graph against what it
+replaces, weights cold in L2. Other GPUs use them until they are measured there.
 """
 
-MAX_ROWS = {"norm_linear": 64, "residual_epilogue": 64, "silu_epilogue": 64, "lm_head": 64}
+# Above this many weights a product is bound by bytes and its launch matters less.
+LARGE_WEIGHTS = 16 * 2**20
+
+# Most rows at which a rung is at least as fast as what it replaces: (small weights, large weights).
+MAX_ROWS = {
+    "norm_linear": (32, 16),
+    "residual_epilogue": (32, 16),
+    "silu_epilogue": (32, 16),
+    "lm_head": (16, 16),
+}
+# A large prefill of a small model: the product is bound by FLOP, the SiLU pass over memory is what is saved.
+MIN_PREFILL_ROWS = {"silu_epilogue": 2048}
 
 
 def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
     """Whether the fused kernel of `rung` is at least as fast as what it replaces."""
-    return num_rows <= MAX_ROWS[rung]
+    large = num_outputs * num_inputs > LARGE_WEIGHTS
+    if num_rows <= MAX_ROWS[rung][large]:
+        return True
+    return not large and num_rows >= MIN_PREFILL_ROWS.get(rung, num_rows + 1)

@@ -140,7 +140,7 @@ def paged_decode_attention_triton(
         *q_BND.stride()[:2], *k_cache.stride()[:3], block_tables_BP.stride(0),
         *parts.stride()[:2], parts.stride(2) if splits > 1 else 0,
         D=d, BLOCK_D=block_d, BLOCK_G=max(16, next_power_of_2(n // m)), BLOCK_SIZE=block_size,
-        TILE=min(TILE_TOKENS, block_size), SPLITS=splits, STAGES=3, num_warps=4, **pdl_options(pdl),
+        TILE=min(TILE_TOKENS, block_size), SPLITS=splits, STAGES=2, num_warps=4, **pdl_options(pdl),
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(n, batch)](

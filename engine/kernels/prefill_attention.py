@@ -112,7 +112,7 @@ def _prefill_kernel(
 def prefill_tile(max_seqlen_q: int, d: int, block_size: int) -> tuple[int, int, int, int]:
     """(queries a program, keys a tile, warps, stages): a tile stays inside a page; wide heads get fewer keys a tile."""
     keys = min(128 if d <= 64 else 64, block_size)
-    return (64, keys, 4, 3) if max_seqlen_q <= 64 or d > 128 else (128, keys, 8, 3)
+    return (128, keys, 8, 3) if d <= 64 < max_seqlen_q else (64, keys, 4, 3)
 
 
 def varlen_prefill_attention_triton(

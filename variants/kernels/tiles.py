@@ -10,7 +10,10 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, next_power_of_2
 
-MAX_GEMV_ROWS = 4
+# Two rows through registers pay for small weights only; from there on the tensor cores are faster (H200, challenges.md).
+MAX_TWO_ROW_WEIGHTS = 16 * 2**20
+# Larger weights, prefetched for several kernels ahead, push each other out of L2 again.
+MAX_PREFETCH_BYTES = 9 * 2**20
 MAX_SKINNY_ROWS = 64
 # (block_m, block_n) of the wide path, most reuse first.
 WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
@@ -40,7 +43,7 @@ class Tile:
 
 def linear_tile(m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 1, can_split: bool = False) -> Tile:
     """The tile of x [m, k] times `weights` matrices [n, k] at once; `can_split` where the caller can add parts of K."""
-    if m <= MAX_GEMV_ROWS:
+    if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS):
         return _gemv_tile(m, n, k, itemsize * weights, sms)
     if m <= MAX_SKINNY_ROWS:
         return _skinny_tile(m, n, k, itemsize * weights, sms, can_split)
@@ -79,6 +82,7 @@ def _wide_tile(m: int, n: int, itemsize: int, sms: int, weights: int) -> Tile:
 
 
 def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:
-    """Whether weight rows can be bulk-prefetched (whole 16-byte units) and so few rows wait for them that it pays."""
+    """Whether weight rows can be bulk-prefetched (whole 16-byte units), and it pays."""
+    small = weight_NK.numel() * weight_NK.element_size() <= MAX_PREFETCH_BYTES
     aligned = weight_NK.data_ptr() % 16 == 0 and weight_NK.stride(0) % 8 == 0 and weight_NK.shape[1] % 8 == 0
-    return aligned and tile.path != "wide"
+    return small and aligned and tile.path != "wide"
