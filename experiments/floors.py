@@ -160,7 +160,7 @@ def offline_work(model: Mapping[str, Any], requests: Sequence[tuple[int, int]], 
 def nano_vllm_requests(
     count: int, *, prompt: tuple[int, int] = (100, 1024), output: tuple[int, int] = (100, 1024)
 ) -> tuple[tuple[int, int], ...]:
-    """(prompt, output) tokens of nano-vLLM's bench, drawn in its order from seed 0: each prompt's length, then its tokens."""
+    """(prompt, output) tokens of nano-vLLM's bench: its draws from seed 0, each prompt's length, then its tokens."""
     draw = random.Random(0)
     prompts = []
     for _ in range(count):

@@ -13,7 +13,7 @@ from experiments.reporting.headline import (
     correctness,
     lead_variant,
 )
-from experiments.reporting.rows import Analysis
+from experiments.reporting.rows import Analysis, is_right
 
 TWIN_NOTE = (
     "Twin run: on this machine the kernels ran as their plain-PyTorch twins. The pipeline and the answers are real; "
@@ -23,7 +23,7 @@ TWIN_NOTE = (
 
 @dataclass(frozen=True)
 class Card:
-    """One headline number; `counts` are the verdicts of its points."""
+    """One headline number; `counts` are the verdicts of its points, empty where no claim is made."""
 
     title: str
     value: str
@@ -61,13 +61,14 @@ def first_screen(analysis: Analysis) -> FirstScreen:
         _answers(correctness(analysis)),
         *_control(analysis),
         _cells(analysis),
+        *_below_floor(analysis),
         _machine(analysis),
         _code(analysis),
     )
     return FirstScreen(
-        question=info.question or f"What did {info.experiment} measure?",
+        question=info.question or f"What was measured in {info.experiment or 'this run'}?",
         lead=_lead_sentence(analysis, lead),
-        cards=tuple(map(_card, mine)),
+        cards=tuple(_card(a, analysis.run.is_twin) for a in mine),
         facts=facts,
         twin_note=TWIN_NOTE if analysis.run.is_twin else "",
     )
@@ -82,14 +83,15 @@ def _lead_sentence(analysis: Analysis, lead: str | None) -> str:
     return f"{lead} against {BASELINE}{label}: geometric mean of the paired speed-up over all points, 95 % interval"
 
 
-def _card(a: Aggregate) -> Card:
+def _card(a: Aggregate, is_twin: bool) -> Card:
     title = f"{a.model} {a.workload}"
+    counts = {} if is_twin else a.claims
     if a.speedup is None:
-        return Card(title, "no value", "", f"none of {a.num_points} points could be compared", a.claims)
+        return Card(title, "no value", "", f"none of {a.num_points} points could be compared", counts)
     points = f"{a.num_ok} points" if a.num_ok == a.num_points else f"{a.num_ok} of {a.num_points} points"
     span = f"{ratio(a.slowest.speedup)} to {ratio(a.fastest.speedup)}" if a.slowest and a.fastest else ""
     one = a.num_points == 1
-    return Card(title, ratio(a.speedup.value), _bounds(a), "1 point" if one else f"{points}, {span}", a.claims)
+    return Card(title, ratio(a.speedup.value), _bounds(a), "1 point" if one else f"{points}, {span}", counts)
 
 
 def _bounds(a: Aggregate) -> str:
@@ -113,7 +115,7 @@ def _verdicts(analysis: Analysis, lead: str | None) -> list[Fact]:
 
 def _answers(checked: list[Correctness]) -> Fact:
     label = "Answers"
-    wrong = [c for c in checked if c.num_invalid or (c.verdict is not None and not c.verdict.ok)]
+    wrong = [c for c in checked if not c.ok and (c.num_invalid or c.verdict is not None)]
     if wrong:
         return Fact(label, "wrong: " + "; ".join(f"{c.variant} on {c.model}{_why(c)}" for c in wrong), "bad")
     verdicts = [(c, c.verdict) for c in checked if c.verdict is not None]
@@ -132,7 +134,9 @@ def _answers(checked: list[Correctness]) -> Fact:
 
 
 def _why(c: Correctness) -> str:
-    return f" ({c.verdict.reason})" if c.verdict is not None and c.verdict.reason else ""
+    if c.verdict is None or is_right(c.verdict):
+        return f" ({c.num_invalid} invalid cells)"
+    return f" ({c.verdict.reason or 'its figures are not finite'})"
 
 
 def _control(analysis: Analysis) -> list[Fact]:
@@ -157,6 +161,19 @@ def _cells(analysis: Analysis) -> Fact:
     if damaged:
         text += f"; {damaged} file{'s' * (damaged != 1)} could not be read"
     return Fact("Cells", text, "warn" if others or damaged else "")
+
+
+def _below_floor(analysis: Analysis) -> list[Fact]:
+    """Faster than physics means that a ceiling was measured too low, or that the work was not done."""
+    impossible = [r for r in analysis.primary if r.share_of_floor is not None and r.share_of_floor > 1.02]
+    if not impossible:
+        return []
+    worst = max(impossible, key=lambda r: r.share_of_floor or 0.0)
+    text = (
+        f"{len(impossible)} rows are faster than their floor (up to {percent(worst.share_of_floor)}, {worst.variant}): "
+        "a ceiling was measured too low, or work was left out"
+    )
+    return [Fact("Floor", text, "bad")]
 
 
 def _machine(analysis: Analysis) -> Fact:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from experiments.config import BASELINE
 from experiments.records import CellResult, Row, Status, Verdict
-from experiments.reporting.rows import Analysis, key_of
+from experiments.reporting.rows import Analysis, is_right, key_of
 from experiments.stats import Claim, Estimate, estimate, geometric_mean
 
 PREFERRED = "fused"
@@ -42,7 +42,7 @@ class Correctness:
     @property
     def ok(self) -> bool:
         """Checked, and nothing was wrong."""
-        return self.verdict is not None and self.verdict.ok and not self.num_invalid
+        return self.verdict is not None and is_right(self.verdict) and not self.num_invalid
 
 
 def aggregates(analysis: Analysis) -> list[Aggregate]:
@@ -98,7 +98,7 @@ def correctness(analysis: Analysis) -> list[Correctness]:
 
 def _worst_verdict(cells: list[CellResult]) -> Verdict | None:
     verdicts = [c.verdict for c in cells if c.verdict is not None]
-    return max(verdicts, key=lambda v: (not v.ok, _rank(v.kl_max), -v.top1_agreement), default=None)
+    return max(verdicts, key=lambda v: (not is_right(v), _rank(v.kl_max), -v.top1_agreement), default=None)
 
 
 def _rank(kl: float) -> float:

@@ -30,10 +30,10 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
         ),
         (
             "Statistics",
-            "A cell's value in a round is the median of its samples. A variant is paired with the baseline of the same "
-            "round; the speed-up is the median of these ratios, above 1 is faster. Intervals are 95 % Student intervals "
-            f"on the logarithm of the ratios, and take at least {MIN_ROUNDS} rounds; a bootstrap of so few rounds would "
-            "promise more than it holds. A row with any round that is not ok has no value.",
+            "A cell's value in a round is the median of its samples. A variant is paired with the baseline of the "
+            "same round; the speed-up is the median of these ratios, above 1 is faster. Intervals are Student's, 95 %, "
+            f"on the logarithm of the ratios and take at least {MIN_ROUNDS} rounds; a bootstrap of so few rounds would "
+            "promise more than it holds. A row with any failed round has no value.",
         ),
         (
             "Verdicts",

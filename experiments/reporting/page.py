@@ -1,14 +1,14 @@
 """index.html: one file that needs nothing else, no network, no scripts to be read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.reporting.charts.specs import Figure
-from experiments.reporting.charts.svg import GLYPHS, draw, marker, sparkline_counts
+from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap
+from experiments.reporting.charts.svg import GLYPHS, draw, heat_scale, marker, sparkline_counts
 from experiments.reporting.first_screen import first_screen
 from experiments.reporting.formats import Kind, Shown, Table, Value, display
 from experiments.reporting.methods import FORMULAS, commands, methods
@@ -45,7 +45,7 @@ EMPTY = {
     "missing": "No cell was planned.",
     "data": "There is nothing to list.",
 }
-MAX_ROWS = 2000
+NBSP = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,27 @@ def _sections(tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) 
     sections = []
     for name, title in SECTIONS.items():
         plain = [table_block(table) for table in tables.values() if TABLES[table.name].section == name]
-        drawn = [figure_block(figure) for section, figure in figures.values() if section == name]
+        drawn = _without_echoes([figure_block(figure) for section, figure in figures.values() if section == name])
         # The summary table leads its section; the others follow the figures.
         leading = [b for b in plain if b.name == "summary"]
         rest = [b for b in plain if b.name != "summary"]
-        sections.append(Section(name, title, NAVIGATION[name], (*leading, *drawn, *rest), EMPTY.get(name, "")))
+        blocks = tuple(replace(b, caption=b.caption.replace(" %", NBSP + "%")) for b in (*leading, *drawn, *rest))
+        sections.append(Section(name, title, NAVIGATION[name], blocks, EMPTY.get(name, "")))
     return sections
+
+
+def _without_echoes(blocks: list[Block]) -> list[Block]:
+    """Figures of one kind share a caption: it stands under the first of them."""
+    captions = [b.caption for b in blocks]
+    return [replace(b, caption="") if b.caption in captions[:i] else b for i, b in enumerate(blocks)]
 
 
 def figure_block(figure: Figure) -> Block:
     """A figure with its legend and panels."""
+    charts = [panel.chart for panel in figure.panels]
+    flat, heat = isinstance(charts[0], Bars), isinstance(charts[0], Heatmap)
     legend = "".join(
-        f'<span><svg viewBox="-7 -7 14 14" aria-hidden="true">{marker(slot, 0, 0, 5)}</svg>{escape(name)}</span>'
+        f'<span><svg viewBox="-7 -7 14 14" aria-hidden="true">{_key(slot, flat)}</svg>{escape(name)}</span>'
         for name, slot in figure.legend
     )
     panels = "".join(
@@ -124,27 +133,31 @@ def figure_block(figure: Figure) -> Block:
         f"{draw(panel.chart, f'{figure.alt} {panel.title}'.strip())}</div>"
         for panel in figure.panels
     )
-    wide = " wide" if len(figure.panels) == 1 else ""
-    body = (f'<p class="legend">{legend}</p>' if legend else "") + f'<div class="panels{wide}">{panels}</div>'
+    grid = " heat" if heat else (" wide" if isinstance(charts[0], Bars | Dots) else "")
+    keys = heat_scale() if heat else (f'<p class="legend">{legend}</p>' if legend else "")
+    body = f'{keys}<div class="panels{grid}">{panels}</div>'
     images = tuple(f"figures/{figure.name}.{kind}" for kind in ("svg", "png"))
     csv = f"figures/{figure.name}.csv"
     return Block(figure.name, figure.title, figure.caption, Markup(body), csv, "figure", images=images)
 
 
+def _key(slot: int, flat: bool) -> str:
+    """The sign of a legend: the series' marker, or the colour of a bar."""
+    return f'<rect class="q s{slot}" x="-6" y="-6" width="12" height="12"/>' if flat else marker(slot, 0, 0, 5)
+
+
 def table_block(table: Table) -> Block:
     """A table whose head sorts; long ones are cut on the page and whole in their CSV."""
     view = display(table)
-    cut = len(view.rows) - MAX_ROWS
+    entry = TABLES[table.name]
+    most, total = entry.page_rows, len(view.rows)
     head = "".join(
         f'<th scope="col"{"" if _is_text(kind) else " class=n"}><button>{escape(title)}</button></th>'
         for title, kind in zip(view.titles, view.kinds, strict=True)
     )
-    rows = "\n".join(_row(view, index) for index in range(min(len(view.rows), MAX_ROWS)))
-    caption = table.caption + (
-        f" The first {MAX_ROWS:,} of {len(view.rows):,} rows; the CSV has all." if cut > 0 else ""
-    )
+    rows = "\n".join(_row(view, index) for index in range(min(total, most)))
+    caption = table.caption + (f" The first {most:,} of {total:,} rows; the CSV has all." if total > most else "")
     body = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
-    entry = TABLES[table.name]
     return Block(table.name, table.title, caption, Markup(body), f"tables/{table.name}.csv", "table", entry.folded)
 
 

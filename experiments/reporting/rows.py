@@ -1,5 +1,6 @@
 """Cells to rows: one row per (point, variant, metric), summarised over rounds and compared with the baseline."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 from experiments.config import BASELINE
 from experiments.floors import Floor, floor_ms
 from experiments.metrics import METRICS, Better, Metric, metrics_of
-from experiments.records import CellResult, Point, Row, Status
+from experiments.records import CellResult, Point, Row, Status, Verdict
 from experiments.reporting.run import Run
 from experiments.stats import MIN_ROUNDS, Claim, Estimate, SampleError, claim, estimate, holm, paired_ratios
 
@@ -78,24 +79,26 @@ def _floor(run: Run, point: Point) -> Floor | None:
 def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dict[int, float]]:
     """The row of one metric before any comparison, and its value per round; None where it was not sampled at all.
 
-    One round that is not ok makes the row not ok: survivors of a failing cell are no measurement of it.
+    One round that failed makes the row not ok: survivors of a failing cell are no measurement of it. Rounds that were
+    skipped while others ran (a time budget, an interruption) are only fewer rounds.
     """
     point, variant = cells[0].cell.point, cells[0].cell.variant
     kernels = "/".join(sorted({c.kernels for c in cells if c.kernels}))
     row = Row(point.model, point.workload, point.batch, point.length, variant, metric.name, Status.OK, kernels=kernels)
-    failed = [c for c in cells if c.status is not Status.OK]
+    ran = [c for c in cells if c.status is not Status.SKIPPED] or cells
+    failed = [(s, why, c.cell.round) for c in ran for s, why in [_outcome(c)] if s is not Status.OK]
     if failed:
-        status, reason = _worst(failed, len(cells))
-        good = len(cells) - len(failed)
+        status, reason = _worst(failed, len(ran))
+        good = len(ran) - len(failed)
         return (replace(row, status=status, reason=reason, n=good) if metric.primary else None), {}
     values: dict[int, float] = {}
     try:
-        for cell in cells:
+        for cell in ran:
             value = metric.value(cell)
             if value is not None:
                 values[cell.cell.round] = value
-        if metric.primary and len(values) < len(cells):
-            raise SampleError(f"{len(cells) - len(values)} of {len(cells)} rounds have no samples of {metric.sampled}")
+        if metric.primary and len(values) < len(ran):
+            raise SampleError(f"{len(ran) - len(values)} of {len(ran)} rounds have no samples of {metric.sampled}")
     except SampleError as error:
         return (replace(row, status=Status.ERROR, reason=str(error)) if metric.primary else None), {}
     if not values:
@@ -104,11 +107,26 @@ def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dic
     return replace(row, n=got.n, median=got.value, ci_low=got.low, ci_high=got.high), values
 
 
-def _worst(failed: Sequence[CellResult], rounds: int) -> tuple[Status, str]:
-    first = min(failed, key=lambda c: (SEVERITY.index(c.status), c.cell.round))
-    reason = first.reason or "no reason was recorded"
-    alike = sum(c.status is first.status for c in failed)
-    return first.status, reason if alike == rounds else f"{reason} (in {alike} of {rounds} rounds)"
+def _outcome(cell: CellResult) -> tuple[Status, str]:
+    """How a cell ended, held to the rule that there is no speed without a verdict on the answers."""
+    if cell.status is not Status.OK:
+        return cell.status, cell.reason or "no reason was recorded"
+    if cell.verdict is None:
+        return Status.INVALID, "no verdict on its answers was recorded"
+    if not is_right(cell.verdict):
+        return Status.INVALID, cell.verdict.reason or "its verdict is not ok, or not finite"
+    return Status.OK, ""
+
+
+def is_right(verdict: Verdict) -> bool:
+    """Did the answers pass, on finite figures?"""
+    return verdict.ok and all(map(math.isfinite, (verdict.kl_mean, verdict.kl_max, verdict.top1_agreement)))
+
+
+def _worst(failed: Sequence[tuple[Status, str, int]], rounds: int) -> tuple[Status, str]:
+    status, reason, _ = min(failed, key=lambda f: (SEVERITY.index(f[0]), f[2]))
+    alike = sum(other is status for other, _, _ in failed)
+    return status, reason if alike == rounds else f"{reason} (in {alike} of {rounds} rounds)"
 
 
 def _with_floor(row: Row, metric: Metric, floor: Floor | None) -> Row:

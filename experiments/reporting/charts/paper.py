@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.charts.palette import SERIES, heat_color, is_dark
-from experiments.reporting.charts.specs import Bars, Figure, Heatmap, Lines, Panel, Series
+from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Lines, Panel, Series
 from experiments.reporting.charts.svg import log_ticks, short
 
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "h")
@@ -26,6 +26,8 @@ def render(figure: Figure) -> dict[str, bytes]:
 
     with plt.style.context(str(Path(__file__).with_name("fusebench.mplstyle"))):
         canvas = _compose(figure, plt)
+        canvas.get_layout_engine().execute(canvas)
+        canvas.set_layout_engine("none")
         made = {}
         for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
@@ -49,6 +51,8 @@ def _compose(figure: Figure, plt: Any) -> Any:
             _heatmap(panel.chart, ax)
         elif isinstance(panel.chart, Lines):
             _lines(panel.chart, ax)
+        elif isinstance(panel.chart, Dots):
+            _dots(panel.chart, ax)
         else:
             _bars(panel.chart, ax)
     if figure.legend:
@@ -63,6 +67,8 @@ def _size(panel: Panel) -> tuple[float, float]:
         return max(2.2, min(12.0, 0.55 * len(chart.columns) + 0.8)), max(1.3, min(12.0, 0.4 * len(chart.rows) + 0.7))
     if isinstance(chart, Lines):
         return 3.0, 2.5
+    if isinstance(chart, Dots):
+        return 6.5, max(1.5, 0.24 * len(chart.rows) + 0.7)
     return 7.0, max(1.5, 0.2 * sum(len(g.bars) + 0.8 for g in chart.groups) + 0.6)
 
 
@@ -124,27 +130,37 @@ def _curve(series: Series, ax: Any) -> None:
 
 
 def _heatmap(chart: Heatmap, ax: Any) -> None:
+    from matplotlib.collections import PatchCollection
+
     ax.grid(False)
     ax.set_xlim(0, len(chart.columns))
     ax.set_ylim(len(chart.rows), 0)
-    annotate = len(chart.cells) <= MAX_ANNOTATED
+    boxes = []
     for (i, j), cell in chart.cells.items():
         if cell.value is None:
-            box = {"facecolor": "white", "edgecolor": "#9aa3ad", "hatch": "////", "linewidth": 0}
+            style = {"facecolor": "white", "edgecolor": "#9aa3ad", "hatch": "////", "linewidth": 0}
+            ax.add_patch(_rectangle(i, j, style))
         else:
-            box = {
-                "facecolor": heat_color(cell.value),
-                "linewidth": 0,
-                "alpha": 0.55 if cell.state == "unresolved" else 1,
-            }
-        ax.add_patch(_rectangle(j + 0.03, i + 0.03, 0.94, 0.94, box))
-        if annotate:
-            ink = (
-                "white" if cell.value is not None and is_dark(cell.value) and cell.state != "unresolved" else "#1b2733"
-            )
-            words = cell.state if cell.value is None else f"{cell.text}\n{GLYPHS.get(cell.state, '')}"
-            ax.text(j + 0.5, i + 0.5, words, ha="center", va="center", color=ink, fontsize=6.5)
+            alpha = 0.45 if cell.state == "unresolved" else 1.0
+            boxes.append(_rectangle(i, j, {"facecolor": heat_color(cell.value), "linewidth": 0, "alpha": alpha}))
+    ax.add_collection(PatchCollection(boxes, match_original=True))
+    if len(chart.cells) <= MAX_ANNOTATED:
+        _annotate(chart, ax)
     _labels(ax, chart)
+
+
+def _rectangle(i: int, j: int, style: dict[str, Any]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((j + 0.03, i + 0.03), 0.94, 0.94, **style)
+
+
+def _annotate(chart: Heatmap, ax: Any) -> None:
+    for (i, j), cell in chart.cells.items():
+        dark = cell.value is not None and is_dark(cell.value) and cell.state != "unresolved"
+        words = cell.state if cell.value is None else f"{cell.text}\n{GLYPHS.get(cell.state, '')}"
+        ink = "white" if dark else "#1b2733"
+        ax.text(j + 0.5, i + 0.5, words, ha="center", va="center", color=ink, fontsize=6.5)
 
 
 def _labels(ax: Any, chart: Heatmap) -> None:
@@ -156,12 +172,6 @@ def _labels(ax: Any, chart: Heatmap) -> None:
         spine.set_visible(False)
     ax.set_xlabel(chart.column_title)
     ax.set_ylabel(chart.row_title)
-
-
-def _rectangle(x: float, y: float, width: float, height: float, style: dict[str, Any]) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, **style)
 
 
 def _bars(chart: Bars, ax: Any) -> None:
@@ -184,6 +194,20 @@ def _bars(chart: Bars, ax: Any) -> None:
     ax.set_yticks(ticks, names)
     ax.set_ylim(y, -0.8)
     ax.margins(x=0.12)
+    ax.set_xlabel(chart.x_label)
+
+
+def _dots(chart: Dots, ax: Any) -> None:
+    for y, (_, dots) in enumerate(chart.rows):
+        values = [dot.value for dot in dots]
+        ax.plot([min(values), max(values)], [y, y], color="#c9cfd6", linewidth=1, zorder=1)
+        for dot in dots:
+            shape = MARKERS[dot.color % len(MARKERS)]
+            ax.plot(dot.value, y, color=_color(dot.color), marker=shape, markersize=5, linestyle="")
+    ax.set_yticks(range(len(chart.rows)), [name for name, _ in chart.rows])
+    ax.set_ylim(len(chart.rows) - 0.4, -0.6)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     ax.set_xlabel(chart.x_label)
     if chart.limit is not None:
         ax.axvline(chart.limit, color=SERIES[0], linestyle="--", linewidth=1)

@@ -86,14 +86,31 @@ class BarGroup:
 
 @dataclass(frozen=True)
 class Bars:
-    """Groups of horizontal bars from zero; `limit` draws a reference line (1 = the physical floor)."""
+    """Groups of horizontal bars from zero."""
 
     x_label: str
     groups: tuple[BarGroup, ...]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One value in a row of dots."""
+
+    color: int
+    value: float
+    tip: str
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Rows of dots on a shared axis from zero; `limit` draws a reference line (1 = the physical floor)."""
+
+    x_label: str
+    rows: tuple[tuple[str, tuple[Dot, ...]], ...]
     limit: float | None = None
 
 
-Chart = Lines | Heatmap | Bars
+Chart = Lines | Heatmap | Bars | Dots
 
 
 @dataclass(frozen=True)

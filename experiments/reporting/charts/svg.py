@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from experiments.reporting.charts.palette import MARKERS, heat_class, is_dark
-from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Heatmap, Lines, Mark, Series
+from experiments.reporting.charts.palette import EDGES, MARKERS, heat_class, is_dark
+from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Dots, Heatmap, Lines, Mark, Series
 
 GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
 
@@ -24,6 +24,8 @@ def draw(chart: Chart, label: str) -> str:
         return _lines(chart, label)
     if isinstance(chart, Heatmap):
         return _heatmap(chart, label)
+    if isinstance(chart, Dots):
+        return _dots(chart, label)
     return _bars(chart, label)
 
 
@@ -71,9 +73,9 @@ def _log_scale(values: Sequence[float], start: float, end: float) -> Callable[[f
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
-    """Round values of the form 1, 2, 5 x 10^k inside the data, finer where those are fewer than three."""
+    """Powers of ten inside the data; with 2 and 5, and finer, where those are fewer than three."""
     low, high = min(values), max(values)
-    for steps in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
+    for steps in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = [float(f"{s * 10.0**k:.3g}") for k in decades for s in steps]
         inside = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
@@ -207,43 +209,92 @@ def _heat_cell(chart: Heatmap, i: int, j: int, x: float, y: float, width: float,
     return _mark(cell.tip, f'<rect class="{css}" {box}/>{words}')
 
 
-# Bars
+# Bars and dots
+
+_WIDE, _LABELS, _END = 560.0, 150.0, 86.0
+
+
+def _linear_axis(
+    longest: float, y: float, words: str, body: list[str], as_percent: bool = False
+) -> Callable[[float], float]:
+    """Draw an axis under the rows, in place of those drawn before; returns the scale."""
+    step = 10 ** math.floor(math.log10(longest))
+    step = next(s for s in (step / 5, step / 2, step, 2 * step, 5 * step) if longest / s <= 6)
+    scale = (_WIDE - _LABELS - _END) / longest
+    for k in range(math.floor(longest / step + 1e-9) + 1):
+        x = _LABELS + k * step * scale
+        label = f"{100 * k * step:g} %" if as_percent else short(float(f"{k * step:.6g}"))
+        body.insert(0, f'<path class="g" d="M{_n(x)} 2V{_n(y)}"/>')
+        body.append(_text(x, y + 14, label, "c v"))
+    body.append(_text(_LABELS, y + 30, words, "l"))
+    return lambda value: _LABELS + value * scale
 
 
 def _bars(chart: Bars, label: str) -> str:
-    width, left, right = 720.0, 170.0, 92.0
     totals = [sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
-    if not totals:
+    longest = max(totals, default=0.0)
+    if longest <= 0:
         return ""
-    longest = max([*totals, chart.limit or 0.0]) or 1.0
-    scale = (width - left - right) / longest
     body: list[str] = []
+    height = 6 + sum(18 * len(g.bars) + (18 if g.label else 0) + 8 for g in chart.groups)
+    to_x = _linear_axis(longest, height, chart.x_label, body)
     y = 6.0
     for group in chart.groups:
-        y = _bar_group(group, y, left, scale, body)
-    if chart.limit is not None:
-        x = left + chart.limit * scale
-        body.append(f'<path class="a f" d="M{_n(x)} 2V{_n(y)}"/>')
-    body.append(_text(left, y + 16, chart.x_label, "l"))
-    return _svg(width, y + 24, label, body)
+        y = _bar_group(group, y, to_x, body)
+    return _svg(_WIDE, height + 36, label, body)
 
 
-def _bar_group(group: BarGroup, y: float, left: float, scale: float, body: list[str]) -> float:
+def _bar_group(group: BarGroup, y: float, to_x: Callable[[float], float], body: list[str]) -> float:
     if group.label:
         body.append(_text(0, y + 12, group.label, "b"))
         y += 18
     for bar in group.bars:
-        body.append(_text(left - 8, y + 12, bar.label, "e"))
-        x = left
+        body.append(_text(_LABELS - 8, y + 12, bar.label, "e"))
+        start = 0.0
         for segment in bar.segments:
-            length = segment.value * scale
-            if length >= 0.05:
-                box = f'x="{_n(x)}" y="{_n(y + 2)}" width="{_n(max(length, 0.5))}" height="13"'
+            x, width = to_x(start), to_x(segment.value) - to_x(0)
+            if width >= 0.05:
+                box = f'x="{_n(x)}" y="{_n(y + 2)}" width="{_n(max(width, 0.5))}" height="13"'
                 body.append(_mark(segment.tip, f'<rect class="q s{segment.color}" {box}/>'))
-            x += length
-        body.append(_text(x + 6, y + 12, bar.text, "v"))
+            start += segment.value
+        body.append(_text(to_x(start) + 6, y + 12, bar.text, "v"))
         y += 18
-    return y + 10
+    return y + 8
+
+
+def _dots(chart: Dots, label: str) -> str:
+    values = [dot.value for _, dots in chart.rows for dot in dots]
+    longest = max([*values, chart.limit or 0.0])
+    if not values or longest <= 0:
+        return ""
+    height = 8 + 22.0 * len(chart.rows)
+    body: list[str] = []
+    to_x = _linear_axis(longest, height, chart.x_label, body, as_percent=True)
+    if chart.limit is not None:
+        body.append(f'<path class="a f" d="M{_n(to_x(chart.limit))} 2V{_n(height)}"/>')
+    for index, (name, dots) in enumerate(chart.rows):
+        y = 18 + 22.0 * index
+        ends = [to_x(dot.value) for dot in dots]
+        body.append(_text(_LABELS - 12, y + 4, name, "e"))
+        body.append(f'<path class="r" d="M{_n(min(ends))} {_n(y)}H{_n(max(ends))}"/>')
+        body += [_mark(dot.tip, marker(dot.color, to_x(dot.value), y, 4.5)) for dot in dots]
+        body.append(_text(max(ends) + 10, y + 4, f"{100 * max(dot.value for dot in dots):.0f} %", "v"))
+    return _svg(_WIDE, height + 36, label, body)
+
+
+def heat_scale() -> str:
+    """The legend of the heat maps: one box per class of speed-up."""
+    edges = [f"{e:g}" for e in EDGES]
+    slower = [f"under 1/{edges[-1]}", *(f"1/{edges[i]}" for i in range(len(edges) - 2, -1, -1))]
+    words = [*slower, "same", *(f"over {e}" for e in edges)]
+    steps = range(-len(EDGES), len(EDGES) + 1)
+    boxes = "".join(
+        f'<span><svg viewBox="0 0 14 14" aria-hidden="true"><rect class="h{step}" width="14" height="14" rx="3"/></svg>'
+        f"{escape(word)}</span>"
+        for step, word in zip(steps, words, strict=True)
+        if step in (-5, -3, -1, 0, 1, 2, 3, 4, 5)
+    )
+    return f'<p class="legend">{boxes}</p>'
 
 
 def sparkline_counts(counts: dict[str, int]) -> str:
@@ -266,4 +317,4 @@ def sparkline_counts(counts: dict[str, int]) -> str:
     return f'<svg class="counts" {head}>{"".join(body)}</svg>'
 
 
-__all__ = ["GLYPHS", "draw", "log_ticks", "marker", "short", "sparkline_counts"]
+__all__ = ["GLYPHS", "draw", "heat_scale", "log_ticks", "marker", "short", "sparkline_counts"]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from experiments.config import BASELINE
 from experiments.metrics import METRICS, metrics_of, primary_metric
@@ -13,6 +14,8 @@ from experiments.reporting.rows import Analysis
 from experiments.reporting.tables.registry import labelled
 
 MAX_PANELS = 6
+# Beyond so many cells a heat map's tooltips say the speed-up only, to keep the page small.
+MAX_DETAILED = 300
 _COLUMNS = ("model", "workload", "batch", "length", "variant", "metric")
 
 
@@ -46,7 +49,8 @@ def tip(row: Row) -> str:
 @figure("faster")
 def speedup(analysis: Analysis) -> Iterator[Figure]:
     """Paired speed-up over the baseline, by batch and length: blue is faster, orange slower, grey within 1 % of parity.
-    The mark is the verdict: ▲ faster, ▼ slower, = same within 1 %, ? unresolved (pale). Hatched cells have no value."""
+    The mark is the verdict: ▲ faster, ▼ slower, = same within 1 %, ? unresolved (pale). Cells without a colour have no
+    value."""
     for model, workload in workloads(analysis):
         rows = [r for r in analysis.primary if (r.model, r.workload) == (model, workload) and r.variant != BASELINE]
         panels = tuple(
@@ -74,11 +78,19 @@ def _kernels(rows: Sequence[Row]) -> str:
     return "".join(sorted({r.kernels for r in rows}))
 
 
+def _short_tip(row: Row) -> str:
+    head = f"{where(row)}: "
+    if row.speedup is None:
+        return head + _no_value(row)
+    return f"{head}{ratio(row.speedup)} ({interval(row.speedup_ci_low, row.speedup_ci_high)}), {row.verdict}, n={row.n}"
+
+
 def _heatmap(rows: Sequence[Row]) -> Heatmap:
+    say = tip if len(rows) <= MAX_DETAILED else _short_tip
     batches, lengths = sorted({r.batch for r in rows}), sorted({r.context for r in rows})
     cells = {
         (batches.index(r.batch), lengths.index(r.context)): HeatCell(
-            r.speedup, ratio(r.speedup), r.verdict if r.speedup is not None else _no_value(r), tip(r)
+            r.speedup, ratio(r.speedup), r.verdict if r.speedup is not None else _no_value(r), say(r)
         )
         for r in rows
     }
@@ -169,7 +181,7 @@ def _panels(
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         groups[across(row)].append(row)
-    for value in _evenly(sorted(groups), MAX_PANELS):
+    for value in evenly(sorted(groups), MAX_PANELS):
         mine = sorted(groups[value], key=along)
         series = [
             Series(
@@ -188,7 +200,10 @@ def _panels(
         yield Panel(title, Lines(label[0], unit, tuple(s for s in series if s.marks), ticks))
 
 
-def _evenly(values: Sequence[int], most: int) -> list[int]:
+T = TypeVar("T")
+
+
+def evenly(values: Sequence[T], most: int) -> list[T]:
     """At most `most` of the values, ends kept; the CSV holds them all."""
     if len(values) <= most:
         return list(values)

@@ -22,7 +22,9 @@ def kernel_time(analysis: Analysis) -> Iterator[Figure]:
     for ledger in analysis.run.ledgers:
         p = ledger.cell.point
         by_point[p.model, p.workload].append(ledger)
-    for (model, workload), ledgers in sorted(by_point.items()):
+    order = {variant: i for i, variant in enumerate(analysis.run.variants)}
+    for (model, workload), found in sorted(by_point.items()):
+        ledgers = sorted(found, key=lambda g: (g.cell.point, order.get(g.cell.variant, len(order)), g.cell))
         times = {id(ledger): op_times_us(ledger) for ledger in ledgers}
         slots = _op_slots(list(times.values()))
         groups: dict[str, list[Bar]] = defaultdict(list)
@@ -32,7 +34,7 @@ def kernel_time(analysis: Analysis) -> Iterator[Figure]:
             groups[f"batch {p.batch}, length {p.length}"].append(_bar(ledger, times[id(ledger)], slots))
             for op, us in times[id(ledger)].items():
                 records.append((model, workload, p.batch, p.length, ledger.cell.variant, op, us))
-        legend = [(name, slot) for name, slot in slots.items() if slot < len(SERIES) - 2]
+        legend = [(name, slot) for name, slot in slots.items() if slot <= NAMED_OPS]
         yield Figure(
             f"kernel_time_{model}_{workload}",
             f"Where a step goes, {model} {workload} (µs)",

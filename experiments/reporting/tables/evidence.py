@@ -43,7 +43,7 @@ def numerics(analysis: Analysis) -> Content | None:
     return Content(columns, rows)
 
 
-@table("Physical floor of each point", "limit", folded=True)
+@table("Physical floor of each point", "limit", folded=True, page_rows=300)
 def floors(analysis: Analysis) -> Content | None:
     """Least bytes and FLOP by the formulas under Methods, over the ceilings measured in this run."""
     columns = (
@@ -63,8 +63,7 @@ def floors(analysis: Analysis) -> Content | None:
 
 @table("Kernels", "where")
 def kernels(analysis: Analysis) -> Content | None:
-    """The kernels that take most of a traced step, the top twelve of each traced cell. Traced separately from timing:
-    inflation is the profiled over the un-profiled step time, coverage the share of device time that found its owner."""
+    """The kernels that take most of a traced step, the top twelve of each traced cell; times are the profiler's."""
     columns = (
         *PLACE,
         VARIANT,
@@ -74,8 +73,6 @@ def kernels(analysis: Analysis) -> Content | None:
         Column("launches_per_step", "Launches per step", Kind.NUMBER),
         Column("us_per_step", "µs per step", Kind.NUMBER),
         Column("share", "Share of busy time", Kind.PERCENT),
-        Column("coverage", "Coverage", Kind.PERCENT),
-        Column("inflation", "Inflation", Kind.RATIO),
     )
     rows: list[tuple[Value, ...]] = []
     for ledger in analysis.run.ledgers:
@@ -89,11 +86,37 @@ def kernels(analysis: Analysis) -> Content | None:
         head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant)
         for key, us in sorted(time_us.items(), key=lambda item: (-item[1], item[0]))[:12]:
             per_step = (launches[key] * ledger.per_step, us * ledger.per_step, us / total)
-            rows.append((*head, key[0], key[1] or "unattributed", key[2], *per_step, ledger.coverage, ledger.inflation))
+            rows.append((*head, key[0], key[1] or "unattributed", key[2], *per_step))
     return Content(columns, rows)
 
 
-@table("Memory", "state")
+@table("Traces", "where")
+def traces(analysis: Analysis) -> Content | None:
+    """Each traced cell. Coverage is the share of device time that found its layer and op; inflation is the profiled
+    over the un-profiled step time; idle is the share of the traced window in which the device did nothing."""
+    columns = (
+        *PLACE,
+        VARIANT,
+        Column("profiler", "Profiler"),
+        Column("steps", "Steps", Kind.COUNT),
+        Column("launches_per_step", "Launches per step", Kind.NUMBER),
+        Column("busy_us_per_step", "Busy, µs per step", Kind.NUMBER),
+        Column("idle", "Idle", Kind.PERCENT),
+        Column("coverage", "Coverage", Kind.PERCENT),
+        Column("inflation", "Inflation", Kind.RATIO),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for ledger in analysis.run.ledgers:
+        p = ledger.cell.point
+        launches = sum(k.count for k in ledger.kernels) * ledger.per_step
+        idle = max(0.0, 1 - ledger.busy_ms / ledger.window_ms) if ledger.window_ms > 0 else None
+        head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant, ledger.profiler, ledger.steps)
+        busy = 1e3 * ledger.busy_ms * ledger.per_step
+        rows.append((*head, launches, busy, idle, ledger.coverage, ledger.inflation))
+    return Content(columns, rows)
+
+
+@table("Memory", "state", page_rows=300)
 def memory(analysis: Analysis) -> Content | None:
     """Peak memory of the largest round of each (point, variant)."""
     peaks: dict[tuple[object, str], dict[str, int]] = defaultdict(dict)
@@ -111,7 +134,7 @@ def memory(analysis: Analysis) -> Content | None:
     return Content(columns, rows)
 
 
-@table("Clocks, power and counters", "state", folded=True)
+@table("Clocks, power and counters", "state", folded=True, page_rows=300)
 def telemetry(analysis: Analysis) -> Content | None:
     """Median over rounds of what was read beside each cell: clocks, temperature, power, and the engine's counters."""
     read: dict[tuple[object, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -24,27 +24,32 @@ class Content:
     rows: Sequence[Sequence[Value]]
 
 
+Make = Callable[[Analysis], Content | None]
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A registered table: the section of the page it stands in, and whether it is folded away there."""
+    """A registered table: the section of the page it stands in, whether it is folded away there, and its most rows
+    there; the files have all."""
 
     name: str
     title: str
     section: str
     folded: bool
+    page_rows: int
     caption: str
-    make: Callable[[Analysis], Content | None]
+    make: Make
 
 
 TABLES: dict[str, Entry] = {}
 
 
-def table(title: str, section: str, folded: bool = False) -> Callable[..., Callable[[Analysis], Content | None]]:
+def table(title: str, section: str, folded: bool = False, page_rows: int = 1000) -> Callable[[Make], Make]:
     """Register the decorated function; its docstring is the caption."""
 
-    def register(make: Callable[[Analysis], Content | None]) -> Callable[[Analysis], Content | None]:
+    def register(make: Make) -> Make:
         caption = " ".join((make.__doc__ or "").split())
-        TABLES[make.__name__] = Entry(make.__name__, title, section, folded, caption, make)
+        TABLES[make.__name__] = Entry(make.__name__, title, section, folded, page_rows, caption, make)
         return make
 
     return register

@@ -114,13 +114,13 @@ def results(analysis: Analysis) -> Content | None:
     return Content(_RESULT, [_result(r) for r in analysis.primary])
 
 
-@table("Secondary metrics", "data", folded=True)
+@table("Secondary metrics", "data", folded=True, page_rows=300)
 def metrics(analysis: Analysis) -> Content | None:
     """The same for every other metric. Each is a family of its own in the correction for many comparisons."""
     return Content(_RESULT, [_result(r) for r in analysis.rows if not METRICS[r.metric].primary])
 
 
-@table("Spread of the raw samples", "data", folded=True)
+@table("Spread of the raw samples", "data", folded=True, page_rows=300)
 def dispersion(analysis: Analysis) -> Content | None:
     """Percentiles over all raw samples of all rounds, printed only where n supports them (29 for p90, 59 for p95, 299
     for p99); noise is the standard deviation of the logarithm between rounds, of the level and of the paired ratio."""

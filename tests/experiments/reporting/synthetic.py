@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import plain
+from experiments.floors import floor_ms
 from experiments.records import Cell, CellResult, Point, Status, Verdict
 from experiments.reporting.ledgers import Kernel, Ledger
 from experiments.reporting.run import Run, assemble
@@ -30,6 +31,7 @@ SMOLLM2 = {
     "head_dim": 64,
     "vocab_size": 49152,
 }
+CEILINGS = {"read_bytes_per_s": 4.64e12, "bf16_flop_per_s": 7.0e14}
 SPEED = {"baseline": 1.0, "compiled": 1.12, "folded": 1.002, "norm_linear": 1.21, "fused": 1.85}
 
 
@@ -69,7 +71,7 @@ class Synthetic:
 
     def manifest(self) -> dict[str, Any]:
         """A manifest as the store writes it."""
-        ceilings = {"read_bytes_per_s": 4.64e12, "bf16_flop_per_s": 7.0e14} if self.ceilings else None
+        ceilings = CEILINGS if self.ceilings else None
         return {
             "schema": 1,
             "experiment": "synthetic",
@@ -106,7 +108,7 @@ class Synthetic:
         samples = [seconds * math.exp(draw.gauss(0, self.noise)) for _ in range(self.windows)]
         name = {"decode": "step_ms", "prefill": "ttft_ms"}.get(cell.point.workload, "output_tokens_per_s")
         if name == "output_tokens_per_s":
-            samples = [2e4 / s for s in samples]
+            samples = [1e3 * 133_966 / s for s in samples]
         taken = {name: samples}
         if self.kernels == "compiled" and name != "output_tokens_per_s":
             taken["step_device_ms"] = [0.93 * s for s in samples]
@@ -124,9 +126,10 @@ class Synthetic:
 
 
 def _base_ms(point: Point) -> float:
-    if point.workload == "decode":
-        return 0.9 + 0.00003 * point.batch * point.length + 0.002 * point.batch
-    return 1.5 + 0.0021 * point.batch * point.length
+    """The baseline: launches, then the floor at a fair share of it."""
+    dims = {"qwen3-0.6b": QWEN3_06B}.get(point.model, SMOLLM2)
+    floor = floor_ms(dims, point.workload, point.batch, point.length, CEILINGS, 2)
+    return 0.6 + 1.9 * (floor.floor_ms if floor else 1.0)
 
 
 def ledger(variant: str, coverage: float = 0.97) -> Ledger:
