@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
-from variants.kernels.product import dot_product, gemv_product, tile_index
+from variants.kernels.product import begin, product, tile_index
 from variants.kernels.tiles import Tile, can_prefetch, linear_tile
 
 # More tiles than this fill any GPU and are never split.
@@ -49,33 +49,31 @@ def _linear_add_kernel(
 ):  # fmt: skip
     """One [BLOCK_M, BLOCK_N] tile of y over one of SPLITS parts of K."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
-    if PATH == "gemv":
-        acc, _, _ = gemv_product(
-            x_ptr, None, None, None, w_ptr, x_stride, 0, 0, w_stride, 0, tile_m, tile_n, M, N, K,
-            BLOCK_M, BLOCK_N, BLOCK_K, False, False, PREFETCH, PDL,
-        )  # fmt: skip
+    m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    if PATH == "wide":
+        rows, cols = m[:, None], n[None, :]
     else:
-        steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
-        k_low = tl.program_id(1) * steps
-        acc, _, _ = dot_product(
-            x_ptr, None, None, None, w_ptr, x_stride, 0, 0, w_stride, 0, tile_m, tile_n, M, N,
-            k_low, tl.minimum(k_low + steps, K),
-            BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", False, False, STAGES, EVEN, PREFETCH, PDL,
-        )  # fmt: skip
+        rows, cols = m[None, :], n[:, None]
+    part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
+    k_low = tl.program_id(1) * part
+    k_high = tl.minimum(k_low + part, K)
+    w, w2 = begin(w_ptr, None, w_stride, tile_n, N, k_low, k_high, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    # A small tile of the residual travels while the product is computed; a wide one would cost registers.
+    mask, row = (rows < M) & (cols < N), rows.to(tl.int64)
+    if PATH != "wide":
+        residual = tl.load(residual_ptr + row * r_stride + cols, mask=mask, other=0.0)
+    acc, _, _ = product(
+        w, w2, x_ptr, None, None, None, w_ptr, None, x_stride, 0, 0, w_stride, tile_m, tile_n,
+        M, N, k_low, k_high, PATH, BLOCK_M, BLOCK_N, BLOCK_K, False, STAGES, EVEN,
+    )  # fmt: skip
     done = True
     if SPLITS > 1:
         local = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        done, acc = _sum_parts(
-            acc, parts_ptr, tickets_ptr, tl.program_id(0), tl.num_programs(0), local, SPLITS
-        )  # fmt: skip
+        done, acc = _sum_parts(acc, parts_ptr, tickets_ptr, tl.program_id(0), tl.num_programs(0), local, SPLITS)
     if done:
-        m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         if PATH == "wide":
-            rows, cols = m[:, None], n[None, :]
-        else:
-            rows, cols = m[None, :], n[:, None]
-        mask, row = (rows < M) & (cols < N), rows.to(tl.int64)
-        y = acc + tl.load(residual_ptr + row * r_stride + cols, mask=mask, other=0.0).to(tl.float32)
+            residual = tl.load(residual_ptr + row * r_stride + cols, mask=mask, other=0.0)
+        y = acc + residual.to(tl.float32)
         if bias_ptr is not None:
             y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
         y = y.to(y_ptr.dtype.element_ty)

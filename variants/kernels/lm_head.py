@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
-from variants.kernels.product import dot_product, gemv_product, inverse_rms, tile_index
+from variants.kernels.product import begin, product, tile_index
 from variants.kernels.tiles import can_prefetch, linear_tile
 
 
@@ -26,18 +26,13 @@ def _tile_argmax_kernel(
 ):  # fmt: skip
     """The best logit of BLOCK_M rows among BLOCK_N tokens."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
-    if PATH == "gemv":
-        acc, _, squares = gemv_product(
-            x_ptr, residual_ptr, None, gamma_ptr, w_ptr, x_stride, r_stride, 0, w_stride, 0, tile_m, tile_n, M, N, K,
-            BLOCK_M, BLOCK_N, BLOCK_K, True, False, PREFETCH, PDL,
-        )  # fmt: skip
-    else:
-        acc, _, squares = dot_product(
-            x_ptr, residual_ptr, None, gamma_ptr, w_ptr, x_stride, r_stride, 0, w_stride, 0, tile_m, tile_n, M, N, 0, K,
-            BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", True, False, STAGES, EVEN, PREFETCH, PDL,
-        )  # fmt: skip
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    scale = inverse_rms(squares, None, 0, 0, m, M, K, eps, 1)
+    w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    acc, _, squares = product(
+        w, w2, x_ptr, residual_ptr, None, gamma_ptr, w_ptr, None, x_stride, r_stride, 0, w_stride, tile_m, tile_n,
+        M, N, 0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, True, STAGES, EVEN,
+    )  # fmt: skip
+    scale = tl.rsqrt(squares / K + eps)
     axis: tl.constexpr = 1 if PATH == "wide" else 0
     logits = acc * tl.expand_dims(scale, axis)
     tokens = tl.expand_dims(n, 1 - axis)

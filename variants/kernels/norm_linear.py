@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
-from variants.kernels.product import dot_product, gemv_product, inverse_rms, tile_index
+from variants.kernels.product import begin, product, sum_partials, tile_index
 from variants.kernels.tiles import can_prefetch, linear_tile
 
 
@@ -27,19 +27,17 @@ def _norm_linear_kernel(
 ):  # fmt: skip
     """One [BLOCK_M, BLOCK_N] tile of y; the first column of tiles writes s."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
-    if PATH == "gemv":
-        acc, _, squares = gemv_product(
-            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, 0, tile_m, tile_n, M, N, K,
-            BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, False, PREFETCH, PDL,
-        )  # fmt: skip
-    else:
-        acc, _, squares = dot_product(
-            x_ptr, residual_ptr, s_ptr, None, w_ptr, x_stride, r_stride, s_stride, w_stride, 0, tile_m, tile_n,
-            M, N, 0, K, BLOCK_M, BLOCK_N, BLOCK_K,
-            PATH == "skinny", partials_ptr is None, False, STAGES, EVEN, PREFETCH, PDL,
-        )  # fmt: skip
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    scale = inverse_rms(squares, partials_ptr, num_partials, p_stride, m, M, K, eps, BLOCK_P)
+    w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    if partials_ptr is not None:
+        given = sum_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
+    acc, _, squares = product(
+        w, w2, x_ptr, residual_ptr, s_ptr, None, w_ptr, None, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
+        M, N, 0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN,
+    )  # fmt: skip
+    if partials_ptr is not None:
+        squares = given
+    scale = tl.rsqrt(squares / K + eps)
     if PATH == "wide":
         rows, cols, y = m[:, None], n[None, :], acc * scale[:, None]
     else:

@@ -55,55 +55,93 @@ def load_stream(x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_str
 
 
 @triton.jit
-def gemv_product(
-    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, x_stride, r_stride, s_stride, w_stride, second, tile_m, tile_n,
-    M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr, DUAL: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+def begin(
+    w_ptr, w2_ptr, w_stride, tile_n, N, k_low, k_high,
+    PATH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """(acc [N, M], acc of rows `second` further on [N, M], squares [M]) for a few rows: weights stay in registers.
+    """(first weights, first second weights) for `product`; whatever another kernel wrote may be read after this.
 
-    The next weights are loaded before the current ones are used, the first before the predecessor's results are there.
+    Under PDL the weights are on their way before the wait: the first into registers (gemv), the others into L2.
     """
-    m, n, cols = tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    w_rows = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
-    w = tl.load(w_rows, mask=cols[None, :] < K, other=0.0)
-    w2 = w
-    if DUAL:
-        w2 = tl.load(w_rows + second * w_stride, mask=cols[None, :] < K, other=0.0)
+    w, w2 = 0.0, 0.0
+    if PATH == "gemv":
+        n, k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), k_low + tl.arange(0, BLOCK_K)[None, :]
+        rows = tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + k
+        w = tl.load(w_ptr + rows, mask=k < k_high, other=0.0)
+        if w2_ptr is not None:
+            w2 = tl.load(w2_ptr + rows, mask=k < k_high, other=0.0)
+        k_low += BLOCK_K
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         if PREFETCH:
-            prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, BLOCK_K, K, BLOCK_N)
-            if DUAL:
-                prefetch_rows(w_ptr + second * w_stride, w_stride, tile_n * BLOCK_N, N, BLOCK_K, K, BLOCK_N)
+            prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
+            if w2_ptr is not None:
+                prefetch_rows(w2_ptr, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
         tl.extra.cuda.gdc_wait()
+    return w, w2
+
+
+@triton.jit
+def product(
+    w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
+    M, N, k_low, k_high,
+    PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """(acc, acc of the second weights, squares [M] if SQUARES) over columns [k_low, k_high).
+
+    `w` and `w2` are what `begin` gave. Without second weights the second acc is zeros, and the compiler drops it.
+    """
+    if PATH == "gemv":
+        acc, acc2, squares = _gemv_product(
+            w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
+            tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+        )  # fmt: skip
+    else:
+        acc, acc2, squares = _dot_product(
+            x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
+            tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", SQUARES, STAGES, EVEN,
+        )  # fmt: skip
+    return acc, acc2, squares
+
+
+@triton.jit
+def _gemv_product(
+    w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
+    M, N, k_low, k_high,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """A few rows, weights in registers: the next are loaded before the current ones are used. acc is [N, M]."""
+    m, n, cols = tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    w_rows = tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
     # Eight neighbours are summed within their thread; threads meet once, after the loop.
     LANES: tl.constexpr = BLOCK_K // 8
     acc = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
     acc2 = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
     squares = tl.zeros([LANES, BLOCK_M], tl.float32)
-    for low in range(0, K, BLOCK_K):
+    for low in range(k_low, k_high, BLOCK_K):
         k = low + cols
-        next_mask = (k + BLOCK_K < K)[None, :]
-        next_w = tl.load(w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
-        next_w2 = next_w
-        if DUAL:
-            next_w2 = tl.load(w_rows + second * w_stride + low + BLOCK_K, mask=next_mask, other=0.0)
+        next_mask = (k + BLOCK_K < k_high)[None, :]
+        next_w = tl.load(w_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
+        if w2_ptr is not None:
+            next_w2 = tl.load(w2_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
         for i in tl.static_range(BLOCK_M):
             row = (tile_m * BLOCK_M + i).to(tl.int64)
-            mask = (k < K) & (row < M)
+            live = k < k_high
             s, scaled = load_stream(
-                x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, mask, k < K, tile_n == 0
-            )
+                x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, live & (row < M), live,
+                tile_n == 0,
+            )  # fmt: skip
             a = scaled.to(tl.float32)[None, :]
             acc += _at_row(_sum_eights(w.to(tl.float32) * a, BLOCK_N, LANES), m, i)
-            if DUAL:
+            if w2_ptr is not None:
                 acc2 += _at_row(_sum_eights(w2.to(tl.float32) * a, BLOCK_N, LANES), m, i)
             if SQUARES:
                 s = s.to(tl.float32)[None, :]
                 squares += tl.reshape(_at_row(_sum_eights(s * s, 1, LANES), m, i), [LANES, BLOCK_M])
-        w, w2 = next_w, next_w2
+        w = next_w
+        if w2_ptr is not None:
+            w2 = next_w2
     return tl.sum(acc, axis=1), tl.sum(acc2, axis=1), tl.sum(squares, axis=0)
 
 
@@ -120,55 +158,43 @@ def _at_row(x, m, i: tl.constexpr):
 
 
 @triton.jit
-def dot_product(
-    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, x_stride, r_stride, s_stride, w_stride, second, tile_m, tile_n, M, N,
-    k_low, k_high,
+def _dot_product(
+    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
+    M, N, k_low, k_high,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, SQUARES: tl.constexpr,
-    DUAL: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """(acc, acc of rows `second` further on, squares [M]) over columns [k_low, k_high) on the tensor cores.
+    """On the tensor cores. SWAP makes the weights the left operand, acc [N, M]; else acc is [M, N].
 
-    SWAP makes the weights the left operand, acc [N, M]. EVEN: BLOCK_K divides the range, so that no column needs a
-    mask.
+    EVEN: BLOCK_K divides the range, so that no column needs a mask.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        if PREFETCH:
-            prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
-            if DUAL:
-                prefetch_rows(w_ptr + second * w_stride, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
-        tl.extra.cuda.gdc_wait()
-    m, n, cols = (
-        tile_m * BLOCK_M + tl.arange(0, BLOCK_M),
-        tile_n * BLOCK_N + tl.arange(0, BLOCK_N),
-        tl.arange(0, BLOCK_K),
-    )
-    row = m.to(tl.int64)[:, None]
-    w_rows = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
+    m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols, row, live_rows = tl.arange(0, BLOCK_K)[None, :], m.to(tl.int64)[:, None], (m < M)[:, None]
+    w_rows = tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols
     acc = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
     acc2 = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
     squares = tl.zeros([BLOCK_M], tl.float32)
     for low in tl.range(k_low, k_high, BLOCK_K, num_stages=STAGES):
-        k = (low + cols)[None, :]
-        if EVEN:
-            mask = (m < M)[:, None]
-            w = tl.load(w_rows + low)
-        else:
-            mask = (m < M)[:, None] & (k < k_high)
-            w = tl.load(w_rows + low, mask=k < k_high, other=0.0)
+        k = low + cols
+        mask = live_rows if EVEN else live_rows & (k < k_high)
         s, scaled = load_stream(
             x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, mask, k < k_high, tile_n == 0
         )
-        acc = _dot(scaled, w, acc, SWAP)
-        if DUAL:
-            if EVEN:
-                w2 = tl.load(w_rows + second * w_stride + low)
-            else:
-                w2 = tl.load(w_rows + second * w_stride + low, mask=k < k_high, other=0.0)
-            acc2 = _dot(scaled, w2, acc2, SWAP)
+        acc = _dot(scaled, _load_weights(w_ptr + w_rows + low, k, k_high, EVEN), acc, SWAP)
+        if w2_ptr is not None:
+            acc2 = _dot(scaled, _load_weights(w2_ptr + w_rows + low, k, k_high, EVEN), acc2, SWAP)
         if SQUARES:
             squares += tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=1)
     return acc, acc2, squares
+
+
+@triton.jit
+def _load_weights(ptrs, k, k_high, EVEN: tl.constexpr):
+    if EVEN:
+        w = tl.load(ptrs)
+    else:
+        w = tl.load(ptrs, mask=k < k_high, other=0.0)
+    return w
 
 
 @triton.jit
@@ -181,10 +207,8 @@ def _dot(s, w, acc, SWAP: tl.constexpr):
 
 
 @triton.jit
-def inverse_rms(squares, partials_ptr, num_partials, p_stride, m, M, K, eps, BLOCK_P: tl.constexpr):
-    """1 / sqrt(mean(s^2) + eps) [M], from the loop's squares or from the previous kernel's sums per tile."""
-    if partials_ptr is not None:
-        p = tl.arange(0, BLOCK_P)[None, :]
-        mask = (m < M)[:, None] & (p < num_partials)
-        squares = tl.sum(tl.load(partials_ptr + m[:, None] * p_stride + p, mask=mask, other=0.0), axis=1)
-    return tl.rsqrt(squares / K + eps)
+def sum_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P: tl.constexpr):
+    """Sums of squares [M] from the kernel before, which left one per tile."""
+    p = tl.arange(0, BLOCK_P)[None, :]
+    mask = (m < M)[:, None] & (p < num_partials)
+    return tl.sum(tl.load(partials_ptr + m[:, None] * p_stride + p, mask=mask, other=0.0), axis=1)

@@ -22,7 +22,9 @@ def check_tile(m, n, k, itemsize, weights):
     blocks = (tile.block_m, tile.block_n, tile.block_k)
     assert all(b & (b - 1) == 0 for b in blocks)
     assert tile.block_k >= 16
-    assert tile.path == ("gemv" if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS) else "skinny" if m <= 64 else "wide")
+    assert tile.path == (
+        "gemv" if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS) else "skinny" if m <= 64 else "wide"
+    )
     if tile.path != "wide":
         assert tile.block_m >= m
     buffers = tile.stages * (weights * tile.block_n + tile.block_m) * tile.block_k * itemsize
