@@ -101,15 +101,18 @@ def _hydra(overrides: Sequence[str]) -> DictConfig:
     """Compose config.yaml; nothing is written and no logger is set up."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     prepared = [_prepare(text) for text in overrides]
     try:
         with initialize_config_module("configs", version_base="1.3"):
             composed: DictConfig = hydra_compose("config", overrides=prepared)
             return composed
+    except OverrideParseException as error:
+        wrong = error.override.removeprefix("++")
+        raise UserError(f"{wrong!r} cannot be read; lists are [a,b], text with commas is quoted twice") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(str(error), overrides)) from error
+        raise UserError(_explain(str(error))) from error
 
 
 def _prepare(text: str) -> str:
@@ -124,13 +127,10 @@ def _prepare(text: str) -> str:
     return f"++{text}" if key.startswith(_OPEN) else f"{key}={value}"
 
 
-def _explain(message: str, overrides: Sequence[str]) -> str:
+def _explain(message: str) -> str:
     """One line of what Hydra says in many."""
     if match := re.search(r"Could not find '(\w+)/([^']+)'", message):
         return _unknown(match[1], match[2])
-    wrong = next((text for text in overrides if text in message), None)
-    if wrong is not None:
-        return f"{wrong!r} cannot be read: lists are [a,b], and a value with spaces or commas needs quotes of its own"
     return message.splitlines()[0]
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from experiments.errors import UserError
+
 WORKLOAD_KINDS = ("prefill", "decode", "offline")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -45,7 +47,10 @@ class WorkloadConfig:
     output_tokens: list[int] = field(default_factory=list)
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Every (batch, length) of this workload, in the order written."""
+        """Every (batch, length) of this workload, in the order written. UserError for a point that is no pair."""
+        for point in self.points:
+            if len(point) != 2:
+                raise UserError(f"workload.{self.name}.points: {point} must be a pair, [batch, length]")
         if self.points:
             return [(batch, length) for batch, length in self.points]
         return [(batch, length) for batch in self.batches for length in self.lengths]

@@ -65,9 +65,6 @@ def _check_workload(workload: WorkloadConfig) -> None:
     where = f"workload.{workload.name}"
     _check_name("workloads", workload.name)
     _check_choice(f"{where}.kind", workload.kind, WORKLOAD_KINDS)
-    for point in workload.points:
-        if len(point) != 2:
-            raise UserError(f"{where}.points: {point} must be a pair, [batch, length]")
     if not workload.pairs():
         raise UserError(f"{where} has no points: give it batches and lengths, or points")
     offline = workload.kind == "offline"

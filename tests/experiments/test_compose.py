@@ -1,0 +1,136 @@
+"""Every YAML composes, overrides do what they say, and what is misspelt is named in one line."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from experiments.compose import compose, names
+from experiments.config import BASELINE, RuntimeConfig
+from experiments.errors import UserError
+from experiments.validate_inputs import check
+
+GROUPS = ("experiment", "model", "variant", "workload", "protocol")
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_composes_and_is_sound(name: str) -> None:
+    config = compose([f"experiment={name}"])
+    assert config.name == name
+    assert config.question.endswith("?")
+    assert BASELINE in [variant.name for variant in config.variants]
+    assert len(check(config)) == len(config.models)
+
+
+PARTS = [(f"{group}s", name) for group in ("variant", "workload") for name in names(group)]
+
+
+@pytest.mark.parametrize(("key", "name"), PARTS)
+def test_every_variant_and_workload_composes(key: str, name: str) -> None:
+    listed = f"[{BASELINE},{name}]" if name != BASELINE and key == "variants" else f"[{name}]"
+    config = compose([f"{key}={listed}"])
+    part = getattr(config, key)[-1]
+    assert part.name == name
+    check(config)
+
+
+@pytest.mark.parametrize("name", names("protocol"))
+def test_every_protocol_composes(name: str) -> None:
+    assert compose([f"protocol={name}"]).protocol.rounds >= 1
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in names(group)])
+def test_every_file_says_what_it_is_for(group: str, name: str) -> None:
+    text = (Path("configs") / group / f"{name}.yaml").read_text()
+    assert text.removeprefix("# @package _global_\n").startswith("# ")
+
+
+def test_the_cells_of_the_goals_are_in_headline() -> None:
+    points = {(w.name, *pair) for w in compose(["experiment=headline"]).workloads for pair in w.pairs()}
+    assert points >= {
+        *(("decode", batch, length) for batch, length in ((1, 128), (8, 1024), (64, 1024), (256, 1024))),
+        *(("prefill", 1, length) for length in (512, 2048, 8192)),
+        ("offline", 256, 0),
+    }
+
+
+def test_a_lone_name_is_a_list_of_one() -> None:
+    assert compose(["models=tiny"]).models == compose(["models=[tiny]"]).models == ["tiny"]
+    assert compose(["models=tiny,./some/folder"]).models == ["tiny", "./some/folder"]
+
+
+def test_batches_and_lengths_replace_points() -> None:
+    base = ["experiment=headline", "workloads=[decode,offline]"]
+    decode, offline = compose([*base, "batches=[2,4]"]).workloads
+    assert decode.pairs() == [(2, 128), (2, 1024), (4, 128), (4, 1024)]
+    assert offline.pairs() == [(256, 0)]
+    assert compose([*base, "lengths=64"]).workloads[0].pairs() == [(1, 64), (8, 64), (64, 64), (256, 64)]
+
+
+def test_explicit_points_win_over_the_product() -> None:
+    workload = compose(["workload.decode.points=[[3,5],[7,11]]"]).workloads[1]
+    assert workload.pairs() == [(3, 5), (7, 11)]
+
+
+def test_a_switch_and_a_runtime_flag_can_be_changed_in_place() -> None:
+    asked = ["variants=[baseline,fused]", "variant.fused.switches.norm_linear=false", "variant.fused.runtime.pdl=true"]
+    _, fused = compose(asked).variants
+    assert fused.switches["norm_linear"] is False
+    assert all(on for name, on in fused.switches.items() if name != "norm_linear")
+    assert fused.runtime == RuntimeConfig(cuda_graphs=True, compile=False, pdl=True)
+
+
+def test_a_new_variant_may_extend_a_file() -> None:
+    asked = ["variants=[baseline,fused,ablated]", "variant.ablated={extends:fused,switches:{norm_linear:false}}"]
+    _, fused, ablated = compose(asked).variants
+    assert (ablated.name, ablated.kind) == ("ablated", "fused")
+    assert ablated.switches == fused.switches | {"norm_linear": False}
+
+
+def test_composing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    compose(["experiment=demo"])
+    assert not list(tmp_path.iterdir())
+    assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("bathces=1", r"bathces is not a key of an experiment; did you mean 'batches'\?"),
+        ("protocol.round=3", r"did you mean 'protocol.rounds'\?"),
+        ("hydra.run.dir=x", "hydra.run.dir is not a key"),
+        ("variant=fused", r"did you mean 'variants'\?"),
+        ("variants=[baseline,fusd]", r"variant 'fusd' is not known; did you mean 'fused'\? \(there are baseline"),
+        ("workloads=[decod]", r"did you mean 'decode'\?"),
+        ("protocol=quik", r"protocol 'quik' is not known; did you mean 'quick'\?"),
+        ("experiment=dem", r"did you mean 'demo'\?"),
+        ("variant.fused.switches.norm_liner=false", r"no switch 'norm_liner'; did you mean 'norm_linear'\?"),
+        ("variant.fused.swiches.a=false", r"variant.fused.swiches is not a key; did you mean 'switches'\?"),
+        ("variant.fused.runtime.grafs=false", "variant.fused.runtime.grafs is not a key"),
+        ("variant.fused=3", "variant.fused must be a mapping"),
+        ("variant.fused.extends=nothing", "variant 'nothing' is not known"),
+        ("variants=[{a:1}]", "variants must be a list of names"),
+        ("protocol.rounds=many", "protocol.rounds: Value 'many'"),
+        ("seed=1.5", "seed: Value '1.5'"),
+        ("dry_run=maybe", "dry_run: Value 'maybe'"),
+        ("batches=[x]", r"batches\[0\]: Value 'x'"),
+        ("batches=[1,", "cannot be read"),
+        ("batches", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("+x=3", "not of the form key=value"),
+        ("~models", "not of the form key=value"),
+        ("results_dir=${nowhere}", "nowhere"),
+    ],
+)
+def test_what_is_misspelt_is_named(override: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as raised:
+        compose(["experiment=quick", "variants=[baseline,fused]", override])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_yaml_with_a_wrong_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.compose.load_yaml", lambda *_: OmegaConf.create({"kinds": "baseline"}))
+    with pytest.raises(UserError, match=r"kinds is not a key; did you mean 'kind'\?"):
+        compose([])

@@ -1,0 +1,102 @@
+"""Everything wrong that can be known before a worker starts is one line that names the key."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.compose import compose
+from experiments.errors import UserError
+from experiments.models import find_model
+from experiments.validate_inputs import check
+
+BAD = [
+    (["models=[]"], "models is empty"),
+    (["variants=[]"], "variants is empty"),
+    (["workloads=[]"], "workloads is empty"),
+    (["variants=[fused]"], "lacks 'baseline'"),
+    (["variants=[baseline,fused,fused]"], "variants has fused twice"),
+    (["workloads=[decode,decode]"], "workloads has decode twice"),
+    (["models=[tiny,tiny]"], "models has tiny twice"),
+    (["batches=[0]"], "batch=0 must be positive"),
+    (["batches=[-1]"], "batch=-1 must be positive"),
+    (["batches=[]"], "has no points"),
+    (["lengths=[0]"], "length=0 must be positive"),
+    (["batches=[1,1]"], r"has \[1, 64\] twice"),
+    (["lengths=[4097]"], "length 4097 is longer than the 4096 positions of tiny"),
+    (["workloads=offline", "models=llama-3.2-1b", "workload.offline.input_tokens=[9,2]"], r"input_tokens=\[9, 2\]"),
+    (["workloads=offline", "workload.offline.output_tokens=[100,4000]"], "length 5024 is longer"),
+    (["workload.decode.points=[[1]]"], "must be a pair"),
+    (["workload.decode.kind=decoding"], "decoding is not one of prefill, decode, offline"),
+    (["protocol.rounds=-1"], "protocol.rounds=-1 must be positive"),
+    (["protocol.windows=0"], "protocol.windows=0 must be positive"),
+    (["protocol.warmup_min_steps=-1"], "must be 0 or more"),
+    (["protocol.warmup_min_steps=9", "protocol.warmup_max_steps=8"], "must not be below"),
+    (["protocol.cell_timeout_s=0"], "protocol.cell_timeout_s=0.0 must be positive"),
+    (["protocol.time_budget_s=0"], "protocol.time_budget_s=0.0 must be positive"),
+    (["device=gpu"], "device=gpu is not one of auto, cpu, cuda"),
+    (["dtype=fp8"], "dtype=fp8 is not one of"),
+    (["weights=none"], "weights=none is not one of"),
+    (["name=../../elsewhere"], "may have letters"),
+    (["variants=[baseline,a/b]", "variant={}"], "variant"),
+    (["models=[no-such-model]"], "model 'no-such-model' is not known"),
+    (["models=[./no/folder]"], "there is no such folder"),
+    (["models=[missing.gguf]"], "there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "complaint"), BAD, ids=["+".join(overrides) for overrides, _ in BAD])
+def test_bad_input_is_named(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as raised:
+        check(compose(["experiment=quick", *overrides]))
+    assert "\n" not in str(raised.value)
+
+
+def folder(path: Path, **config: object) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        check(compose([f"models=[{tmp_path}]"]))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_broken_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        check(compose([f"models=[{tmp_path}]"]))
+
+
+def test_positions_of_a_folder_count(tmp_path: Path) -> None:
+    path = folder(tmp_path / "My.Model", max_position_embeddings=63)
+    with pytest.raises(UserError, match="length 64 is longer than the 63 positions of my-model"):
+        check(compose(["experiment=quick", f"models=[{path}]"]))
+    assert check(compose(["experiment=quick", f"models=[{path}]", "lengths=63"]))[0].name == "my-model"
+
+
+def test_sizes_of_a_folder_are_read(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 3, "vocab_size": 131}
+    model = find_model(str(folder(tmp_path / "m", num_attention_heads=6, **sizes)))
+    assert model.sizes["head_dim"] == 12
+    assert model.sizes["num_kv_heads"] == 6
+    assert find_model(str(folder(tmp_path / "n", **sizes))).sizes == {}
+
+
+def test_models_of_one_short_name_are_refused(tmp_path: Path) -> None:
+    one, two = folder(tmp_path / "m"), folder(tmp_path / "M")
+    with pytest.raises(UserError, match="models has m twice"):
+        check(compose([f"models=[{one},{two}]"]))
+
+
+@pytest.mark.parametrize(("source", "name"), [("Qwen/Qwen3-0.6B", "qwen3-0-6b"), ("tiny", "tiny"), ("a_b/C.d", "c-d")])
+def test_a_model_has_a_short_safe_name(source: str, name: str) -> None:
+    assert find_model(source).name == name
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "Smol.Q4_1.gguf"
+    file.touch()
+    assert find_model(str(file)).name == "smol-q4_1"
