@@ -96,7 +96,7 @@ class BlockManager:
 
     def seal(self, sequence: SequenceState, num_written: int) -> None:
         """Make full blocks shareable: those whose tokens are known and whose content has been computed."""
-        if not self.prefix_caching:
+        if not (self.prefix_caching and sequence.shareable):
             return
         for i in range(sequence.num_sealed, min(num_written, len(sequence.tokens)) // self.block_size):
             key = self._key(sequence, i, sequence.sealed_content_id)

@@ -106,6 +106,8 @@ class EngineConfig:
         for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.num_kv_blocks is not None and self.num_kv_blocks < 1:
+            raise UserError(f"num_kv_blocks={self.num_kv_blocks} must be at least 1, or None for as many as fit")
         if self.block_size & (self.block_size - 1) or self.block_size < 16:
             raise UserError(f"block_size={self.block_size} must be a power of two of at least 16")
         if self.max_num_batched_tokens < self.max_num_seqs:

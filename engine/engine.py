@@ -3,7 +3,6 @@
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -11,11 +10,12 @@ from engine import kv_cache
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.errors import RequestError, UserError
+from engine.live import LiveRequest
 from engine.loading import LoadedModel, load_model
-from engine.loading.tokenizer import StreamDecoder
+from engine.metrics import Metrics
 from engine.model import Model
 from engine.ranges import span
-from engine.request import FinishReason, RequestOutput, SamplingParams, SequenceState, as_tokens
+from engine.request import FinishReason, RequestOutput, SamplingParams, as_tokens
 from engine.rope import rope_tables
 from engine.runner import Pending, Runner
 from engine.scheduler import Scheduler
@@ -26,33 +26,12 @@ logger = logging.getLogger("fusebench.engine")
 Prompt = str | Sequence[int]
 
 
-@dataclass
-class Metrics:
-    """Running totals: what one needs to say why it was slow."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_requests: int = 0
-    num_failed_requests: int = 0
-
-
-@dataclass
-class _Live:
-    """A request on its way: its scheduler state, what it has produced, its text so far."""
-
-    sequence: SequenceState
-    output: RequestOutput
-    decoder: StreamDecoder | None
-    stop_strings: tuple[str, ...] = field(default=())
-
-
 class Engine:
     """Runs one model in one variant. Not thread-safe; several engines may live in one process."""
 
     def __init__(self, config: EngineConfig, variant: Variant = BASELINE, loaded: LoadedModel | None = None) -> None:
         self.config, self.variant = config, variant
-        self.device = torch.device(config.device)
+        self.device = _device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.loaded = loaded or load_model(config.model, self.dtype, self.device, config.seed)
         model = self.loaded.config
@@ -68,7 +47,7 @@ class Engine:
         self.blocks = BlockManager(num_blocks, config.block_size, config.enable_prefix_caching)
         self.scheduler = Scheduler(self.blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self.metrics = Metrics()
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, LiveRequest] = {}
         self._failed: list[RequestOutput] = []
         self._ids = itertools.count()
         self._in_flight: Pending | None = None
@@ -81,7 +60,7 @@ class Engine:
         self.metrics.num_requests += 1
         try:
             tokens = self._encode(prompt)
-            self._check_fits(len(tokens), sampling)
+            self._check(len(tokens), sampling)
         except RequestError as error:
             self.metrics.num_failed_requests += 1
             prompt_ids = [] if isinstance(prompt, str) else list(prompt)
@@ -99,7 +78,7 @@ class Engine:
         where there is no room.
         """
         checked = self._encode(tokens)
-        self._check_fits(len(checked), sampling)
+        self._check(len(checked), sampling)
         request_id = next(self._ids)
         live = self._begin(request_id, checked, sampling)
         self.scheduler.adopt(live.sequence)
@@ -129,11 +108,13 @@ class Engine:
             launched = None
             if decodes or prefills:
                 self.metrics.num_steps += 1
-                self.metrics.num_prompt_tokens += sum(item.length for item in prefills)
+                self.metrics.num_prefilled_tokens += sum(item.length for item in prefills)
                 with span("phase/forward"):
                     launched = self.runner.launch(decodes, prefills)
             due, self._in_flight = (self._in_flight, launched) if self.config.overlap else (launched, None)
             with span("phase/post"):
+                if self._live and not (launched or due or self._failed):
+                    raise RuntimeError(f"the engine is stuck: nothing to launch or to collect, {self._state()}")
                 return self._take_failed() + (self._collect(due) if due else [])
 
     @property
@@ -165,14 +146,21 @@ class Engine:
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
         ids = [self.add_request(prompt, params) for prompt, params in zip(prompts, each, strict=True)]
-        outputs: dict[int, RequestOutput] = {}
+        unfinished, outputs = set(ids), {}
         try:
-            while len(outputs) < len(ids):
-                outputs.update((o.request_id, o) for o in self.step() if o.finished and o.request_id in set(ids))
+            while unfinished:
+                for output in self.step():
+                    if output.finished and output.request_id in unfinished:
+                        outputs[output.request_id] = output
+                        unfinished.discard(output.request_id)
         finally:
-            for request_id in set(ids) - set(outputs):
+            for request_id in unfinished:
                 self.abort(request_id)
         return [outputs[request_id] for request_id in ids]
+
+    def snapshot(self) -> dict[str, float]:
+        """What one needs to say why it was slow: totals since the engine was built, and the blocks in use now."""
+        return self.metrics.snapshot(self.scheduler, self.runner.graphs)
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the engine's books do not balance."""
@@ -211,7 +199,9 @@ class Engine:
             raise RequestError(f"token id {bad} lies outside the vocabulary of {vocab_size}")
         return tokens
 
-    def _check_fits(self, num_prompt: int, sampling: SamplingParams) -> None:
+    def _check(self, num_prompt: int, sampling: SamplingParams) -> None:
+        if self.loaded.tokenizer is None and any(isinstance(stop, str) for stop in sampling.stop):
+            raise RequestError("this model has no tokenizer: give stop tokens as ids, not as strings")
         total = num_prompt + sampling.max_tokens
         asked = f"{num_prompt} prompt tokens and max_tokens={sampling.max_tokens}"
         if total > self.config.max_model_len:
@@ -221,16 +211,12 @@ class Engine:
             room = len(self.blocks.blocks) * self.config.block_size
             raise RequestError(f"{asked} can never fit the KV cache of {room} tokens")
 
-    def _begin(self, request_id: int, tokens: list[int], sampling: SamplingParams) -> _Live:
-        tokenizer = self.loaded.tokenizer
-        stop_ids = {stop for stop in sampling.stop if isinstance(stop, int)}
-        if not sampling.ignore_eos:
-            stop_ids.update(self.loaded.config.eos_token_ids)
-        seed = sampling.seed if sampling.seed is not None else self.config.seed * 1_000_003 + request_id
-        sequence = SequenceState(request_id, list(tokens), len(tokens), sampling, frozenset(stop_ids), seed)
-        output = RequestOutput(request_id, tokens, logprobs=None if sampling.logprobs is None else [])
-        strings = tuple(stop for stop in sampling.stop if isinstance(stop, str))
-        return _Live(sequence, output, None if tokenizer is None else StreamDecoder(tokenizer), strings)
+    def _begin(self, request_id: int, tokens: list[int], sampling: SamplingParams) -> LiveRequest:
+        return LiveRequest.begin(request_id, tokens, sampling, self.loaded, self.config.seed)
+
+    def _state(self) -> str:
+        running, waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+        return f"{running} requests running, {waiting} waiting, {self.blocks.num_free} blocks free"
 
     # Results.
 
@@ -240,41 +226,32 @@ class Engine:
 
     def _collect(self, pending: Pending) -> list[RequestOutput]:
         moved = []
-        token_ids = pending.token_ids()
-        for i, (item, token) in enumerate(zip(pending.sampling, token_ids, strict=True)):
+        for i, (item, token) in enumerate(zip(pending.sampling, pending.token_ids(), strict=True)):
             sequence = item.sequence
             sequence.num_in_flight -= 1
             if sequence.finished:
                 continue  # It stopped or was aborted while this token was being computed.
-            live = self._live[sequence.request_id]
             if sequence.row >= 0:
                 self.blocks.seal(sequence, item.start + item.length)
-            sequence.tokens.append(token)
-            live.output.token_ids.append(token)
+            live = self._live[sequence.request_id]
             self.metrics.num_generated_tokens += 1
-            if live.output.logprobs is not None and pending.logprobs is not None:
-                chances = pending.logprobs[i]
-                assert chances is not None
-                live.output.logprobs.append(chances)
-            reason = self._reason_to_stop(live, token)
+            reason = live.take(token, pending.logprobs[i] if pending.logprobs else None)
             if reason:
                 self._finish(live, reason)
             moved.append(live.output)
         return moved
 
-    def _reason_to_stop(self, live: _Live, token: int) -> FinishReason | None:
-        output, sequence = live.output, live.sequence
-        if token in sequence.stop_token_ids:
-            return "stop"
-        if live.decoder is not None:
-            output.text += live.decoder.push(token)
-            cut = min((i for stop in live.stop_strings if (i := output.text.find(stop)) >= 0), default=-1)
-            if cut >= 0:
-                output.text = output.text[:cut]
-                return "stop"
-        return "length" if len(output.token_ids) >= sequence.sampling.max_tokens else None
-
-    def _finish(self, live: _Live, reason: FinishReason) -> None:
-        live.output.finish_reason = reason
+    def _finish(self, live: LiveRequest, reason: FinishReason) -> None:
+        live.finish(reason)
         self.scheduler.finish(live.sequence)
         del self._live[live.output.request_id]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name!r} is no device: give cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}, but torch sees no GPU here: give cpu, or mend the driver")
+    return device

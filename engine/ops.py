@@ -80,9 +80,9 @@ class Ops:
         )
 
     @op
-    def silu_mul(self, gate_up_TI2: Tensor) -> Tensor:
+    def silu_mul(self, gate_up_T2I: Tensor) -> Tensor:
         """silu(gate) * up, [T, 2I] -> [T, I]."""
-        return silu_mul(gate_up_TI2)
+        return silu_mul(gate_up_T2I)
 
     @op
     def argmax(self, logits_BV: Tensor) -> Tensor:

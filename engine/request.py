@@ -1,5 +1,6 @@
 """Requests as users make them and as the scheduler tracks them."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,9 +12,13 @@ FinishReason = Literal["length", "stop", "abort", "error"]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep everything; `min_p` is relative to
-    the most likely token. `seed` fixes the noise of one request, whatever batch it runs in. `logprobs` asks for the
-    log-probability of that many likeliest tokens beside the chosen one (0: of the chosen one only).
+    """How tokens are chosen, and when to stop.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep everything; `min_p` is relative to the most likely token.
+    `repetition_penalty` over 1 makes tokens of the prompt and the answer so far less likely. `stop` holds token ids and
+    strings; the text ends before a stop string. `seed` fixes the noise of one request, whatever batch it runs in.
+    `logprobs` asks for the log-probability of that many likeliest tokens beside the chosen one (0: of the chosen one
+    only), under the model itself: before penalty, temperature and cut-offs.
     """
 
     temperature: float = 0.0
@@ -25,14 +30,22 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop))
+        for key in ("top_k", "max_tokens", "seed", "logprobs"):
+            value = getattr(self, key)
+            if value is None and key in ("seed", "logprobs"):
+                continue
+            if not (hasattr(value, "__index__") and -(2**63) <= value < 2**63):
+                raise RequestError(f"{key}={value!r} must be a whole number of at most 64 bits")
         checks = (
             (self.temperature >= 0, f"temperature={self.temperature} must be 0 (greedy) or more"),
             (self.top_k >= 0, f"top_k={self.top_k} must be 0 (off) or more"),
             (0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]"),
             (0 <= self.min_p <= 1, f"min_p={self.min_p} must lie in [0, 1]"),
+            (self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty} must be above 0"),
             (self.max_tokens >= 1, f"max_tokens={self.max_tokens} must be at least 1"),
             (self.logprobs is None or self.logprobs >= 0, f"logprobs={self.logprobs} must be 0 or more"),
             ("" not in self.stop, "stop holds an empty string, which would stop at once"),
@@ -45,6 +58,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether more is wanted of the logits than their argmax."""
+        return not self.greedy or self.repetition_penalty != 1 or self.logprobs is not None
 
 
 @dataclass(frozen=True)
@@ -77,10 +95,11 @@ class RequestOutput:
 class SequenceState:
     """A request inside the engine.
 
-    `tokens` are the prompt and every generated token known on the host; `num_in_flight` (0 or 1) counts the token that
-    the GPU is computing. `num_computed` tokens have their keys and values in the cache, or will once the launched steps
-    are through. `row` is the sequence's place in device-resident state, held while it runs; `fed_back` says that its
-    next input token is the one sampled into that row.
+    `tokens` are the prompt and every generated token known on the host; `num_in_flight` counts the tokens that launched
+    steps will add to them: 0 or 1 between the engine's steps. `num_computed` tokens have their keys and values in the
+    cache, or will once the launched steps are through. `row` is the sequence's place in device-resident state, held
+    while it runs; `fed_back` says that its next input token is the one sampled into that row. Pages of a sequence that
+    is not `shareable` stay its own.
     """
 
     request_id: int
@@ -96,6 +115,7 @@ class SequenceState:
     sealed_content_id: int = -1
     row: int = -1
     fed_back: bool = False
+    shareable: bool = True
     finished: bool = False
 
     @property
@@ -116,6 +136,9 @@ class SequenceState:
 
 def as_tokens(prompt: Sequence[int]) -> list[int]:
     """A checked copy of a token-id prompt."""
-    if not prompt:
+    if len(prompt) == 0:
         raise RequestError("the prompt is empty: give at least one token")
-    return [int(token) for token in prompt]
+    try:
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise RequestError(f"a prompt is text or a list of token ids: {error}") from error

@@ -19,7 +19,7 @@ from engine.kernels.step import advance, publish
 from engine.model import Model, hidden, logits, next_token
 from engine.ranges import span
 from engine.request import TokenLogprobs
-from engine.sampling import SamplingBatch, sample, token_logprobs
+from engine.sampling import SamplingBatch, penalise, sample, token_logprobs
 from engine.scheduler import Scheduled
 from engine.variant import Variant
 
@@ -71,7 +71,7 @@ class Runner:
         items = [*decodes, *prefills]
         sampling = [item for item in items if item.samples]
         params = [item.sequence.sampling for item in sampling]
-        greedy = all(p.greedy and p.logprobs is None for p in params)
+        greedy = not any(p.needs_logits for p in params)
         with torch.inference_mode():
             run = self._launch_mixed(items, len(decodes), greedy) if prefills else self._launch_decode(decodes, greedy)
             tokens, logits_BV = run
@@ -235,11 +235,30 @@ class Runner:
             params = [sequence.sampling for sequence in sequences]
             positions = [item.start + item.length for item in sampling]
             batch = SamplingBatch.of(params, [s.seed for s in sequences], positions, self.device)
-            tokens = sample(logits_BV, params, batch)
             rows = torch.tensor([s.row for s in sequences], dtype=torch.int32, device=self.device)
+            tokens = sample(self._penalised(sampling, rows, logits_BV), params, batch)
             publish(tokens, rows, self.last_token_R)
             asked = any(p.logprobs is not None for p in params)
             return tokens, token_logprobs(logits_BV, tokens, params) if asked else None
+
+    def _penalised(self, sampling: list[Scheduled], rows_B: Tensor, logits_BV: Tensor) -> Tensor:
+        """The logits, lowered for tokens that a sequence holds already where its request wants that."""
+        asking = [i for i, item in enumerate(sampling) if item.sequence.sampling.repetition_penalty != 1]
+        if not asking:
+            return logits_BV
+        items = [sampling[i] for i in asking]
+        texts = [item.sequence.tokens for item in items]
+        longest = max(map(len, texts))
+        seen = torch.tensor([tokens + tokens[:1] * (longest - len(tokens)) for tokens in texts], device=self.device)
+        # The newest token of a decoding sequence may be known on the device only.
+        unread = [len(item.sequence.tokens) < item.start + item.length for item in items]
+        index = torch.tensor(asking, device=self.device)
+        newest = torch.where(
+            torch.tensor(unread, device=self.device), self.last_token_R[rows_B[index].long()], seen[:, 0]
+        )
+        penalty = torch.tensor([item.sequence.sampling.repetition_penalty for item in items], device=self.device)
+        penalised = penalise(logits_BV[index].float(), torch.cat((seen, newest[:, None]), dim=1), penalty)
+        return logits_BV.float().index_copy(0, index, penalised)
 
     def _read_back(
         self, sampling: list[Scheduled], tokens: Tensor | None, chances: list[TokenLogprobs | None] | None

@@ -1,7 +1,7 @@
-"""Choosing tokens from logits: temperature, top-k, top-p, min-p, with noise that depends on nothing but the request.
+"""Choosing tokens from logits: repetition penalty, temperature, top-k, top-p, min-p, in this order.
 
-Noise is a counter-based hash of (request seed, position, token id), so a request draws the same tokens alone, in any
-batch, after a preemption, on any device. Shape suffixes: B rows, V vocabulary.
+The noise is a hash of (request seed, position, token id) and nothing else, so a request draws the same tokens alone, in
+any batch, after a preemption, on any device. Shape suffixes: B rows, V vocabulary, L tokens of a sequence.
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,16 @@ def uniform(seed_B: Tensor, position_B: Tensor, num_tokens: int) -> Tensor:
     bits = _mix(_mix(key_B[:, None] ^ token_V) + key_B[:, None] & _MASK)
     # 23 bits, centred in their cell: exact in fp32, never 0 or 1.
     return ((bits >> 9).float() + 0.5) * 2.0**-23
+
+
+def penalise(logits_BV: Tensor, seen_BL: Tensor, penalty_B: Tensor) -> Tensor:
+    """Logits of tokens in `seen_BL` (int64, repeats allowed) divided by the penalty, or multiplied where negative.
+
+    As in CTRL (arXiv 1909.05858) with the sign minded, as transformers does it.
+    """
+    scores = logits_BV.gather(1, seen_BL)
+    penalty_B1 = penalty_B[:, None]
+    return logits_BV.scatter(1, seen_BL, torch.where(scores > 0, scores / penalty_B1, scores * penalty_B1))
 
 
 def keep_mask(logits_BV: Tensor, batch: SamplingBatch) -> Tensor:

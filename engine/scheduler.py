@@ -53,6 +53,7 @@ class Scheduler:
         sequence.num_computed = context
         sequence.row = self._free_rows.pop()
         sequence.fed_back = True
+        sequence.shareable = False
         self.running.append(sequence)
 
     def schedule(self) -> tuple[list[Scheduled], list[Scheduled]]:

@@ -19,7 +19,7 @@ from experiments.config import ProtocolConfig
 from experiments.errors import UserError as HarnessUserError
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.measuring.decode import measure_decode
-from experiments.measuring.guard import Disturbed, watch_triton
+from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import measure_offline
 from experiments.measuring.prefill import measure_prefill
 from experiments.measuring.session import Session, free_memory
@@ -42,7 +42,6 @@ class Worker:
     def __init__(self) -> None:
         self.session: Session | None = None
         self.verdict: Verdict | None = None
-        watch_triton()
 
     def answer(self, request: object) -> Answer:
         """The answer to one request; whatever goes wrong is an answer too."""
@@ -64,6 +63,7 @@ class Worker:
         return self.session
 
     def _load(self, request: Load) -> Ready:
+        self.session, self.verdict = None, None
         self.session = session = Session(request)
         ceilings = measure_ceilings(session.device) if session.variant.name == "baseline" else {}
         free_memory(session.device)
@@ -85,7 +85,7 @@ class Worker:
         with Evidence(session.device) as evidence:
             try:
                 samples, engine = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
-                counters = engine_counters(engine)
+                counters = engine.snapshot()
                 del engine
             except Disturbed as error:
                 status, reason = Status.INVALID, str(error)
@@ -105,22 +105,6 @@ class Worker:
             started=started,
             duration_s=time.perf_counter() - start,
         )
-
-
-def engine_counters(engine: Engine) -> dict[str, float]:
-    """What one needs to say why a cell was slow."""
-    graphs, metrics = engine.runner.graphs, engine.metrics
-    counts = {
-        "steps": metrics.num_steps,
-        "prompt_tokens": metrics.num_prompt_tokens,
-        "generated_tokens": metrics.num_generated_tokens,
-        "graph_replays": graphs.num_hits,
-        "graph_captures": graphs.num_captures,
-        "preemptions": engine.scheduler.num_preemptions,
-        "peak_blocks": engine.blocks.peak_used,
-    }
-    fallbacks = {f"no graph: {reason}": count for reason, count in graphs.fallbacks.items()}
-    return {name: float(count) for name, count in (counts | fallbacks).items()}
 
 
 def failure_kind(error: Exception, known: bool = False) -> str:

@@ -33,12 +33,12 @@ class CompiledOps(Ops):
         """Rotate queries and keys by their positions."""
         return rope_reference(q_TND, k_TMD, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def store_kv(self, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, batch: Batch) -> None:
         """The baseline's kernel, outside the compiled graph."""
         super().store_kv(k_TMD, v_TMD, cache, batch)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attention(self, q_TND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
         """The baseline's kernels, outside the compiled graph."""
         return super().attention(q_TND, cache, ctx)

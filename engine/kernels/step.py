@@ -62,8 +62,8 @@ def advance(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(tokens_B, indices_B, context_lens_B, slots_B) of the next decode step; `positions_B` moves on by one in place.
 
-    `last_token_R` holds each sequence's newest token by its row; `indices_B` are the positions fit for table look-ups. A
-    negative position marks a padded row: index 0, slot -1, context length 0.
+    `last_token_R` holds each sequence's newest token by its row; `indices_B` are the positions fit for table look-ups.
+    A negative position marks a padded row: index 0, slot -1, context length 0.
     """
     launch = advance_triton if positions_B.is_cuda else advance_reference
     return launch(rows_B, positions_B, tables_BP, last_token_R, block_size)

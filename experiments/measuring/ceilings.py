@@ -61,4 +61,4 @@ def _best_s(run: Callable[[], object]) -> float:
         run()
         event.record()
     torch.cuda.synchronize()
-    return min(before.elapsed_time(after) for before, after in itertools.pairwise(events)) / 1e3
+    return float(min(before.elapsed_time(after) for before, after in itertools.pairwise(events))) / 1e3

@@ -5,25 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch._dynamo.utils import counters as dynamo_counters
 
 from engine import Engine
-
-_triton_compilations = 0
-
-
-def watch_triton() -> None:
-    """Count Triton's compilations from now on; without Triton there are none."""
-    try:
-        import triton
-    except ImportError:
-        return
-
-    def count(*_args: object, **_kwargs: object) -> None:
-        global _triton_compilations
-        _triton_compilations += 1
-
-    triton.knobs.runtime.jit_post_compile_hook = count
+from engine.compilations import Compilations
 
 
 @dataclass(frozen=True)
@@ -39,8 +23,8 @@ class Disturbances:
     def now(cls, engine: Engine) -> "Disturbances":
         """The running totals."""
         allocations = torch.cuda.memory_stats()["num_device_alloc"] if engine.device.type == "cuda" else 0
-        frames = sum(dynamo_counters["frames"].values())
-        return cls(_triton_compilations, frames, engine.runner.graphs.num_captures, allocations)
+        compiled = Compilations.now()
+        return cls(compiled.triton, compiled.dynamo, engine.runner.graphs.num_captures, allocations)
 
     def since(self, before: "Disturbances") -> str:
         """What happened after `before`, in words; empty when nothing did."""
