@@ -106,6 +106,9 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """`KEY was X and is Y` for every leaf that differs; lists of the same named things are compared thing by thing."""
+    if _names(old) == _names(new) != []:
+        old, new = ({item["name"]: item for item in items} for items in (old, new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted(old.keys() | new.keys()):
             yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
@@ -113,10 +116,13 @@ def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
         yield f"{key} was {_brief(old)} and is {_brief(new)}"
 
 
+def _names(value: Any) -> list[str]:
+    """The names of a list of named things; empty for anything else."""
+    return [item["name"] for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def _brief(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(str(v["name"]) if isinstance(v, dict) and "name" in v else str(v) for v in value) + "]"
-    return str(value)
+    return f"[{', '.join(_names(value) or map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _machine(environment: Environment) -> dict[str, str]:

@@ -122,9 +122,10 @@ def to_line(message: Message) -> bytes:
 def from_line(line: bytes) -> Message:
     """The message of one line; ValueError for anything else, such as a library's print."""
     data: Any = json.loads(line)
-    if not isinstance(data, dict) or data.get("message") not in _KINDS:
+    kind = _KINDS.get(str(data.pop("message", ""))) if isinstance(data, dict) else None
+    if kind is None:
         raise ValueError(f"not a message: {line[:80]!r}")
-    return plain.decode(_KINDS[data.pop("message")], data)
+    return plain.decode(kind, data)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""Runs are kept, gone on with only where they fit, and read around whatever is damaged."""
+
+import json
+import multiprocessing
+import os
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.compose import compose
+from experiments.environment import Code, Environment, Gpu
+from experiments.errors import UserError
+from experiments.manifest import Manifest, new_manifest
+from experiments.models import find_model
+from experiments.plan import make_plan
+from experiments.records import CellResult, Status
+from experiments.store import RunStore, create_run, read_run, resume_run
+
+CODE = Code("abcdef0123456789", False, "0" * 64)
+GPU = Gpu("NVIDIA H200", "570.1", 141 << 30, 1)
+MACHINE = Environment("3.12.1", "Linux x86_64", "A CPU", 2, GPU, {"torch": "2.13.0", "triton": "3.6.0", "numpy": "2.3"})
+
+
+def manifest(*overrides: str, machine: Environment = MACHINE, code: Code = CODE) -> Manifest:
+    config = replace(compose(["experiment=quick", *overrides]), device="cuda", dtype="bfloat16")
+    models = [find_model(source) for source in config.models]
+    return new_manifest(config, models, make_plan(config, [model.name for model in models]), machine, code)
+
+
+def results_of(store: RunStore) -> list[CellResult]:
+    return [CellResult(cell, Status.OK, samples={"step_ms": [1.0]}) for cell in store.manifest.plan.cells()]
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    with create_run(tmp_path, manifest()) as store:
+        written = results_of(store)
+        for result in written:
+            store.write_cell(result)
+        store.write_manifest(replace(store.manifest, weights={"tiny": "random"}))
+    told, results, damaged = read_run(store.path)
+    assert sorted(results, key=lambda r: r.cell) == sorted(written, key=lambda r: r.cell)
+    assert not damaged
+    assert told["weights"] == {"tiny": "random"}
+    assert told["models"]["tiny"]["hidden_size"] == 64
+    assert told["gpu"] == "NVIDIA H200"
+    assert len(told["cells"]) == len(written)
+
+
+def test_a_run_is_named_by_time_and_commit(tmp_path: Path) -> None:
+    first, second = create_run(tmp_path, manifest()), create_run(tmp_path, manifest())
+    assert re.fullmatch(r"\d{8}-\d{6}-abcdef0", first.path.name)
+    assert first.path != second.path
+    assert second.manifest.run_id == second.path.name
+
+
+def test_a_manifest_names_no_place_and_no_person(tmp_path: Path) -> None:
+    model = tmp_path / "secret-place" / "my-model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    with create_run(tmp_path, manifest(f"models=[{model}]", f"results_dir={tmp_path}")) as store:
+        text = (store.path / "manifest.json").read_text()
+    assert "my-model" in text
+    for private in ("secret-place", str(tmp_path), os.environ.get("USER") or "no-user", str(Path.home())):
+        assert f'"{private}' not in text
+        assert f"/{private}/" not in text
+
+
+CHANGES = [
+    (manifest("protocol.rounds=5"), "protocol.rounds was 3 and is 5", True),
+    (manifest("seed=3"), "seed was 0 and is 3", True),
+    (manifest("variants=[baseline,folded]"), r"variants was \[baseline, fused\] and is \[baseline, folded\]", True),
+    (manifest("variant.fused.switches.norm_linear=false"), "variants.fused.switches.norm_linear was True", True),
+    (manifest("models=[qwen3-0.6b]"), r"models was \[tiny\] and is \[qwen3-0.6b\]", True),
+    (manifest(code=replace(CODE, source_hash="1" * 64)), "the code under engine/ or variants/ changed", True),
+    (manifest(machine=replace(MACHINE, gpu=replace(GPU, name="H100"))), "gpu was NVIDIA H200 and is H100", True),
+    (manifest(machine=replace(MACHINE, packages={"torch": "2.12.0"})), "torch was 2.13.0 and is 2.12.0", True),
+    (manifest(code=replace(CODE, commit="fff", dirty=True)), "", False),
+    (manifest(machine=replace(MACHINE, python="3.13.0")), "", False),
+    (manifest("results_dir=elsewhere", "reports_dir=there"), "", False),
+]
+
+
+@pytest.mark.parametrize(("now", "complaint", "refused"), CHANGES, ids=[text or "harmless" for _, text, _ in CHANGES])
+def test_resume_refuses_what_would_mix_unlike_results(
+    tmp_path: Path, now: Manifest, complaint: str, refused: bool
+) -> None:
+    create_run(tmp_path, manifest()).__exit__()
+    if not refused:
+        resume_run(tmp_path, "latest", now)[0].__exit__()
+        return
+    with pytest.raises(UserError, match=complaint):
+        resume_run(tmp_path, "latest", now)
+
+
+def test_resume_finds_the_run_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no runs to resume"):
+        resume_run(tmp_path, "latest", manifest())
+    first, second = create_run(tmp_path, manifest()), create_run(tmp_path, manifest())
+    first.__exit__()
+    second.__exit__()
+    for asked, found in ((first.path.name, first), ("latest", second)):
+        store, done, damaged = resume_run(tmp_path, asked, manifest())
+        assert (store.path, done, damaged) == (found.path, [], [])
+        store.__exit__()
+    with pytest.raises(UserError, match=f"resume=nonsense is no run .*{first.path.name}"):
+        resume_run(tmp_path, "nonsense", manifest())
+
+
+def test_damaged_cells_are_named_and_set_aside(tmp_path: Path) -> None:
+    with create_run(tmp_path, manifest()) as store:
+        written = results_of(store)
+        for result in written:
+            store.write_cell(result)
+    files = [store.path / "cells" / f"{result.cell.id}.json" for result in written]
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    files[1].write_bytes(files[1].read_bytes().replace(b"1.0", b"9.0"))
+    files[2].write_bytes(files[3].read_bytes())
+    (store.path / "cells" / "tiny.decode.b99.l64.fused.r00.json").write_text("{}")
+    leftover = store.path / "cells" / f".{files[0].name}.123.tmp"
+    leftover.touch()
+
+    again, done, damaged = resume_run(tmp_path, "latest", manifest())
+    again.__exit__()
+    assert len(done) == len(written) - 3
+    assert len(damaged) == 4
+    for file, complaint in zip(files[:3], ("truncated", "checksum", "no cell of this plan"), strict=True):
+        assert not file.exists()
+        assert file.with_name(f"{file.name}.corrupt").exists()
+        assert any(line.startswith(f"{file.name}: ") and complaint in line for line in damaged)
+    assert not leftover.exists()
+    assert read_run(store.path)[1:] == (done, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "truncated"),
+        ('{"crc32": "0", "content": {}}', "checksum"),
+        (None, "no manifest.json"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, text: str | None, complaint: str) -> None:
+    with create_run(tmp_path, manifest()) as store:
+        file = store.path / "manifest.json"
+        file.unlink() if text is None else file.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            read_run(store.path)
+
+
+def test_a_manifest_of_another_version_is_named(tmp_path: Path) -> None:
+    with create_run(tmp_path, replace(manifest(), schema=2)) as store, pytest.raises(UserError, match="has schema 2"):
+        read_run(store.path)
+
+
+def _try_to_resume(folder: Path, answer: "multiprocessing.Queue[str]") -> None:
+    try:
+        resume_run(folder, "latest", manifest())
+    except UserError as error:
+        answer.put(str(error))
+
+
+def test_one_process_writes_a_run_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    with create_run(tmp_path, manifest()):
+        other = context.Process(target=_try_to_resume, args=(tmp_path, answer))
+        other.start()
+        assert "is being written by another sweep" in answer.get(timeout=60)
+        other.join()
+    resume_run(tmp_path, "latest", manifest())[0].__exit__()
+
+
+def test_an_empty_run_can_be_discarded_and_no_other(tmp_path: Path) -> None:
+    with create_run(tmp_path, manifest()) as store:
+        store.discard()
+        assert not store.path.exists()
+    with create_run(tmp_path, manifest()) as store:
+        store.write_cell(results_of(store)[0])
+        store.discard()
+        assert len(read_run(store.path)[1]) == 1
+
+
+def test_ten_thousand_cells_are_resumed_in_five_seconds(tmp_path: Path) -> None:
+    listed = ",".join(map(str, range(1, 51)))
+    many = manifest(f"batches=[{listed}]", f"lengths=[{listed}]", "protocol.rounds=1")
+    with create_run(tmp_path, many) as store:
+        results = results_of(store)
+        # Without the syncs, which test_durable covers, and which would take this test a minute.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "fsync", lambda _: None)
+            for result in results:
+                store.write_cell(result)
+    start = time.perf_counter()
+    store, done, damaged = resume_run(tmp_path, "latest", many)
+    assert time.perf_counter() - start < 5
+    assert (len(done), damaged) == (10_000, [])
+    assert len(json.dumps(read_run(store.path)[0]["plan"])) < 500_000
+    store.__exit__()
