@@ -7,7 +7,7 @@ good.
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Concatenate, ParamSpec, TypeVar
 
 import nvtx
@@ -16,7 +16,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
 
+Opener = Callable[[str], AbstractContextManager[object]]
+
 _detail = False
+_mirror: Opener | None = None
 
 
 @contextmanager
@@ -24,9 +27,24 @@ def span(name: str) -> Iterator[None]:
     """A push/pop range around a block."""
     nvtx.push_range(name)
     try:
-        yield
+        if _mirror is None:
+            yield
+        else:
+            with _mirror(name):
+                yield
     finally:
         nvtx.pop_range()
+
+
+@contextmanager
+def mirrored(opener: Opener) -> Iterator[None]:
+    """Open every range a second time, for a profiler that does not read NVTX."""
+    global _mirror
+    before, _mirror = _mirror, opener
+    try:
+        yield
+    finally:
+        _mirror = before
 
 
 @contextmanager

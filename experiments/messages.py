@@ -4,6 +4,7 @@
     load     model, variant, points ...   ready     or failed
     verify                                verified  or failed
     measure  cell                         measured  or failed
+    trace    cell, steps, profiler        traced    or failed
     exit                                  (the process ends)
 
 While it works a worker may send `progress` at any time. It owns the pipe: `worker_channel` moves stdout aside first, so
@@ -55,6 +56,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Run a few steps of one cell for a profiler, with layer and op ranges, its graphs captured inside the window.
+
+    `profiler` is `nsys` (the worker runs under it and opens the cudaProfilerApi range) or `torch`, which leaves a Chrome
+    trace at `path`.
+    """
+
+    cell: Cell
+    steps: int
+    profiler: str = "nsys"
+    path: str = ""
+
+
+@dataclass(frozen=True)
 class Exit:
     """End the process."""
 
@@ -89,6 +104,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """The answer to Trace: how many replayed (or eager) steps the window holds, after the one that captured."""
+
+    cell: Cell
+    steps: int
+
+
+@dataclass(frozen=True)
 class Failed:
     """A request that could not be done. `kind`: `oom`, `error`, or `user` (bad input, which ends the sweep)."""
 
@@ -103,13 +126,13 @@ class Progress:
     text: str
 
 
-Request = Load | Verify | Measure | Exit
-Answer = Ready | Verified | Measured | Failed | Progress
+Request = Load | Verify | Measure | Trace | Exit
+Answer = Ready | Verified | Measured | Traced | Failed | Progress
 Message = Request | Answer
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Load, Verify, Measure, Exit, Ready, Verified, Measured, Failed, Progress)
+    for kind in (Load, Verify, Measure, Trace, Exit, Ready, Verified, Measured, Traced, Failed, Progress)
 }  # fmt: skip
 
 

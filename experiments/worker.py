@@ -24,8 +24,22 @@ from experiments.measuring.offline import measure_offline
 from experiments.measuring.prefill import measure_prefill
 from experiments.measuring.session import Session, free_memory
 from experiments.measuring.telemetry import Evidence
+from experiments.measuring.tracing import trace
 from experiments.measuring.verdict import verify
-from experiments.messages import Answer, Exit, Failed, Load, Measure, Measured, Ready, Verified, Verify, WorkerChannel
+from experiments.messages import (
+    Answer,
+    Exit,
+    Failed,
+    Load,
+    Measure,
+    Measured,
+    Ready,
+    Trace,
+    Traced,
+    Verified,
+    Verify,
+    WorkerChannel,
+)
 from experiments.records import Cell, CellResult, Point, Status, Verdict
 
 Measurement = Callable[[Session, Point, ProtocolConfig], tuple[dict[str, list[float]], Engine]]
@@ -51,6 +65,8 @@ class Worker:
             if isinstance(request, Verify):
                 self.verdict = verify(self._session(), self._session().request.protocol.verdict_tokens)
                 return Verified(self.verdict)
+            if isinstance(request, Trace):
+                return Traced(request.cell, trace(self._session(), request))
             if isinstance(request, Measure):
                 return Measured(self._measure(request.cell))
             return Failed("error", f"unknown request {type(request).__name__}")

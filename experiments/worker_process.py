@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.environment import ROOT
-from experiments.messages import Answer, Exit, Failed, Measured, Progress, Ready, Request, Verified, from_line, to_line
+from experiments.messages import Answer, Exit, Failed, Measured, Progress, Ready, Request, Traced, Verified, from_line, to_line
 from experiments.records import Status
 
 # -P: a folder called `experiments` where the user stands must not be taken for ours.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "experiments.worker")
-ANSWERS = Ready | Verified | Measured | Failed | Progress
+ANSWERS = Ready | Verified | Measured | Traced | Failed | Progress
 EXIT_TIMEOUT_S = 10
 LOOK_S = 5.0
 TAIL_BYTES = 4096
