@@ -57,7 +57,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Trace:
-    """Run a few steps of one cell for a profiler, with layer and op ranges, its graphs captured inside the window.
+    """Run a few steps of one cell for a profiler: layer and op ranges on, graphs captured inside the window.
 
     `profiler` is `nsys` (the worker runs under it and opens the cudaProfilerApi range) or `torch`, which leaves a Chrome
     trace at `path`.

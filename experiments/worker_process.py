@@ -11,7 +11,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.environment import ROOT
-from experiments.messages import Answer, Exit, Failed, Measured, Progress, Ready, Request, Traced, Verified, from_line, to_line
+from experiments.messages import (
+    Answer,
+    Exit,
+    Failed,
+    Measured,
+    Progress,
+    Ready,
+    Request,
+    Traced,
+    Verified,
+    from_line,
+    to_line,
+)
 from experiments.records import Status
 
 # -P: a folder called `experiments` where the user stands must not be taken for ours.
