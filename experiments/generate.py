@@ -13,6 +13,8 @@ import torch
 import yaml
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from engine.errors import UserError as EngineUserError
+from experiments.command_line import run_command
 from experiments.errors import UserError
 from experiments.fetch import MODELS, FetchError, fetch_model
 from experiments.measuring.ceilings import measure_ceilings
@@ -89,7 +91,8 @@ def speed_line(engine: Engine, output: RequestOutput, seconds: float) -> str:
     if count < 1 or seconds <= 0:
         return f"[{output.finish_reason}]"
     rate = count / seconds
-    line = f"[{engine.variant.name}, {engine.device.type}, {engine.config.dtype}: {rate:.1f} tokens/s, {output.finish_reason}"
+    ran = f"{engine.variant.name}, {engine.device.type}, {engine.config.dtype}"
+    line = f"[{ran}: {rate:.1f} tokens/s, {output.finish_reason}"
     read_bytes_per_s = measure_ceilings(engine.device).get("read_bytes_per_s")
     if read_bytes_per_s is None:
         return f"{line}; no bandwidth ceiling is measured on a CPU]"
@@ -100,15 +103,31 @@ def speed_line(engine: Engine, output: RequestOutput, seconds: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Stream one answer to stdout, its speed to stderr."""
+    """Stream one answer to stdout, its speed to stderr; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or {"-h", "--help"} & set(arguments):
         keys = "  ".join(f"{field.name}={field.default}" for field in fields(Options))
         print(f"{(__doc__ or '').strip()}\n\nkeys: {keys}")
         return 0
-    prompt, options = parse(arguments)
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        return answer(*parse(arguments))
+    except EngineUserError as error:
+        raise UserError(str(error)) from error
+
+
+def answer(prompt: str, options: Options) -> int:
+    """Stream the answer to one prompt."""
     sampling = SamplingParams(
-        options.temperature, options.top_k, options.top_p, options.min_p, options.max_tokens, seed=options.seed
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
     )
     engine = build(options)
     ids: str | list[int] = prompt
@@ -131,6 +150,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from experiments.cli import run
-
-    sys.exit(run(main))
+    sys.exit(main())

@@ -52,8 +52,8 @@ class Verdict:
 
     `top1_agreement` in [0, 1] over teacher-forced positions, `kl_mean` and `kl_max` in nats, `kl_max_position` its
     place, `first_divergence` the position of the first differing greedy token (None: none within the checked tokens)
-    and `divergence_margin` the reference's logit margin there. `unfused_kl_mean` is the baseline's own error on the same
-    weights, what a variant's is held against.
+    and `divergence_margin` the reference's logit margin there. `unfused_kl_mean` is the baseline's own error on the
+    same weights, what a variant's is held against.
     """
 
     ok: bool

@@ -6,7 +6,9 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-gpu", action="store_true", help="fail GPU tests where there is no GPU, instead of skipping")
+    parser.addoption(
+        "--require-gpu", action="store_true", help="fail GPU tests where there is no GPU, instead of skipping"
+    )
 
 
 def pytest_configure() -> None:
