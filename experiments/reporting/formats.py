@@ -63,7 +63,7 @@ def number(value: float | None, significant: int = 4) -> str:
         return "0"
     size = abs(value)
     if not 1e-4 <= size < 1e7:
-        return f"{value:.{significant - 1}g}"
+        return f"{value:.{significant}g}"
     decimals = max(0, significant - 1 - math.floor(math.log10(size)))
     return f"{value:,.{decimals}f}"
 
@@ -79,6 +79,8 @@ def interval(low: float | None, high: float | None) -> str:
     """An interval of speed-ups, or that there is none."""
     if low is None or high is None:
         return "no interval"
+    if low < 0.01 or high >= 1000:
+        return f"{number(low, 2)}–{number(high, 2)}"
     digits = 2 if high - low > 0.05 else 3
     return f"{low:.{digits}f}–{high:.{digits}f}"
 

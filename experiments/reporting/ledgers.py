@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plain
+from experiments.durable import read_json
 from experiments.records import Cell
 
 
@@ -42,14 +43,15 @@ class Ledger:
 
 
 def read_ledgers(folder: Path) -> tuple[list[Ledger], list[str]]:
-    """Every readable ledger of a folder, sorted by cell, and what could not be read."""
+    """Every readable ledger of a folder, with or without the store's checksum, and what could not be read."""
     ledgers, problems = [], []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
-            ledgers.append(ledger_of(json.loads(path.read_text())))
+            data = json.loads(path.read_text(encoding="utf-8"))
+            ledgers.append(ledger_of(read_json(path) if "crc32" in data else data))
         except (ValueError, KeyError, TypeError, OSError) as error:
             problems.append(f"traces/{path.name}: {error}")
-    return sorted(ledgers, key=lambda ledger: ledger.cell), problems
+    return ledgers, problems
 
 
 def ledger_of(data: dict[str, Any]) -> Ledger:

@@ -79,6 +79,7 @@ def render_page(analysis: Analysis, tables: dict[str, Table], figures: dict[str,
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )

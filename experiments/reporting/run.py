@@ -94,4 +94,5 @@ def assemble(
     missing = [CellResult(cell, Status.SKIPPED, NOT_RUN) for cell in planned if cell not in measured]
     everything = sorted([*measured.values(), *missing], key=lambda r: r.cell)
     info = run_info(manifest, experiment, run_id)
-    return Run(info, tuple(everything), tuple(ledgers), tuple(sorted([*problems, *unreadable])))
+    by_cell = tuple(sorted(ledgers, key=lambda ledger: (ledger.cell, ledger.profiler)))
+    return Run(info, tuple(everything), by_cell, tuple(sorted([*problems, *unreadable])))

@@ -9,13 +9,14 @@ from experiments.config import BASELINE
 from experiments.records import Row
 from experiments.reporting.charts.palette import heat_color, is_dark
 from experiments.reporting.charts.svg import GLYPHS
+from experiments.reporting.compact import compact_table
 from experiments.reporting.figures.speed import workloads
 from experiments.reporting.first_screen import first_screen
 from experiments.reporting.formats import Kind, display, ratio
 from experiments.reporting.headline import lead_variant
 from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import Run
-from experiments.reporting.tables import build_tables
+from experiments.reporting.summary import row_data
 
 TONES = {"good": "green", "bad": "red", "warn": "yellow", "": "default"}
 
@@ -39,13 +40,13 @@ def show(run: Run, console: Console | None = None) -> None:
 
 
 def _headline(analysis: Analysis, console: Console) -> None:
-    table = build_tables(analysis).get("headline")
-    if table is None:
+    if not analysis.primary:
         return
-    view = display(table)
-    printed = RichTable(title=table.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    view = display(compact_table([row_data(row) for row in analysis.primary]))
+    console.print()
+    printed = RichTable(box=None, header_style="bold", pad_edge=False)
     for title, kind in zip(view.titles, view.kinds, strict=True):
-        printed.add_column(title, justify="left" if kind in (Kind.TEXT, Kind.CLAIM) else "right")
+        printed.add_column(escape(title), justify="left" if kind in (Kind.TEXT, Kind.CLAIM) else "right", no_wrap=True)
     for row in view.rows:
         printed.add_row(*(escape(f"{text} [{bounds}]" if bounds else text) for text, bounds in row))
     console.print(printed)
@@ -57,8 +58,8 @@ def _heatmap(analysis: Analysis, model: str, workload: str, console: Console) ->
     if not rows:
         return
     lengths = sorted({r.context for r in rows})
-    title = f"{lead} vs {BASELINE}, {model} {workload}: batch down, length across"
-    printed = RichTable(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 0))
+    console.print(f"\n[bold]{escape(f'{lead} vs {BASELINE}, {model} {workload}')}[/bold]: batch down, length across")
+    printed = RichTable(box=None, pad_edge=False, padding=(0, 0))
     printed.add_column("", justify="right")
     for length in lengths:
         printed.add_column(str(length or "all"), justify="center", min_width=9)
