@@ -19,14 +19,20 @@ def _leave_alone(fn: Any = None, **_options: Any) -> Any:
 
 triton: Any
 tl: Any
+TensorDescriptor: Any = None
 try:
     import triton  # type: ignore[no-redef]
     import triton.language as tl  # type: ignore[no-redef]
+    from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[no-redef]
 except ImportError:
     triton, tl = SimpleNamespace(jit=_leave_alone), SimpleNamespace(constexpr=float)
     INTERPRETED = False
 else:
     INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+__all__ = [
+    "INTERPRETED", "TensorDescriptor", "cdiv", "next_power_of_2", "num_sms", "pdl_options", "tl", "triton",
+]  # fmt: skip
 
 # The grid that heuristics assume where no GPU says otherwise (the interpreter): an H200's.
 DEFAULT_NUM_SMS = 132

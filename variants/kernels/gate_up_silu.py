@@ -15,13 +15,13 @@ from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
 from variants.kernels.product import begin, product, sum_partials, tile_index
-from variants.kernels.tiles import can_prefetch, linear_tile
+from variants.kernels.tiles import Tile, can_prefetch, descriptors, linear_tile
 
 
 # The number of rows changes from step to step and must not cause a new compilation.
 @triton.jit(do_not_specialize=["M"])
 def _gate_up_silu_kernel(
-    x_ptr, residual_ptr, w_ptr, bias_ptr, partials_ptr, h_ptr, s_ptr, M, N, K, num_partials,
+    x_desc, w_desc, x_ptr, residual_ptr, w_ptr, bias_ptr, partials_ptr, h_ptr, s_ptr, M, N, K, num_partials,
     x_stride, r_stride, w_stride, p_stride, h_stride, s_stride, eps,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
@@ -34,8 +34,9 @@ def _gate_up_silu_kernel(
     if partials_ptr is not None:
         given = sum_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
     gate, up, squares = product(
-        w, w2, x_ptr, residual_ptr, s_ptr, None, w_ptr, up_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
-        M, N, 0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN,
+        w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, None, w_ptr, up_ptr,
+        x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N,
+        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN,
     )  # fmt: skip
     if partials_ptr is not None:
         squares = given
@@ -55,23 +56,26 @@ def _gate_up_silu_kernel(
 
 def norm_gate_up_silu_triton(
     x_TK: Tensor, residual_TK: Tensor | None, weight_2IK: Tensor, bias_2I: Tensor | None, eps: float,
-    partials_TP: Tensor | None = None, pdl: bool = False,
+    partials_TP: Tensor | None = None, pdl: bool = False, tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launcher of `_gate_up_silu_kernel`; see `norm_gate_up_silu`."""
+    """Launcher of `_gate_up_silu_kernel`; see `norm_gate_up_silu`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_2IK.shape[0] // 2
     h = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
     s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
     if m == 0:
         return h, s
-    tile = linear_tile(m, n, k, x_TK.element_size(), num_sms(x_TK), weights=2)
+    tile = tile or linear_tile(m, n, k, x_TK.element_size(), num_sms(x_TK), weights=2)
+    # A residual is added in registers, which the accelerator cannot do.
+    descs = (None, None) if residual_TK is not None else descriptors(x_TK, weight_2IK, tile)
     num_partials = 0 if partials_TP is None else partials_TP.shape[1]
     _gate_up_silu_kernel[tile.grid(m, n)](
-        x_TK, residual_TK, weight_2IK, bias_2I, partials_TP, h, s, m, n, k, num_partials,
+        *descs, x_TK, residual_TK, weight_2IK, bias_2I, partials_TP, h, s, m, n, k, num_partials,
         x_TK.stride(0), 0 if residual_TK is None else residual_TK.stride(0), weight_2IK.stride(0),
         0 if partials_TP is None else partials_TP.stride(0), n, s.stride(0), eps,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=k % tile.block_k == 0,
-        PREFETCH=can_prefetch(weight_2IK, tile), num_warps=tile.num_warps, **pdl_options(pdl),
+        PREFETCH=can_prefetch(weight_2IK, tile),
+        num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
     )  # fmt: skip
     return h, s
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
 from variants.kernels.product import begin, product, tile_index
-from variants.kernels.tiles import Tile, can_prefetch, linear_tile
+from variants.kernels.tiles import Tile, can_prefetch, descriptors, linear_tile
 
 # More tiles than this fill any GPU and are never split.
 MAX_TICKETS = 4096
@@ -42,7 +42,7 @@ def _sum_parts(acc, parts_ptr, ticket_ptr, tile, tiles, local, SPLITS: tl.conste
 # The number of rows changes from step to step and must not cause a new compilation.
 @triton.jit(do_not_specialize=["M"])
 def _linear_add_kernel(
-    x_ptr, w_ptr, bias_ptr, residual_ptr, y_ptr, partials_ptr, parts_ptr, tickets_ptr, M, N, K,
+    x_desc, w_desc, x_ptr, w_ptr, bias_ptr, residual_ptr, y_ptr, partials_ptr, parts_ptr, tickets_ptr, M, N, K,
     x_stride, w_stride, r_stride, y_stride,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
@@ -63,8 +63,9 @@ def _linear_add_kernel(
     if PATH != "wide":
         residual = tl.load(residual_ptr + row * r_stride + cols, mask=mask, other=0.0)
     acc, _, _ = product(
-        w, w2, x_ptr, None, None, None, w_ptr, None, x_stride, 0, 0, w_stride, tile_m, tile_n,
-        M, N, k_low, k_high, PATH, BLOCK_M, BLOCK_N, BLOCK_K, False, STAGES, EVEN,
+        w, w2, x_desc, w_desc, x_ptr, None, None, None, w_ptr, None,
+        x_stride, 0, 0, w_stride, tile_m, tile_n, M, N,
+        k_low, k_high, PATH, BLOCK_M, BLOCK_N, BLOCK_K, False, STAGES, EVEN,
     )  # fmt: skip
     done = True
     if SPLITS > 1:
@@ -105,15 +106,17 @@ def linear_add_triton(
     if m == 0:
         return y, partials
     grid, parts, tickets = tile.grid(m, n), None, None
+    descs = descriptors(x_TK, weight_NK, tile)
     if tile.splits > 1:
         size = grid[0] * tile.splits * tile.block_m * tile.block_n
         parts, tickets = torch.empty(size, dtype=torch.float32, device=x_TK.device), _tickets(x_TK.device)
     _linear_add_kernel[grid](
-        x_TK, weight_NK, bias_N, residual_TN, y, partials, parts, tickets, m, n, k,
+        *descs, x_TK, weight_NK, bias_N, residual_TN, y, partials, parts, tickets, m, n, k,
         x_TK.stride(0), weight_NK.stride(0), residual_TN.stride(0), n,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLITS=tile.splits,
-        STAGES=tile.stages, EVEN=k % tile.block_k == 0, PREFETCH=can_prefetch(weight_NK, tile),
-        num_warps=tile.num_warps, **pdl_options(pdl),
+        STAGES=tile.stages, EVEN=k % tile.block_k == 0,
+        PREFETCH=can_prefetch(weight_NK, tile),
+        num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
     )  # fmt: skip
     return y, partials
 

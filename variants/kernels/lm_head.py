@@ -29,8 +29,9 @@ def _tile_argmax_kernel(
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     acc, _, squares = product(
-        w, w2, x_ptr, residual_ptr, None, gamma_ptr, w_ptr, None, x_stride, r_stride, 0, w_stride, tile_m, tile_n,
-        M, N, 0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, True, STAGES, EVEN,
+        w, w2, None, None, x_ptr, residual_ptr, None, gamma_ptr, w_ptr, None,
+        x_stride, r_stride, 0, w_stride, tile_m, tile_n, M, N,
+        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, True, STAGES, EVEN,
     )  # fmt: skip
     scale = tl.rsqrt(squares / K + eps)
     axis: tl.constexpr = 1 if PATH == "wide" else 0

@@ -83,19 +83,25 @@ def begin(
 
 @triton.jit
 def product(
-    w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
-    M, N, k_low, k_high,
+    w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr,
+    x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """(acc, acc of the second weights, squares [M] if SQUARES) over columns [k_low, k_high).
 
-    `w` and `w2` are what `begin` gave. Without second weights the second acc is zeros, and the compiler drops it.
+    `w` and `w2` are what `begin` gave, the descriptors what `descriptors` in tiles.py gave. Without second weights the
+    second acc is zeros, and the compiler drops it.
     """
     if PATH == "gemv":
         acc, acc2, squares = _gemv_product(
             w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
             tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+        )  # fmt: skip
+    elif x_desc is not None:
+        acc, acc2, squares = _tma_product(
+            x_desc, w_desc, N, w2_ptr is not None, tile_m, tile_n, k_low, k_high,
+            BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, STAGES,
         )  # fmt: skip
     else:
         acc, acc2, squares = _dot_product(
@@ -185,6 +191,30 @@ def _dot_product(
             acc2 = _dot(scaled, _load_weights(w2_ptr + w_rows + low, k, k_high, EVEN), acc2, SWAP)
         if SQUARES:
             squares += tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=1)
+    return acc, acc2, squares
+
+
+@triton.jit
+def _tma_product(
+    x_desc, w_desc, second, DUAL: tl.constexpr, tile_m, tile_n, k_low, k_high,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Many rows, tiles brought by the tensor memory accelerator (zeros outside the matrices). acc is [M, N].
+
+    The second weights lie `second` rows after the first.
+    """
+    m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc2 = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for k in tl.range(k_low, k_high, BLOCK_K, num_stages=STAGES):
+        x = x_desc.load([m, k])
+        acc = tl.dot(x, w_desc.load([n, k]).T, acc)
+        if DUAL:
+            acc2 = tl.dot(x, w_desc.load([second + n, k]).T, acc2)
+        if SQUARES:
+            squares += tl.sum(x.to(tl.float32) * x.to(tl.float32), axis=1)
     return acc, acc2, squares
 
 

@@ -4,13 +4,14 @@ Shape suffixes: M rows, N outputs, K inputs of a linear layer.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from engine.kernels._triton import cdiv, next_power_of_2
+from engine.kernels._triton import TensorDescriptor, cdiv, next_power_of_2
 
-# Two rows through registers pay for small weights only; from there on the tensor cores are faster (H200, challenges.md).
+# Two rows through registers pay for small weights only; from there on the tensor cores are faster (H200,
+# challenges.md).
 MAX_TWO_ROW_WEIGHTS = 16 * 2**20
 # Larger weights, prefetched for several kernels ahead, push each other out of L2 again.
 MAX_PREFETCH_BYTES = 9 * 2**20
@@ -86,3 +87,18 @@ def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:
     small = weight_NK.numel() * weight_NK.element_size() <= MAX_PREFETCH_BYTES
     aligned = weight_NK.data_ptr() % 16 == 0 and weight_NK.stride(0) % 8 == 0 and weight_NK.shape[1] % 8 == 0
     return small and aligned and tile.path != "wide"
+
+
+def descriptors(x_MK: Tensor, weight_NK: Tensor, tile: Tile) -> tuple[Any, Any]:
+    """Tensor memory descriptors of x and the weight, or (None, None) where the path or the alignment forbids them.
+
+    A kernel with descriptors is launched without PDL: it has many rows and little to gain, and its reads through the
+    asynchronous proxy would need a fence of their own against the predecessor's writes.
+    """
+    aligned = all(t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in (x_MK, weight_NK))
+    if tile.path != "wide" or x_MK.element_size() != 2 or not aligned:
+        return None, None
+    return (
+        TensorDescriptor.from_tensor(x_MK, [tile.block_m, tile.block_k]),
+        TensorDescriptor.from_tensor(weight_NK, [tile.block_n, tile.block_k]),
+    )

@@ -33,15 +33,28 @@ def linear(
 ) -> AotCase:
     """A fused linear layer with the tile its launcher would choose; `none` are the arguments it goes without."""
     tile = linear_tile(m, n, k, 2, 132, weights, can_split="SPLITS" in more)
+    described = tile.path == "wide" and (module == "linear_add" or "residual_ptr" in none)
+    types = TYPES
+    if described:
+        types = TYPES | {
+            "x_desc": f"tensordesc<bf16[{tile.block_m}, {tile.block_k}]>",
+            "w_desc": f"tensordesc<bf16[{tile.block_n}, {tile.block_k}]>",
+        }
+    elif module != "lm_head":
+        none = (*none, "x_desc", "w_desc")
     constexprs = {
         **dict.fromkeys(none), **more,
         "PATH": tile.path, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
-        "STAGES": tile.stages, "EVEN": k % tile.block_k == 0, "PREFETCH": tile.path != "wide", "PDL": True,
+        "STAGES": tile.stages, "EVEN": k % tile.block_k == 0, "PREFETCH": tile.path != "wide",
+        "PDL": not described,
     }  # fmt: skip
     if "SPLITS" in more:
         constexprs["SPLITS"] = tile.splits
-    name = f"{module} {m}x{n}x{k}{' from partials' if 'residual_ptr' in none else ''}"
-    return AotCase(name, f"variants.kernels.{module}:{kernel}", TYPES, constexprs, tile.num_warps, PDL)
+    origin = " from partials" if "residual_ptr" in none else ""
+    name = f"{module} {m}x{n}x{k}{origin}"
+    return AotCase(
+        name, f"variants.kernels.{module}:{kernel}", types, constexprs, tile.num_warps, {} if described else PDL
+    )
 
 
 def norm_linear(m: int, n: int, k: int, missing: str) -> AotCase:
@@ -121,6 +134,8 @@ def test_nothing_but_weights_is_loaded_before_the_wait(compiled):
 def test_wide_products_use_warp_group_products(compiled):
     for name in ("norm_linear 2048x6144x4096 from partials", "gate_up_silu 2048x12288x4096 from partials"):
         assert "wgmma.mma_async" in compiled[name].ptx
+        assert "cp.async.bulk.tensor" in compiled[name].ptx
+        assert "griddepcontrol" not in compiled[name].ptx
 
 
 def test_parts_are_published_before_the_ticket_is_drawn(compiled):
