@@ -56,7 +56,11 @@ def _decode_kernel(
     # A tile never crosses a page: BLOCK_SIZE is a multiple of TILE. Each page number is loaded one tile ahead, so
     # that the loads of keys and values wait for nothing and the compiler can pipeline them.
     table_ptr = tables_ptr + b * table_stride
-    page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
+    if SPLITS == 1 and window is None:
+        # The first page is known before the length is: the two loads overlap.
+        page = tl.load(table_ptr)
+    else:
+        page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
     for tile in tl.range(low, high, num_stages=STAGES):
         start = tile * TILE
         base = page.to(tl.int64) * cache_stride_block + (start % BLOCK_SIZE) * cache_stride_pos
@@ -69,10 +73,10 @@ def _decode_kernel(
             live = live & (start + n >= first)
         k = tl.load(k_ptr + base + rows, mask=mask, other=0.0)
         v = tl.load(v_ptr + base + rows, mask=mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = tl.where(live[None, :], scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        p = tl.exp2(scores - new_best[:, None])
+        new_best = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)
+        p = tl.exp2(scores * scale_log2 - new_best[:, None])
         rescale = tl.exp2(best - new_best)
         total = total * rescale + tl.sum(p, axis=1)
         acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")

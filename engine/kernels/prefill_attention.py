@@ -45,18 +45,19 @@ def _attend_tiles(
         page = tl.load(table_ptr + (start + TILE) // BLOCK_SIZE, mask=tile + 1 < high, other=0)
         key = start + n
         k = _load_tile(k_ptr + base + rows, key, context_len, d, D, BLOCK_D, MASKED)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if MASKED:
             live = key[None, :] <= position[:, None]
             if window is not None:
                 live = live & (key[None, :] > position[:, None] - window)
             scores = tl.where(live, scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
+        # Scaling after the maximum leaves one fused multiply-add an element, not a product and a difference.
+        new_best = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)
         shift = new_best
         if MASKED and window is not None:
             # A row may see none of the first tiles: -inf minus -inf is not a number.
             shift = tl.where(new_best == float("-inf"), 0.0, new_best)
-        p = tl.exp2(scores - shift[:, None])
+        p = tl.exp2(scores * scale_log2 - shift[:, None])
         rescale = tl.exp2(best - shift)
         total = total * rescale + tl.sum(p, axis=1)
         v = _load_tile(v_ptr + base + rows, key, context_len, d, D, BLOCK_D, MASKED)

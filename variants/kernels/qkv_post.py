@@ -20,10 +20,8 @@ HEADS_PER_PROGRAM = 8
 
 
 @triton.jit
-def _norm_rotate_store(
-    x, y, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.constexpr, DTYPE: tl.constexpr
-):  # fmt: skip
-    """Norm (if there is a weight) and rotate the heads at `x`; store them at `y`. Pointers are to first halves."""
+def norm_rotate(x, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.constexpr):
+    """Both halves, in fp32, of the heads at `x`, normed (if there is a weight) and rotated; `x` points to the first."""
     live = d < HALF
     cos = tl.load(cos_ptr + row * HALF + d, mask=live, other=0.0)
     sin = tl.load(sin_ptr + row * HALF + d, mask=live, other=0.0)
@@ -33,8 +31,17 @@ def _norm_rotate_store(
         scale = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, axis=1, keep_dims=True) / (2 * HALF) + eps)
         x1 = x1 * scale * tl.load(gamma_ptr + d, mask=live, other=0.0).to(tl.float32)
         x2 = x2 * scale * tl.load(gamma_ptr + HALF + d, mask=live, other=0.0).to(tl.float32)
-    tl.store(y, (x1 * cos - x2 * sin).to(DTYPE), mask=mask)
-    tl.store(y + HALF, (x2 * cos + x1 * sin).to(DTYPE), mask=mask)
+    return x1 * cos - x2 * sin, x2 * cos + x1 * sin
+
+
+@triton.jit
+def _norm_rotate_store(
+    x, y, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Norm and rotate the heads at `x`; store them at `y`. Pointers are to first halves."""
+    y1, y2 = norm_rotate(x, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF)
+    tl.store(y, y1.to(DTYPE), mask=mask)
+    tl.store(y + HALF, y2.to(DTYPE), mask=mask)
 
 
 @triton.jit

@@ -1,0 +1,306 @@
+"""From the packed QKV projection of a decode step to its attention output, in one kernel.
+
+    q = rope(norm(q));  k = rope(norm(k)) and v to slot slots[b] of their caches
+    o = softmax(scale * q K^T) V over the last `sliding_window` (or all) of the context_len keys, the new one included
+
+Shape suffixes: B sequences, O packed outputs (N query heads, then M key heads, then M value heads, of D each), P pages
+of a table, or positions of the rotary tables (fp32). G = N / M. Caches and programs are as in
+engine/kernels/decode_attention.py, norm and RoPE as in qkv_post.py. A program serves the G query heads of one key head
+over one of S parts of the old keys; the new key stays in the registers of the last part's program, rounded as it is
+stored. Each program leaves its part in an fp32 workspace and the last to arrive merges them in fixed order, so the
+result does not depend on who is last. Softmax and accumulation in fp32.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
+from engine.kernels.decode_attention import LOG2_E, TILE_TOKENS, num_splits, paged_decode_attention_reference
+from variants.kernels.product import prefetch_rows
+from variants.kernels.qkv_post import HEADS_PER_PROGRAM, norm_rotate, qk_norm_rope_store_reference
+
+# More (sequence, key head) pairs than this fill any GPU and are never split.
+MAX_TICKETS = 4096
+# fp32 elements of the workspace that a merging program holds at once.
+MERGE_ELEMENTS = 8192
+# Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
+LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
+K_ROWS: tl.constexpr = tl.constexpr(HEADS_PER_PROGRAM)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the keys are cut up: parts of a sequence, tokens of a tile, and how many tiles are pulled into L2 early."""
+
+    splits: int
+    tile: int = TILE_TOKENS
+    num_warps: int = 4
+    stages: int = 2
+    ahead: int = 3
+
+
+@triton.jit
+def _load_tile(
+    k_ptr, v_ptr, page, start, low, high, rows, d_mask, cache_stride_block, cache_stride_pos,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """(k [TILE, D], v [TILE, D], live [TILE]) of positions start .. start + TILE; those outside [low, high) are zero."""
+    position = start + tl.arange(0, TILE)
+    live = (position >= low) & (position < high)
+    base = page.to(tl.int64) * cache_stride_block + (start % BLOCK_SIZE) * cache_stride_pos
+    mask = live[:, None] & d_mask[None, :]
+    return tl.load(k_ptr + base + rows, mask=mask, other=0.0), tl.load(v_ptr + base + rows, mask=mask, other=0.0), live
+
+
+@triton.jit
+def _attend(q, k, v, live, best, total, acc, scale_log2):
+    """One step of the online softmax, in base 2: (best score, sum of weights, weighted values) with a tile more."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    scores = tl.where(live[None, :], scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, axis=1))
+    p = tl.exp2(scores - new_best[:, None])
+    rescale = tl.exp2(best - new_best)
+    acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+    return new_best, total * rescale + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def _store_new_key(
+    x_ptr, y_ptr, gamma_ptr, cos_ptr, sin_ptr, position, owns, slot, eps, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
+):  # fmt: skip
+    """Both halves [D / 2], in fp32, of the new key as it is stored at `y_ptr`; zero where the program does not own it.
+
+    Computed in a tile of the shape that qkv_post has, one row of it live: its sums are in the same order, so the cache
+    gets the same bits.
+    """
+    h, j = tl.arange(0, K_ROWS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
+    row = (h == 0) & (j < HALF) & owns
+    k1, k2 = norm_rotate(x_ptr + h * 2 * HALF + j, gamma_ptr, cos_ptr, sin_ptr, position, j, row, eps, HALF)
+    k1, k2 = k1.to(y_ptr.dtype.element_ty), k2.to(y_ptr.dtype.element_ty)
+    y = y_ptr + h * 2 * HALF + j
+    tl.store(y, k1, mask=row & (slot >= 0))
+    tl.store(y + HALF, k2, mask=row & (slot >= 0))
+    k1, k2 = tl.where(row, k1.to(tl.float32), 0.0), tl.where(row, k2.to(tl.float32), 0.0)
+    return tl.sum(k1, axis=0), tl.sum(k2, axis=0)
+
+
+@triton.jit
+def _merge(parts_ptr, lse_ptr, o_ptr, G, D, d, d_mask, SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    """o[g] = sum_s 2^lse[s, g] parts[s, g] / sum_s 2^lse[s, g], CHUNK parts at a time."""
+    g = tl.arange(0, ROWS)
+    best = tl.full([ROWS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, d.shape[0]], tl.float32)
+    for first in range(0, SPLITS, CHUNK):
+        s = first + tl.arange(0, CHUNK)
+        row, live = s[:, None] * G + g[None, :], (s < SPLITS)[:, None] & (g < G)[None, :]
+        lse = tl.load(lse_ptr + row, mask=live, other=float("-inf"), cache_modifier=".cg")
+        mask = live[:, :, None] & d_mask[None, None, :]
+        parts = tl.load(parts_ptr + row[:, :, None] * D + d[None, None, :], mask=mask, other=0.0, cache_modifier=".cg")
+        new_best = tl.maximum(best, tl.max(lse, axis=0))
+        weight, rescale = tl.exp2(lse - new_best[None, :]), tl.exp2(best - new_best)
+        total = total * rescale + tl.sum(weight, axis=0)
+        acc = acc * rescale[:, None] + tl.sum(parts * weight[:, :, None], axis=0)
+        best = new_best
+    o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    mask = (g < G)[:, None] & d_mask[None, :]
+    tl.store(o_ptr + g[:, None] * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=mask)
+
+
+# The width of the tables changes from step to step and must not cause a new compilation.
+@triton.jit(do_not_specialize=["table_stride"])
+def _decode_qkv_attention_kernel(
+    qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, k_ptr, v_ptr, tables_ptr, lens_ptr,
+    o_ptr, parts_ptr, lse_ptr, tickets_ptr, G, eps, scale_log2, window,
+    qkv_stride, cache_stride_block, cache_stride_pos, cache_stride_h, table_stride,
+    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (m, b, s): key head m of sequence b, part s of the old keys; the last part has the new key too."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    kv_head, b, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    M = tl.num_programs(0)
+    D: tl.constexpr = 2 * HALF
+    BLOCK_D: tl.constexpr = 2 * BLOCK_HALF
+    DTYPE: tl.constexpr = k_ptr.dtype.element_ty
+
+    # What is read before the wait is complete: a kernel starts after all before it have started, and one launched
+    # plainly only after all before it have ended. The step's first kernels are launched plainly: `advance`, which
+    # computes lengths, positions and slots, then the embedding. Old keys and values, of earlier steps, are older
+    # still, and in this step only this launch writes this layer's pages, at a position that no tile reads.
+    context_len = tl.load(lens_ptr + b)
+    # A padded row has length 0, a negative position and slot -1.
+    position = tl.maximum(tl.load(positions_ptr + b), 0).to(tl.int64)
+    slot = tl.load(slots_ptr + b).to(tl.int64)
+    num_old = tl.maximum(context_len - 1, 0)
+    first = 0
+    if window is not None:
+        first = tl.maximum(context_len - window, 0)
+    low, high = first // TILE, tl.cdiv(num_old, TILE)
+    tiles = tl.cdiv(high - low, SPLITS)
+    low += split * tiles
+    high = tl.minimum(low + tiles, high)
+
+    # The halves of a head are padded apart, as RoPE needs them.
+    i = tl.arange(0, BLOCK_D)
+    d, d_mask = i, i < D
+    if HALF < BLOCK_HALF:
+        d, d_mask = i // BLOCK_HALF * HALF + i % BLOCK_HALF, i % BLOCK_HALF < HALF
+    rows = kv_head * cache_stride_h + tl.arange(0, TILE)[:, None] * cache_stride_pos + d[None, :]
+    # A tile never crosses a page: BLOCK_SIZE is a multiple of TILE. Each page number is loaded one tile ahead.
+    table_ptr = tables_ptr + b * table_stride
+    page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
+    k, v, live = _load_tile(
+        k_ptr, v_ptr, page, low * TILE, first, num_old, rows, d_mask, cache_stride_block, cache_stride_pos,
+        BLOCK_SIZE, TILE,
+    )  # fmt: skip
+    page = tl.load(table_ptr + (low + 1) * TILE // BLOCK_SIZE, mask=low + 1 < high, other=0)
+    if PDL:
+        for tile in range(low + 1, tl.minimum(high, low + 1 + AHEAD)):
+            early = tl.load(table_ptr + tile * TILE // BLOCK_SIZE).to(tl.int64) * cache_stride_block
+            early += (tile * TILE % BLOCK_SIZE) * cache_stride_pos + kv_head * cache_stride_h
+            prefetch_rows(k_ptr + early, cache_stride_pos, 0, TILE, 0, D, TILE)
+            prefetch_rows(v_ptr + early, cache_stride_pos, 0, TILE, 0, D, TILE)
+        tl.extra.cuda.gdc_wait()
+
+    qkv_ptr += b * qkv_stride
+    g, j = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
+    q1, q2 = norm_rotate(
+        qkv_ptr + (kv_head * G + g) * D + j, q_norm_ptr, cos_ptr, sin_ptr, position, j, (g < G) & (j < HALF), eps, HALF
+    )
+    q1, q2 = q1.to(DTYPE), q2.to(DTYPE)
+    q = tl.reshape(tl.permute(tl.join(q1, q2), (0, 2, 1)), [BLOCK_G, BLOCK_D])
+
+    owns = split == SPLITS - 1
+    qkv_ptr += (M * G + kv_head) * D
+    target = slot // BLOCK_SIZE * cache_stride_block + slot % BLOCK_SIZE * cache_stride_pos + kv_head * cache_stride_h
+    k1, k2 = _store_new_key(
+        qkv_ptr, k_ptr + target, k_norm_ptr, cos_ptr, sin_ptr, position, owns, slot, eps, HALF, BLOCK_HALF
+    )
+    new_v = tl.load(qkv_ptr + M * D + d, mask=d_mask & owns, other=0.0)
+    tl.store(v_ptr + target + d, new_v, mask=d_mask & owns & (slot >= 0))
+
+    # The softmax starts from the new key, whose weight is 2^0 (NaN where its score is).
+    score = tl.sum(q1.to(tl.float32) * k1[None, :] + q2.to(tl.float32) * k2[None, :], axis=1) * scale_log2
+    new = owns & (context_len > 0)
+    best = tl.where(new, score, LOWEST)
+    total = tl.where(new, tl.exp2(score - score), 0.0)
+    acc = tl.where(new, total[:, None] * new_v.to(tl.float32)[None, :], 0.0)
+
+    best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
+    for tile in tl.range(low + 1, high, num_stages=STAGES):
+        k, v, live = _load_tile(
+            k_ptr, v_ptr, page, tile * TILE, first, num_old, rows, d_mask, cache_stride_block, cache_stride_pos,
+            BLOCK_SIZE, TILE,
+        )  # fmt: skip
+        page = tl.load(table_ptr + (tile + 1) * TILE // BLOCK_SIZE, mask=tile + 1 < high, other=0)
+        best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
+
+    # No key at all (a padded row, or a part past the end): zeros, weight 2^-inf.
+    o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    pair = b * M + kv_head
+    o_ptr += pair * G * D
+    mask = (g < G) & d_mask[None, :]
+    if SPLITS == 1:
+        tl.store(o_ptr + g * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=mask)
+    else:
+        parts_ptr += pair * SPLITS * G * D
+        lse_ptr += pair * SPLITS * G
+        tl.store(parts_ptr + (split * G + g) * D + d[None, :], o, mask=mask)
+        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(total))
+        i = tl.arange(0, BLOCK_G)
+        tl.store(lse_ptr + split * G + i, lse, mask=i < G)
+        # Every thread's part is written before the ticket is drawn, and visible to whoever draws the last one.
+        tl.debug_barrier()
+        if tl.atomic_add(tickets_ptr + pair, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            _merge(parts_ptr, lse_ptr, o_ptr, G, D, d, d_mask, SPLITS, ROWS, CHUNK)
+            # Ready for the next launch.
+            tl.store(tickets_ptr + pair, 0)
+
+
+def attention_cut(batch: int, num_kv_heads: int, max_context: int, block_size: int, sms: int) -> Cut:
+    """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid."""
+    splits = num_splits(batch, num_kv_heads, max_context, sms) if batch * num_kv_heads <= MAX_TICKETS else 1
+    return Cut(splits, min(TILE_TOKENS, block_size))
+
+
+@cache
+def _tickets(device: torch.device) -> Tensor:
+    """Arrival counters, zero between launches. One stream at a time may use them: the engine has one a device."""
+    return torch.zeros(MAX_TICKETS, dtype=torch.int32, device=device)
+
+
+def _rows_are_whole_units(cache: Tensor) -> bool:
+    """Whether a row of a head can be bulk-prefetched: whole 16-byte units."""
+    units = 16 // cache.element_size()
+    return cache.data_ptr() % 16 == 0 and all(n % units == 0 for n in (*cache.stride()[:3], cache.shape[3]))
+
+
+def decode_qkv_attention_triton(
+    qkv_BO: Tensor, q_norm_D: Tensor | None, k_norm_D: Tensor | None, cos_PD2: Tensor, sin_PD2: Tensor,
+    positions_B: Tensor, slots_B: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor,
+    context_lens_B: Tensor, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float, scale: float,
+    sliding_window: int | None = None, pdl: bool = False, cut: Cut | None = None,
+) -> Tensor:  # fmt: skip
+    """Launcher of `_decode_qkv_attention_kernel`; see `decode_qkv_attention`. `cut` overrides the choice by shape."""
+    batch, group, half = qkv_BO.shape[0], num_heads // num_kv_heads, head_dim // 2
+    o = torch.empty((batch, num_heads, head_dim), dtype=qkv_BO.dtype, device=qkv_BO.device)
+    if batch == 0:
+        return o
+    block_size = k_cache.shape[1]
+    max_context = block_tables_BP.shape[1] * block_size
+    cut = cut or attention_cut(batch, num_kv_heads, max_context, block_size, num_sms(qkv_BO))
+    parts, lse, tickets = None, None, None
+    if cut.splits > 1:
+        parts = torch.empty((batch, num_heads * cut.splits, head_dim), dtype=torch.float32, device=qkv_BO.device)
+        lse = torch.empty((batch, num_heads * cut.splits), dtype=torch.float32, device=qkv_BO.device)
+        tickets = _tickets(qkv_BO.device)
+    rows, block_half = next_power_of_2(group), max(8, next_power_of_2(half))
+    chunk = max(1, min(next_power_of_2(cut.splits), MERGE_ELEMENTS // (rows * 2 * block_half)))
+    _decode_qkv_attention_kernel[(num_kv_heads, batch, cut.splits)](
+        qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
+        context_lens_B, o, parts, lse, tickets, group, norm_eps, scale * LOG2_E, sliding_window,
+        qkv_BO.stride(0), *k_cache.stride()[:3], block_tables_BP.stride(0),
+        HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(16, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
+        SPLITS=cut.splits, ROWS=rows, CHUNK=chunk, STAGES=cut.stages,
+        AHEAD=cut.ahead if _rows_are_whole_units(k_cache) and _rows_are_whole_units(v_cache) else 0,
+        num_warps=cut.num_warps, **pdl_options(pdl),
+    )  # fmt: skip
+    return o
+
+
+def decode_qkv_attention_reference(
+    qkv_BO: Tensor, q_norm_D: Tensor | None, k_norm_D: Tensor | None, cos_PD2: Tensor, sin_PD2: Tensor,
+    positions_B: Tensor, slots_B: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor,
+    context_lens_B: Tensor, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float, scale: float,
+    sliding_window: int | None = None, pdl: bool = False,
+) -> Tensor:  # fmt: skip
+    """Plain-PyTorch twin of `decode_qkv_attention_triton`; float64 inputs make it the oracle."""
+    q = qk_norm_rope_store_reference(
+        qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache,
+        num_heads, num_kv_heads, head_dim, norm_eps,
+    )  # fmt: skip
+    return paged_decode_attention_reference(q, k_cache, v_cache, block_tables_BP, context_lens_B, scale, sliding_window)
+
+
+def decode_qkv_attention(
+    qkv_BO: Tensor, q_norm_D: Tensor | None, k_norm_D: Tensor | None, cos_PD2: Tensor, sin_PD2: Tensor,
+    positions_B: Tensor, slots_B: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor,
+    context_lens_B: Tensor, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float, scale: float,
+    sliding_window: int | None = None, pdl: bool = False,
+) -> Tensor:  # fmt: skip
+    """o [B, N, D] of one new token a sequence, whose key and value go to their slot.
+
+    `context_lens_B` counts the new token, whose slot is that of its last position. A padded row has length 0 and slot
+    -1: it gets zeros and stores nothing. Under `pdl`, tables, lengths, positions, slots and old keys are read before
+    the wait: a kernel launched without it must lie between whatever wrote them and this one.
+    """
+    return (decode_qkv_attention_triton if qkv_BO.is_cuda else decode_qkv_attention_reference)(
+        qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
+        context_lens_B, num_heads, num_kv_heads, head_dim, norm_eps, scale, sliding_window, pdl,
+    )  # fmt: skip
