@@ -21,6 +21,11 @@ class Kernel:
     count: int
     total_us: float
 
+    @property
+    def owner(self) -> str:
+        """The op, or the phase where no op is known, or that there is neither."""
+        return self.op or self.phase or "unattributed"
+
 
 @dataclass(frozen=True)
 class Ledger:

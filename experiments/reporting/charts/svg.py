@@ -211,16 +211,16 @@ def _heat_cell(chart: Heatmap, i: int, j: int, x: float, y: float, width: float,
 
 # Bars and dots
 
-_WIDE, _LABELS, _END = 560.0, 150.0, 86.0
+_WIDE, _LABELS = 560.0, 150.0
 
 
 def _linear_axis(
-    longest: float, y: float, words: str, body: list[str], as_percent: bool = False
+    longest: float, end: float, y: float, words: str, body: list[str], as_percent: bool = False
 ) -> Callable[[float], float]:
-    """Draw an axis under the rows, in place of those drawn before; returns the scale."""
+    """Draw an axis under the rows, leaving `end` pixels for the words at their ends; returns the scale."""
     step = 10 ** math.floor(math.log10(longest))
     step = next(s for s in (step / 5, step / 2, step, 2 * step, 5 * step) if longest / s <= 6)
-    scale = (_WIDE - _LABELS - _END) / longest
+    scale = (_WIDE - _LABELS - end) / longest
     for k in range(math.floor(longest / step + 1e-9) + 1):
         x = _LABELS + k * step * scale
         label = f"{100 * k * step:g} %" if as_percent else short(float(f"{k * step:.6g}"))
@@ -237,7 +237,8 @@ def _bars(chart: Bars, label: str) -> str:
         return ""
     body: list[str] = []
     height = 6 + sum(18 * len(g.bars) + (18 if g.label else 0) + 8 for g in chart.groups)
-    to_x = _linear_axis(longest, height, chart.x_label, body)
+    end = 16 + 6.4 * max(len(bar.text) for group in chart.groups for bar in group.bars)
+    to_x = _linear_axis(longest, end, height, chart.x_label, body)
     y = 6.0
     for group in chart.groups:
         y = _bar_group(group, y, to_x, body)
@@ -269,7 +270,7 @@ def _dots(chart: Dots, label: str) -> str:
         return ""
     height = 8 + 22.0 * len(chart.rows)
     body: list[str] = []
-    to_x = _linear_axis(longest, height, chart.x_label, body, as_percent=True)
+    to_x = _linear_axis(longest, 56, height, chart.x_label, body, as_percent=True)
     if chart.limit is not None:
         body.append(f'<path class="a f" d="M{_n(to_x(chart.limit))} 2V{_n(height)}"/>')
     for index, (name, dots) in enumerate(chart.rows):

@@ -7,7 +7,19 @@ from typing import TypeVar
 from experiments.config import BASELINE
 from experiments.metrics import METRICS, metrics_of, primary_metric
 from experiments.records import Row, Status
-from experiments.reporting.charts.specs import Figure, HeatCell, Heatmap, Lines, Mark, Panel, Series
+from experiments.reporting.charts.specs import (
+    Bar,
+    BarGroup,
+    Bars,
+    Figure,
+    HeatCell,
+    Heatmap,
+    Lines,
+    Mark,
+    Panel,
+    Segment,
+    Series,
+)
 from experiments.reporting.figures.registry import caption_of, figure, slots
 from experiments.reporting.formats import Value, interval, number, percent, ratio
 from experiments.reporting.rows import Analysis
@@ -119,8 +131,8 @@ def _place(row: Row) -> tuple[Value, ...]:
 
 @figure("where")
 def latency(analysis: Analysis) -> Iterator[Figure]:
-    """Median over rounds with its 95 % interval (shorter than the mark where no whisker shows); both axes are
-    logarithmic. The dashed line is the physical floor: no engine can lie below it."""
+    """Median over rounds with its 95 % interval (shorter than the mark where no whisker shows). Curves have logarithmic
+    axes; their dashed line is the physical floor, which no engine can pass."""
     for model, workload in workloads(analysis):
         metric = primary_metric(analysis.run.info.kind(workload))
         if metric is not None and metric.unit == "ms":
@@ -129,8 +141,8 @@ def latency(analysis: Analysis) -> Iterator[Figure]:
 
 @figure("where")
 def throughput(analysis: Analysis) -> Iterator[Figure]:
-    """Tokens per second over the whole batch, with 95 % intervals; both axes are logarithmic. The dashed line is the
-    physical ceiling: no engine can lie above it."""
+    """Tokens per second over the whole batch, median over rounds with its 95 % interval. Curves have logarithmic axes;
+    their dashed line is the physical ceiling, which no engine can pass."""
     for model, workload in workloads(analysis):
         names = [m.name for m in metrics_of(analysis.run.info.kind(workload)) if m.unit == "tokens/s"]
         if names:
@@ -146,7 +158,9 @@ def _curves(
         return []
     along, across, label = _axes(analysis.run.info.kind(workload), known)
     color = slots(analysis.run.variants)
-    panels = _panels(known, along, across, label, color, METRICS[metric].unit)
+    unit = METRICS[metric].unit
+    alone = len({along(r) for r in known}) == 1
+    panels = [_bars(known, color, unit)] if alone else list(_panels(known, along, across, label, color, unit))
     legend = [(labelled(v, _kernels([r for r in known if r.variant == v])), s) for v, s in color.items()]
     drawn = {r.variant for r in known}
     return [
@@ -154,7 +168,7 @@ def _curves(
             f"{figure_name}_{model}_{workload}",
             f"{title}, {model} {workload} ({METRICS[metric].unit})",
             caption_of(figure_name),
-            f"{title} of {model} {workload} against {label[0]}, one curve per variant: {', '.join(sorted(drawn))}.",
+            f"{title} of {model} {workload} against {label[0]}, by variant: {', '.join(sorted(drawn))}.",
             tuple(panels),
             tuple(entry for entry, v in zip(legend, color, strict=True) if v in drawn),
             (*_COLUMNS, "median", "ci_low", "ci_high", "n", "floor", "status"),
@@ -198,6 +212,17 @@ def _panels(
         ticks = tuple(float(x) for x in sorted({along(r) for r in mine}))
         title = f"{label[1]} {value:,}" if value else "all requests"
         yield Panel(title, Lines(label[0], unit, tuple(s for s in series if s.marks), ticks))
+
+
+def _bars(rows: Sequence[Row], color: dict[str, int], unit: str) -> Panel:
+    """Bars, where curves would be single points."""
+    groups: dict[str, list[Bar]] = defaultdict(list)
+    for row in rows:
+        bounds = f" ({number(row.ci_low)} to {number(row.ci_high)})" if row.ci_low is not None else ""
+        segment = Segment(row.variant, color[row.variant], row.median or 0.0, tip(row))
+        name = labelled(row.variant, row.kernels)
+        groups[where(row)].append(Bar(name, (segment,), f"{number(row.median)}{bounds}"))
+    return Panel("", Bars(unit, tuple(BarGroup(name, tuple(bars)) for name, bars in groups.items())))
 
 
 T = TypeVar("T")

@@ -55,7 +55,7 @@ def op_times_us(ledger: Ledger) -> dict[str, float]:
     """Device time per step by op, most first; kernels without an owner stand under `unattributed`."""
     times: dict[str, list[float]] = defaultdict(list)
     for kernel in ledger.kernels:
-        times[kernel.op or kernel.phase or "unattributed"].append(kernel.total_us)
+        times[kernel.owner].append(kernel.total_us)
     summed = {op: math.fsum(us) * ledger.per_step for op, us in times.items()}
     return dict(sorted(summed.items(), key=lambda item: (-item[1], item[0])))
 

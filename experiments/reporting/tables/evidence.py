@@ -4,10 +4,12 @@ import math
 from collections import Counter, defaultdict
 from statistics import median
 
+from experiments.config import BASELINE
 from experiments.metrics import METRICS
 from experiments.records import Status
 from experiments.reporting.formats import Column, Kind, Value
 from experiments.reporting.headline import correctness
+from experiments.reporting.ledgers import Ledger
 from experiments.reporting.rows import Analysis, point_of
 from experiments.reporting.tables.registry import PLACE, VARIANT, Content, labelled, place, table
 
@@ -79,15 +81,51 @@ def kernels(analysis: Analysis) -> Content | None:
         time_us: dict[tuple[str, str, str], float] = defaultdict(float)
         launches: Counter[tuple[str, str, str]] = Counter()
         for k in ledger.kernels:
-            time_us[k.name, k.op, k.phase] += k.total_us
-            launches[k.name, k.op, k.phase] += k.count
+            time_us[k.name, k.owner, k.phase] += k.total_us
+            launches[k.name, k.owner, k.phase] += k.count
         total = math.fsum(time_us.values()) or 1.0
         p = ledger.cell.point
         head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant)
         for key, us in sorted(time_us.items(), key=lambda item: (-item[1], item[0]))[:12]:
             per_step = (launches[key] * ledger.per_step, us * ledger.per_step, us / total)
-            rows.append((*head, key[0], key[1] or "unattributed", key[2], *per_step))
+            rows.append((*head, key[0], key[1], key[2], *per_step))
     return Content(columns, rows)
+
+
+@table("What fusion changed", "where")
+def kernel_changes(analysis: Analysis) -> Content | None:
+    """Launches and device time per traced step by operation, each variant beside the baseline of the same point; most
+    time saved first. An operation that one side lacks is zero there."""
+    columns = (
+        *PLACE,
+        VARIANT,
+        Column("op", "Op"),
+        Column("baseline_launches", "Launches, baseline", Kind.NUMBER),
+        Column("launches", "Launches, variant", Kind.NUMBER),
+        Column("baseline_us", "µs, baseline", Kind.NUMBER),
+        Column("us", "µs, variant", Kind.NUMBER),
+        Column("saved_us", "µs saved", Kind.NUMBER),
+    )
+    by_point = {g.cell.point: _by_op(g) for g in analysis.run.ledgers if g.cell.variant == BASELINE}
+    rows: list[tuple[Value, ...]] = []
+    for ledger in analysis.run.ledgers:
+        p = ledger.cell.point
+        if ledger.cell.variant == BASELINE or p not in by_point:
+            continue
+        before, after = by_point[p], _by_op(ledger)
+        pairs = {op: (*before.get(op, (0.0, 0.0)), *after.get(op, (0.0, 0.0))) for op in before | after}
+        for op, (n0, us0, n1, us1) in sorted(pairs.items(), key=lambda item: (item[1][3] - item[1][1], item[0])):
+            rows.append((p.model, p.workload, p.batch, p.length, ledger.cell.variant, op, n0, n1, us0, us1, us0 - us1))
+    return Content(columns, rows)
+
+
+def _by_op(ledger: Ledger) -> dict[str, tuple[float, float]]:
+    """(launches, microseconds) per step of each op."""
+    sums: dict[str, tuple[float, float]] = {}
+    for k in ledger.kernels:
+        launches, us = sums.get(k.owner, (0.0, 0.0))
+        sums[k.owner] = (launches + k.count * ledger.per_step, us + k.total_us * ledger.per_step)
+    return sums
 
 
 @table("Traces", "where")

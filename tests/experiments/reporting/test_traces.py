@@ -1,0 +1,68 @@
+"""Kernel ledgers: reading them, and what the report makes of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import plain
+from experiments.reporting.figures.traces import op_times_us
+from experiments.reporting.ledgers import read_ledgers
+from experiments.reporting.rows import analyse
+from experiments.reporting.tables import build_tables
+from tests.experiments.reporting.synthetic import Synthetic, ledger
+
+SMALL = {"models": ("qwen3-0.6b",), "workloads": ("decode",), "batches": (1,), "lengths": (128,), "rounds": 3}
+
+
+def _tables() -> dict[str, list[dict[str, object]]]:
+    run = Synthetic(**SMALL).run(ledgers=[ledger("fused"), ledger("baseline")])
+    tables = build_tables(analyse(run))
+    return {n: [dict(zip([c.name for c in t.columns], r, strict=True)) for r in t.rows] for n, t in tables.items()}
+
+
+def test_time_per_step_by_op_adds_up_to_all_kernels() -> None:
+    trace = ledger("baseline")
+    times = op_times_us(trace)
+    assert sum(times.values()) == pytest.approx(sum(k.total_us for k in trace.kernels) / trace.steps)
+    assert times["rms_norm"] == pytest.approx(28 * 2 * 1.7)
+    assert times["unattributed"] == pytest.approx(2.2)
+    assert list(times.values()) == sorted(times.values(), reverse=True)
+
+
+def test_the_kernel_table_ranks_the_top_of_each_traced_cell() -> None:
+    rows = [r for r in _tables()["kernels"] if r["variant"] == "fused"]
+    assert rows[0]["kernel"] == "gate_up_proj_kernel<0>"
+    assert rows[0]["launches_per_step"] == 28
+    assert rows[0]["us_per_step"] == pytest.approx(28 * 5.1)
+    assert sum(float(str(r["share"])) for r in rows) == pytest.approx(1)
+
+
+def test_what_fusion_removed_stands_first_and_sums_to_the_difference() -> None:
+    rows = _tables()["kernel_changes"]
+    assert (rows[0]["op"], rows[0]["baseline_launches"], rows[0]["launches"]) == ("rms_norm", 56, 0)
+    saved = sum(float(str(r["saved_us"])) for r in rows)
+    before, after = (sum(op_times_us(ledger(v)).values()) for v in ("baseline", "fused"))
+    assert saved == pytest.approx(before - after)
+
+
+def test_traces_say_coverage_idle_and_inflation() -> None:
+    row = next(r for r in _tables()["traces"] if r["variant"] == "baseline")
+    assert (row["coverage"], row["inflation"], row["launches_per_step"]) == (0.97, 1.31, 283)
+    assert row["idle"] == pytest.approx(1 - 1 / 1.2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cell": {"point": 3}, "kernels": []}', '{"kernels": [{}]}'])
+def test_a_file_that_is_no_ledger_is_named_not_fatal(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    good = plain.encode(ledger("fused"))
+    good["kernels"][0] |= {"layer": None, "op": None, "phase": None}
+    (tmp_path / "b.json").write_text(json.dumps(good))
+    ledgers, problems = read_ledgers(tmp_path)
+    assert [x.kernels[0].owner for x in ledgers] == ["unattributed"]
+    assert len(problems) == 1
+    assert problems[0].startswith("traces/a.json: ")
+
+
+def test_no_folder_no_ledgers(tmp_path: Path) -> None:
+    assert read_ledgers(tmp_path / "traces") == ([], [])
