@@ -1,6 +1,7 @@
 """What every command has in common: exit codes, and help and `--cfg job` for those that compose an experiment."""
 
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from experiments.errors import UserError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+NOBODY_READS = 141
 
 
 def run_command(command: Callable[[], int]) -> int:
     """The command's exit code; a UserError is one line and 2, Ctrl-C and SIGTERM are 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command()
     except UserError as error:
@@ -27,9 +29,11 @@ def run_command(command: Callable[[], int]) -> int:
         print("fusebench: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output, `head` for instance, has had enough.
-        sys.stderr.close()
-        return 0
+        # Whoever read our output, `head` for instance, has had enough; Python must not try to flush to it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def composed(arguments: Sequence[str], usage: str) -> ExperimentConfig | None:

@@ -119,14 +119,10 @@ def _gpu() -> Iterator[Finding]:
 
 def _gpu_state() -> Iterator[Finding]:
     """Whatever else would spoil a measurement: other processes, heat."""
-    if others := (
-        run_quietly("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader") or ""
-    ).split("\n"):
-        count = sum(bool(line.strip()) for line in others)
-        if count:
-            yield Finding(
-                Level.NOTE, f"{count} other processes use the GPU", "times are only good on a GPU of one's own"
-            )
+    others = (run_quietly("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader") or "").split()
+    if others:
+        mend = "wait for them, or end them: times are good only on a GPU of one's own"
+        yield Finding(Level.NOTE, f"processes that use the GPU: {len(others)}", mend)
     query = "clocks.sm,clocks.max.sm,clocks_throttle_reasons.active,temperature.gpu"
     state = run_quietly("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
     fields = [field.strip() for field in (state or "").splitlines()[:1] for field in field.split(",")]

@@ -76,6 +76,10 @@ class Pool:
             except CannotMeasure as error:
                 self._say(f"{self._model.name}, {variant}: {error}")
 
+    def is_unfit(self, variant: str) -> bool:
+        """Whether the variant cannot be measured at all, so that each of its cells fails at once."""
+        return variant in self._unfit
+
     def measure(self, cell: Cell) -> CellResult:
         """Measure one cell; whatever goes wrong is its result. UserError for input that no cell can be made of."""
         try:

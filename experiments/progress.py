@@ -19,18 +19,28 @@ class Eta:
     def __init__(self, cells: Sequence[Cell]) -> None:
         self._left = Counter((cell.point, cell.variant) for cell in cells)
         self._took_s: dict[tuple[Point, str], list[float]] = {}
+        # Running sums, since a sweep may have thousands of points.
+        self._unseen, self._seen_left_s, self._means_s = len(cells), 0.0, 0.0
 
     def learn(self, cell: Cell, took_s: float) -> None:
         """One more cell is finished."""
-        self._left[cell.point, cell.variant] -= 1
-        self._took_s.setdefault((cell.point, cell.variant), []).append(took_s)
+        key = (cell.point, cell.variant)
+        took = self._took_s.setdefault(key, [])
+        if took:
+            self._means_s -= fmean(took)
+            self._seen_left_s -= self._left[key] * fmean(took)
+        else:
+            self._unseen -= self._left[key]
+        took.append(took_s)
+        self._left[key] -= 1
+        self._means_s += fmean(took)
+        self._seen_left_s += self._left[key] * fmean(took)
 
     def left_s(self) -> float | None:
         """Seconds still to go, or None as long as nothing is known."""
         if not self._took_s:
             return None
-        usual = fmean(fmean(took) for took in self._took_s.values())
-        return sum(count * fmean(self._took_s.get(key, [usual])) for key, count in self._left.items())
+        return max(0.0, self._seen_left_s) + self._unseen * self._means_s / len(self._took_s)
 
 
 class Display(ABC):

@@ -154,17 +154,21 @@ class Sweep:
             for cell in missing:
                 if cell.round != round_:
                     round_, out_of_time = cell.round, self._out_of_time()
-                self._finish(cell, pool, OUT_OF_TIME if out_of_time else self._foresight.why_skip(cell))
+                self._finish(cell, pool, out_of_time)
 
-    def _finish(self, cell: Cell, pool: Pool, why_skip: str | None) -> None:
+    def _finish(self, cell: Cell, pool: Pool, out_of_time: bool) -> None:
         self._display.begin(cell)
         started, start = datetime.now(UTC), time.monotonic()
+        # A variant that is unfit as a whole has that as its reason, and tells nothing of a cell's size.
+        foreseen = None if pool.is_unfit(cell.variant) else self._foresight.why_skip(cell)
+        why_skip = OUT_OF_TIME if out_of_time else foreseen
         result = CellResult(cell, Status.SKIPPED, why_skip) if why_skip else pool.measure(cell)
         took_s = time.monotonic() - start
         if not result.started:
             result = replace(result, started=started.isoformat(timespec="seconds"), duration_s=took_s)
         self._store.write_cell(result)
-        self._foresight.learn(result)
+        if not pool.is_unfit(cell.variant):
+            self._foresight.learn(result)
         self._display.end(result, took_s)
 
     def _out_of_time(self) -> bool:

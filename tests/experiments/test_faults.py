@@ -1,0 +1,137 @@
+"""kill -9 at any instant loses the cell in flight and no other, and leaves nothing running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from experiments.compose import compose
+from experiments.environment import ROOT
+from experiments.plan import make_plan
+from experiments.records import Status
+from tests.experiments.sweeping import arguments, outcome, worker_command
+
+KILLS = 6
+CELL_S = 0.02
+NUM_CELLS = 8 * 8
+PROGRAM = """
+import json, sys
+from experiments.command_line import run_command
+from experiments.compose import compose
+from experiments.sweep import run_sweep
+overrides, worker = json.loads(sys.argv[1])
+sys.exit(run_command(lambda: run_sweep(compose(overrides), overrides, worker)))
+"""
+
+
+def start(tmp_path: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """A sweep of 64 cells in a process of its own."""
+    asked = arguments(tmp_path, "protocol.rounds=8", *overrides)
+    command = [sys.executable, "-c", PROGRAM, json.dumps([asked, worker_command(tmp_path, [])])]
+    environment = os.environ | {"FAKE_CELL_S": str(CELL_S), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def cells(tmp_path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in tmp_path.glob("results/*/*/cells/*.json")}
+
+
+def wait_for(condition: object, seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.005)
+    return bool(condition())  # type: ignore[operator]
+
+
+def workers(tmp_path: Path) -> list[int]:
+    """Processes that run this test's fake worker."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(tmp_path / "rules.json").encode() in line and b"-P" in line:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
+def test_killing_the_harness_loses_no_finished_cell(tmp_path: Path) -> None:
+    rng = Random(0)
+    seen: dict[str, bytes] = {}
+    for kill in range(KILLS):
+        running = start(tmp_path, *(["resume=latest"] if kill else []))
+        target = len(seen) + rng.randint(1, 8)
+        assert wait_for(lambda target=target: len(cells(tmp_path)) >= target)
+        # Anywhere inside a cell or a write.
+        time.sleep(rng.random() * CELL_S * 2)
+        running.kill()
+        running.communicate()
+        assert wait_for(lambda: not workers(tmp_path), 10)
+        now = cells(tmp_path)
+        assert seen.items() <= now.items()
+        seen = now
+        assert not outcome(tmp_path).damaged
+
+    running = start(tmp_path, "resume=latest")
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, out + err
+    finished = outcome(tmp_path)
+    assert len(list(tmp_path.glob("results/quick/*"))) == 1
+    assert set(finished.statuses().values()) == {Status.OK}
+    planned = make_plan(compose(arguments(tmp_path, "protocol.rounds=8")), ["tiny"]).cells
+    assert finished.results.keys() == {cell.id for cell in planned}
+    assert len(planned) == NUM_CELLS
+    # No cell was measured twice but those in flight when the harness was killed.
+    assert len(finished.measured) <= NUM_CELLS + KILLS
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
+def test_killing_workers_costs_the_cells_in_flight(tmp_path: Path) -> None:
+    rng = Random(1)
+    running = start(tmp_path)
+    killed = 0
+    assert wait_for(lambda: len(cells(tmp_path)) > 2)
+    while killed < 4:
+        victims = workers(tmp_path)
+        if victims:
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            killed += 1
+        before = len(cells(tmp_path))
+        assert wait_for(lambda before=before: len(cells(tmp_path)) > before + 4)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, out + err
+    finished = outcome(tmp_path)
+    assert len(finished.results) == NUM_CELLS
+    lost = [result for result in finished.results.values() if result.status is not Status.OK]
+    assert len(lost) <= killed
+    assert all("was killed by SIGKILL" in result.reason for result in lost)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_says_how_to_go_on(tmp_path: Path, how: signal.Signals) -> None:
+    running = start(tmp_path)
+    assert wait_for(lambda: len(cells(tmp_path)) > 2)
+    running.send_signal(how)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert err.strip().endswith(f"resume={outcome(tmp_path).path.name}")
+
+
+def test_two_sweeps_at_once_keep_apart(tmp_path: Path) -> None:
+    both = [start(tmp_path), start(tmp_path)]
+    for running in both:
+        out, err = running.communicate(timeout=120)
+        assert running.returncode == 0, out + err
+    runs = sorted(tmp_path.glob("results/quick/*"))
+    assert len(runs) == 2
+    assert [len(list((run / "cells").glob("*.json"))) for run in runs] == [NUM_CELLS, NUM_CELLS]
