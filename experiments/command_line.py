@@ -21,7 +21,9 @@ def run_command(command: Callable[[], int]) -> int:
     """The command's exit code; a UserError is one line and 2, Ctrl-C and SIGTERM are 130."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"fusebench: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
