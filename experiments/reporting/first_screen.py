@@ -13,7 +13,7 @@ from experiments.reporting.headline import (
     correctness,
     lead_variant,
 )
-from experiments.reporting.rows import Analysis, is_right
+from experiments.reporting.rows import Analysis
 
 TWIN_NOTE = (
     "Twin run: on this machine the kernels ran as their plain-PyTorch twins. The pipeline and the answers are real; "
@@ -115,7 +115,7 @@ def _verdicts(analysis: Analysis, lead: str | None) -> list[Fact]:
 
 def _answers(checked: list[Correctness]) -> Fact:
     label = "Answers"
-    wrong = [c for c in checked if not c.ok and (c.num_invalid or c.verdict is not None)]
+    wrong = [c for c in checked if not c.ok and c.verdict is not None]
     if wrong:
         return Fact(label, "wrong: " + "; ".join(f"{c.variant} on {c.model}{_why(c)}" for c in wrong), "bad")
     verdicts = [(c, c.verdict) for c in checked if c.verdict is not None]
@@ -134,9 +134,7 @@ def _answers(checked: list[Correctness]) -> Fact:
 
 
 def _why(c: Correctness) -> str:
-    if c.verdict is None or is_right(c.verdict):
-        return f" ({c.num_invalid} invalid cells)"
-    return f" ({c.verdict.reason or 'its figures are not finite'})"
+    return f" ({c.verdict.reason or 'its figures are not finite'})" if c.verdict else ""
 
 
 def _control(analysis: Analysis) -> list[Fact]:
@@ -159,7 +157,7 @@ def _cells(analysis: Analysis) -> Fact:
     text = ", ".join([f"{counts['planned']:,} planned", f"{counts['ok']:,} ok", *others])
     damaged = len(analysis.run.problems)
     if damaged:
-        text += f"; {damaged} file{'s' * (damaged != 1)} could not be read"
+        text += f"; {damaged} problem{'s' * (damaged != 1)} in reading them"
     return Fact("Cells", text, "warn" if others or damaged else "")
 
 

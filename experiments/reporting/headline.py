@@ -32,7 +32,10 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Correctness:
-    """The worst that any cell of one variant on one model said of its answers; None where none was checked."""
+    """The worst that any cell of one variant on one model said of its answers; None where none was checked.
+
+    Invalid cells may also be disturbed ones, so they are counted apart and are no sign of a wrong answer.
+    """
 
     model: str
     variant: str
@@ -42,7 +45,7 @@ class Correctness:
     @property
     def ok(self) -> bool:
         """Checked, and nothing was wrong."""
-        return self.verdict is not None and is_right(self.verdict) and not self.num_invalid
+        return self.verdict is not None and is_right(self.verdict)
 
 
 def aggregates(analysis: Analysis) -> list[Aggregate]:

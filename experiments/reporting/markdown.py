@@ -18,7 +18,7 @@ def render_markdown(analysis: Analysis, tables: dict[str, Table], figures: dict[
         parts.append(f"## {title}")
         before = len(parts)
         if name == "missing" and analysis.run.problems:
-            parts.append("Files that could not be read:\n\n" + "\n".join(f"- {p}" for p in analysis.run.problems))
+            parts.append("Problems in reading the run:\n\n" + "\n".join(f"- {p}" for p in analysis.run.problems))
         if name == "methods":
             parts += _methods(analysis)
         for section, figure in figures.values():

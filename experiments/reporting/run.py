@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.config import BASELINE
 from experiments.errors import UserError
+from experiments.metrics import metrics_of
 from experiments.records import CellResult, Point, Status
 from experiments.reporting.info import RunInfo, planned_cells, run_info
 from experiments.reporting.ledgers import Ledger, read_ledgers
@@ -17,7 +18,10 @@ NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=
 
 @dataclass(frozen=True)
 class Run:
-    """All of a run. `results` has each planned cell once, sorted; `problems` are files that could not be read."""
+    """All of a run. `results` has each planned cell once, sorted.
+
+    `problems` are files that could not be read, and whatever else is counted but not shown.
+    """
 
     info: RunInfo
     results: tuple[CellResult, ...]
@@ -68,16 +72,18 @@ def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:
     if experiment not in experiments:
         there = ", ".join(experiments) or "none yet, run `fusebench sweep` first"
         raise UserError(f"experiment={experiment} has no runs under {results_dir.name}/; there are: {there}")
-    runs = [name for name in _folders(results_dir / experiment) if not name.startswith(".")]
+    runs = _folders(results_dir / experiment)
+    started = [name for name in runs if (results_dir / experiment / name / "manifest.json").is_file()]
     if run_id == "latest" and runs:
-        return results_dir / experiment / runs[-1]
+        return results_dir / experiment / (started or runs)[-1]
     if run_id not in runs:
         raise UserError(f"run={run_id} is no run of {experiment}; there are: {', '.join(runs) or 'none'}")
     return results_dir / experiment / run_id
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    found = path.iterdir() if path.is_dir() else []
+    return sorted(p.name for p in found if p.is_dir() and not p.name.startswith("."))
 
 
 def assemble(
@@ -94,5 +100,7 @@ def assemble(
     missing = [CellResult(cell, Status.SKIPPED, NOT_RUN) for cell in planned if cell not in measured]
     everything = sorted([*measured.values(), *missing], key=lambda r: r.cell)
     info = run_info(manifest, experiment, run_id)
+    unknown = sorted({r.cell.point.workload for r in everything if not metrics_of(info.kind(r.cell.point.workload))})
+    unreadable += [f"workload {name}: no metric is registered for it, its cells are counted only" for name in unknown]
     by_cell = tuple(sorted(ledgers, key=lambda ledger: (ledger.cell, ledger.profiler)))
     return Run(info, tuple(everything), by_cell, tuple(sorted([*problems, *unreadable])))

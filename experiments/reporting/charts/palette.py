@@ -1,15 +1,16 @@
-"""One palette for page and paper: Okabe and Ito's eight colours, safe for the common kinds of colour blindness."""
+"""One palette for page and paper: after Okabe and Ito, safe for the common kinds of colour blindness, the light ones
+darkened until they stand out from white. The page's light theme holds the same values (a test compares them)."""
 
 import math
 
 # Slot 0 is the baseline, the others are taken in the order of the plan.
-SERIES = ("#5f6b7a", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f")
+SERIES = ("#5f6b7a", "#0072b2", "#c98500", "#009e73", "#d55e00", "#b8609a", "#3590c9", "#8c6d1f")
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "hexagon")
 
 # Speed-up classes around parity, in log steps; orange is slower, blue faster.
 EDGES = (1.01, 1.1, 1.25, 1.5, 2.0)
-SLOWER = ("#fbe9d3", "#f7cf9f", "#f0ab60", "#dd8022", "#b35806")
-FASTER = ("#dcebf7", "#b5d5ee", "#7fb6de", "#3f8fc6", "#1a6099")
+SLOWER = ("#fbe9d3", "#f7cf9f", "#f0ab60", "#b85c00", "#8f4604")
+FASTER = ("#dcebf7", "#b5d5ee", "#7fb6de", "#2a78b0", "#12507f")
 SAME = "#eceef0"
 
 

@@ -212,7 +212,15 @@ BROKEN: dict[str, tuple[Callable[[], Run], list[str]]] = {
     "one sample": (lambda: Synthetic(**SMALL, rounds=1, windows=1).run(), ["no interval: 1 round", "4 unresolved"]),
     "damaged file": (
         lambda: Synthetic(**SMALL, rounds=1).run(problems=["a.json: truncated"]),
-        ["1 file could not be read", "a.json: truncated"],
+        ["1 problem in reading them", "a.json: truncated"],
+    ),
+    "unknown workload": (
+        lambda: Synthetic(**(SMALL | {"workloads": ("serving",)}), rounds=1).run(),
+        ["workload serving: no metric is registered for it", "16 planned, 16 ok"],
+    ),
+    "disturbed": (
+        lambda: Synthetic(**SMALL, mend=_change(status=Status.INVALID, reason="a kernel was compiled")).run(),
+        ["80 invalid", "a kernel was compiled", "all 4 checks pass"],
     ),
     "hostile text": (lambda: Synthetic(**SMALL, rounds=1, mend=_hostile).run(), ["alert("]),
     "twins": (

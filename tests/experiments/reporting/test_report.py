@@ -54,7 +54,7 @@ def test_damaged_cells_and_ledgers_are_named_and_the_rest_is_reported(tmp_path: 
     (traces / "bad.json").write_text('{"cell": ')
     assert _run(tmp_path, "experiment=quick") == 0
     text = (tmp_path / "reports/quick/report.md").read_text()
-    assert "16 planned, 15 ok, 1 skipped; 2 files could not be read" in text
+    assert "16 planned, 15 ok, 1 skipped; 2 problems in reading them" in text
     assert cell.name in text
     assert "traces/bad.json" in text
     assert "Where a step goes, qwen3-0.6b decode" in text
