@@ -9,6 +9,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu", action="store_true", help="fail GPU tests where there is no GPU, instead of skipping"
     )
+    parser.addoption("--full-parity", action="store_true", help="20 prompts of 64 tokens on the real model: minutes")
 
 
 def pytest_configure() -> None:
@@ -17,6 +18,8 @@ def pytest_configure() -> None:
 
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+    # Tensors here are tiny, and threads that wait for each other cost more than they compute.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
