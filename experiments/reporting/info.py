@@ -16,6 +16,7 @@ Range = tuple[int, int]
 class RunInfo:
     """Who, where, what and how of a run. `kinds` maps a workload's name to its kind, `models` a name to its sizes.
 
+    `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
     `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
     """
 
@@ -40,6 +41,7 @@ class RunInfo:
     requests: dict[str, tuple[Range, Range]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    by_process: tuple[str, ...] = ()
 
     @property
     def dtype_bytes(self) -> int:
@@ -87,6 +89,7 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         requests={w["name"]: (_range(w["input_tokens"]), _range(w["output_tokens"])) for w in workloads if _offline(w)},
         protocol=_mapping(config, "protocol"),
         seed=config.get("seed"),
+        by_process=tuple(map(str, _mapping(manifest, "plan").get("by_process") or ())),
     )
 
 

@@ -16,6 +16,12 @@ B batch, L context, T prompt tokens"""
 def methods(analysis: Analysis) -> list[tuple[str, str]]:
     """(heading, paragraph) pairs."""
     info = analysis.run.info
+    apart = ""
+    if info.by_process:
+        names = ", ".join(info.by_process)
+        apart = (
+            f" The engines of {names} do not fit on the device together: each variant and round had a fresh process."
+        )
     rounds = f"{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
     protocol = ", ".join(
         f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None
@@ -26,7 +32,7 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
             f"Every variant runs in its own warm process. Cells go to them interleaved, in {rounds} of balanced "
             "random order, and one process at a time uses the device. Each cell is warmed up at its exact shape; a "
             "cell in which anything was compiled or captured while the clock ran is invalid. A variant whose answers "
-            "are wrong is not timed." + (f" Settings: {protocol}." if protocol else ""),
+            f"are wrong is not timed.{apart}" + (f" Settings: {protocol}." if protocol else ""),
         ),
         (
             "Statistics",
