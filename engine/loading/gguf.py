@@ -1,25 +1,19 @@
-"""Weights, config and tokenizer from one GGUF file, dequantized.
+"""Config, weights and tokenizer of a GGUF file, dequantized.
 
 llama.cpp stores the query and key rows of `llama` models in the order of its own RoPE, the two halves of a head
 interleaved; here they are put back into the order of Hugging Face.
 """
 
 import re
-import struct
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from gguf import GGUFReader
-from gguf.quants import dequantize
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import ModelError
 from engine.loading.gguf_config import ROPE_FREQS, parse_gguf_config
+from engine.loading.gguf_file import GgufFile, open_gguf
 from engine.loading.gguf_tokenizer import gguf_tokenizer
 from engine.loading.names import EMBED, FINAL_NORM, LM_HEAD, allocate, check_tensors
 from engine.loading.tokenizer import Tokenizer
@@ -40,25 +34,6 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-# What GGUFReader raises, depending on where a damaged file ends.
-DAMAGE = (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError, struct.error)
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of the file: its shape as rows of columns, and a reader of its float32 values."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class GgufFile:
-    """A GGUF file, opened: metadata by key, tensors by llama.cpp's names."""
-
-    path: Path
-    metadata: dict[str, Any]
-    tensors: dict[str, StoredTensor]
 
 
 def load_gguf(
@@ -70,22 +45,16 @@ def load_gguf(
     misshapen tensor.
     """
     file = open_gguf(path)
-    rope_freqs = file.tensors[ROPE_FREQS].read() if ROPE_FREQS in file.tensors else None
-    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    config = parse_gguf_config(file.metadata, shapes, rope_freqs, str(path))
+    config = gguf_config(file)
     tokenizer = gguf_tokenizer(file.metadata, config.eos_token_ids, str(path))
     return config, _load_weights(file, config, dtype, device), tokenizer
 
 
-def open_gguf(path: Path) -> GgufFile:
-    """Read the header; tensors stay in the file until asked for."""
-    try:
-        reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: _stored_tensor(path, tensor) for tensor in reader.tensors}
-    except DAMAGE as error:
-        raise ModelError(f"{path} is truncated, damaged or no GGUF file ({error}); fetch it again") from error
-    return GgufFile(path, metadata, tensors)
+def gguf_config(file: GgufFile) -> ModelConfig:
+    """The model that an opened file holds."""
+    rope_freqs_D2 = _read(file, ROPE_FREQS) if ROPE_FREQS in file.tensors else None
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    return parse_gguf_config(file.metadata, shapes, rope_freqs_D2, str(file.path))
 
 
 def hf_name(gguf_name: str) -> str:
@@ -98,34 +67,28 @@ def hf_name(gguf_name: str) -> str:
     return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}.{match[3]}"
 
 
-def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
-    def read() -> Tensor:
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            kind = tensor.tensor_type.name
-            raise ModelError(
-                f"{path}: {tensor.name} is quantized as {kind}, which the gguf package cannot read"
-            ) from error
-        # Unquantized tensors are read-only views of the file, which torch does not take.
-        return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
-
-    return StoredTensor(tuple(int(size) for size in reversed(tensor.shape)), read)
-
-
 def _load_weights(file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> ModelWeights:
-    stored = {hf_name(name): tensor for name, tensor in file.tensors.items() if name != ROPE_FREQS}
+    stored = {hf_name(name): name for name in file.tensors if name != ROPE_FREQS}
     expected = allocate(config, dtype, "meta").slots
-    check_tensors(expected, {name: tensor.shape for name, tensor in stored.items()}, str(file.path))
+    check_tensors(expected, {ours: file.tensors[name].shape for ours, name in stored.items()}, str(file.path))
     allocation = allocate(config, dtype, device)
     for name, slot in allocation.slots.items():
-        values = stored[name].read()
+        values = _read(file, stored[name])
         if config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
-            values = separate_halves(values, config.head_dim)
+            values = _separate_halves(values, config.head_dim)
         slot.copy_(values)
     return allocation.weights
 
 
-def separate_halves(rows: Tensor, head_dim: int) -> Tensor:
+def _read(file: GgufFile, name: str) -> Tensor:
+    tensor = file.tensors[name]
+    try:
+        return tensor.read()
+    except NotImplementedError as error:
+        kind = tensor.quantization.name
+        raise ModelError(f"{file.path}: {name} is stored as {kind}, which the gguf package cannot read") from error
+
+
+def _separate_halves(rows: Tensor, head_dim: int) -> Tensor:
     """Undo llama.cpp's order of a head's rows: (pair, half) -> (half, pair). [heads * D, ...] -> the same."""
     return rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

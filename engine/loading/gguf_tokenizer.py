@@ -23,35 +23,45 @@ WORDS = (
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any], eos_ids: tuple[int, ...], source: str) -> Tokenizer:
-    """Build the tokenizer; a kind that is not known here is a ModelError that names it."""
+    """Build the tokenizer; a kind that is not known here, or metadata that do not add up, are a ModelError."""
     if (kind := metadata.get(f"{PREFIX}model")) != "gpt2":
         raise ModelError(f"{source}: {PREFIX}model={kind!r} is not supported; only gpt2 (byte-level BPE) is")
-    tokens = metadata[f"{PREFIX}tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata[f"{PREFIX}merges"]]
-    pre = metadata.get(f"{PREFIX}pre", "default")
-    vocab = {token: index for index, token in enumerate(tokens)}
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
-    backend.pre_tokenizer = _pre_tokenizer(pre, source)
-    if pre == "qwen2":
-        backend.normalizer = normalizers.NFC()
-    backend.decoder = decoders.ByteLevel()
-    types = metadata.get(f"{PREFIX}token_type", [])
-    special = [
-        AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types, strict=False) if k == CONTROL
-    ]
-    backend.add_special_tokens(special)
-    backend.add_tokens(
-        [AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == USER_DEFINED]
-    )
-
+    if absent := [key for key in (f"{PREFIX}tokens", f"{PREFIX}merges") if key not in metadata]:
+        raise ModelError(f"{source}: {absent[0]} is missing")
+    tokens: list[str] = metadata[f"{PREFIX}tokens"]
     named = {name: metadata.get(f"{PREFIX}{name}_token_id") for name in ("bos", "eos")}
-    bos_id = named["bos"]
-    if bos_id is not None and metadata.get(f"{PREFIX}add_bos_token", pre == "llama-bpe"):
-        bos = tokens[bos_id]
-        template = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, bos_id)])
-        backend.post_processor = template
+    if outside := [name for name, index in named.items() if index is not None and index >= len(tokens)]:
+        raise ModelError(f"{source}: {PREFIX}{outside[0]}_token_id is outside the vocabulary of {len(tokens)}")
+
+    pre = metadata.get(f"{PREFIX}pre", "default")
+    backend = _bpe(tokens, metadata[f"{PREFIX}merges"], pre, source)
+    _add_tokens(backend, tokens, metadata.get(f"{PREFIX}token_type", []))
+    if named["bos"] is not None and metadata.get(f"{PREFIX}add_bos_token", pre == "llama-bpe"):
+        bos = tokens[named["bos"]]
+        backend.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, named["bos"])])
     special_tokens = {f"{name}_token": tokens[index] for name, index in named.items() if index is not None}
     return Tokenizer(backend, eos_ids, metadata.get("tokenizer.chat_template"), special_tokens)
+
+
+def _bpe(tokens: list[str], merges: list[str], pre: str, source: str) -> Backend:
+    vocab = {token: index for index, token in enumerate(tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    try:
+        backend = Backend(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe"))
+    except Exception as error:  # the tokenizers library raises a bare Exception
+        raise ModelError(f"{source}: {PREFIX}merges do not fit the vocabulary ({error})") from error
+    backend.pre_tokenizer = _pre_tokenizer(pre, source)
+    backend.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def _add_tokens(backend: Backend, tokens: list[str], types: list[int]) -> None:
+    """Tokens that are taken whole wherever they stand in a text; control tokens are left out when decoding."""
+    typed = list(zip(tokens, types, strict=False))
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in typed if k == CONTROL])
+    backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == USER_DEFINED])
 
 
 def _pre_tokenizer(pre: str, source: str) -> pre_tokenizers.PreTokenizer:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import transformers
 
+from engine.weights import ModelWeights
+
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 # Odd on purpose: no size is a power of two or a multiple of 16 but where an architecture demands it.
 SIZES: dict[str, Any] = {
@@ -56,3 +58,34 @@ def tiny_checkpoint(path: Path, architecture: str, *, max_shard_size: str = "1GB
     """Save `tiny_model` to the folder `path` as safetensors; `max_shard_size="40KB"` gives several shards."""
     tiny_model(architecture, **overrides).save_pretrained(path, max_shard_size=max_shard_size)
     return path
+
+
+def assert_same_weights(weights: ModelWeights, model: Any) -> None:
+    """Bit for bit, the packed tensors against transformers' modules."""
+    assert torch.equal(weights.embed_VH, model.model.embed_tokens.weight)
+    assert torch.equal(weights.lm_head.weight_NK, model.lm_head.weight)
+    assert torch.equal(weights.final_norm_H, model.model.norm.weight)
+    assert len(weights.layers) == len(model.model.layers)
+    for ours, theirs in zip(weights.layers, model.model.layers, strict=True):
+        attention, mlp = theirs.self_attn, theirs.mlp
+        linears = {
+            ours.qkv: [attention.q_proj, attention.k_proj, attention.v_proj],
+            ours.o: [attention.o_proj],
+            ours.gate_up: [mlp.gate_proj, mlp.up_proj],
+            ours.down: [mlp.down_proj],
+        }
+        for packed, parts in linears.items():
+            assert torch.equal(packed.weight_NK, torch.cat([part.weight for part in parts]))
+            biases = [part.bias for part in parts]
+            if packed.bias_N is None:
+                assert biases == [None] * len(parts)
+            else:
+                assert torch.equal(packed.bias_N, torch.cat(biases))
+        assert torch.equal(ours.attn_norm_H, theirs.input_layernorm.weight)
+        assert torch.equal(ours.mlp_norm_H, theirs.post_attention_layernorm.weight)
+        if hasattr(attention, "q_norm"):
+            assert torch.equal(ours.q_norm_D, attention.q_norm.weight)
+            assert torch.equal(ours.k_norm_D, attention.k_norm.weight)
+        else:
+            assert ours.q_norm_D is None
+            assert ours.k_norm_D is None
