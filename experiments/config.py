@@ -36,6 +36,7 @@ class WorkloadConfig:
 
     `length` is the prompt of a prefill, the context of a decode step. For `offline` a batch is a number of requests,
     lengths are [0], and each request's prompt and answer are drawn from the two token ranges, ends included.
+    Where `models` is not empty, only those models run it.
     """
 
     name: str
@@ -45,6 +46,11 @@ class WorkloadConfig:
     points: list[list[int]] = field(default_factory=list)
     input_tokens: list[int] = field(default_factory=list)
     output_tokens: list[int] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+
+    def is_for(self, model: str) -> bool:
+        """Whether a model of this name runs the workload."""
+        return not self.models or model in self.models
 
     def pairs(self) -> list[tuple[int, int]]:
         """Every (batch, length) of this workload, in the order written. UserError for a point that is no pair."""

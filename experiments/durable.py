@@ -36,7 +36,7 @@ def write_json(path: Path, payload: Any, indent: int | None = None) -> None:
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise _mendable(error, path) from error
+        raise mendable(error, path) from error
 
 
 def read_json(path: Path) -> Any:
@@ -72,7 +72,7 @@ def make_folder(path: Path) -> None:
             raise
         raise UserError(f"{path.parent} is not a folder") from None
     except OSError as error:
-        raise _mendable(error, path) from error
+        raise mendable(error, path) from error
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -91,7 +91,8 @@ def _checksum(payload: Any) -> str:
     return f"{zlib.crc32(canonical.encode()):08x}"
 
 
-def _mendable(error: OSError, path: Path) -> UserError:
+def mendable(error: OSError, path: Path) -> UserError:
+    """What the user can do about a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"no space left for {path}")
     return UserError(f"cannot write {path}: {error.strerror or error}")

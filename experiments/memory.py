@@ -21,7 +21,8 @@ def warm_bytes(model: Model, config: ExperimentConfig) -> float:
     dtype_bytes = DTYPE_BYTES[config.dtype]
     # What one decode step must read is what must be resident: weights and cache.
     weights = decode_work(model.sizes, [], dtype_bytes).bytes
-    largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in config.workloads) - weights
+    workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
+    largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in workloads) - weights
     reference = decode_work(model.sizes, [], DTYPE_BYTES["float32"]).bytes
     return len(config.variants) * (weights + CONTEXT_BYTES) + max(largest, reference + weights) + WORKSPACE_BYTES
 

@@ -51,11 +51,15 @@ class Plan:
 def make_plan(config: ExperimentConfig, models: Sequence[str], by_process: frozenset[str] = frozenset()) -> Plan:
     """The plan of an experiment over models of these names, `by_process` those whose engines do not fit together."""
     variants = tuple(variant.name for variant in config.variants)
-    pairs = [(workload.name, pair) for workload in config.workloads for pair in workload.pairs()]
     rounds = config.protocol.rounds
     plans = []
     for model in models:
-        points = tuple(Point(model, workload, batch, length) for workload, (batch, length) in pairs)
+        points = tuple(
+            Point(model, workload.name, batch, length)
+            for workload in config.workloads
+            if workload.is_for(model)
+            for batch, length in workload.pairs()
+        )
         order = _one_by_one if model in by_process else _interleaved
         cells = tuple(order(points, variants, rounds, Random(f"{config.seed}/{model}")))
         plans.append(ModelPlan(model, points, cells, model in by_process))

@@ -34,8 +34,14 @@ def check(config: ExperimentConfig) -> list[Model]:
     models = [find_model(source) for source in config.models]
     _check_unique("models", [model.name for model in models])
     _check_unique("workloads", [workload.name for workload in config.workloads])
+    for workload in config.workloads:
+        for name in workload.models:
+            find_model(name)
     for model in models:
-        for workload in config.workloads:
+        workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
+        if not workloads:
+            raise UserError(f"models: {model.name} has nothing to run, for every workload is kept to other models")
+        for workload in workloads:
             _check_positions(model, workload)
     return models
 

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
+from experiments.durable import mendable
 from experiments.environment import ROOT
 from experiments.messages import (
     Answer,
@@ -49,9 +51,9 @@ class WorkerProcess:
 
     def __init__(self, log: Path, command: Sequence[str] = WORKER_COMMAND) -> None:
         self._log = log
-        self._log_start = log.stat().st_size if log.exists() else 0
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        with log.open("ab") as stderr:
+        with open_log(log) as stderr:
+            self._log_start = stderr.tell()
             # In a session of its own, so that Ctrl-C reaches the harness alone, and that a kill takes its children too.
             self._process = subprocess.Popen(
                 command,
@@ -105,7 +107,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Let the worker end by itself; kill it where it does not."""
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):
             self._send(to_line(Exit()), time.monotonic() + EXIT_TIMEOUT_S)
             self._process.wait(EXIT_TIMEOUT_S)
         self.kill()
@@ -131,7 +133,7 @@ class WorkerProcess:
                 message = None
             if isinstance(message, ANSWERS):
                 return message
-            with self._log.open("ab") as log:
+            with contextlib.suppress(OSError), self._log.open("ab") as log:
                 log.write(line + b"\n")
 
     def _wait(self, descriptor: int, event: int, deadline: float) -> None:
@@ -162,6 +164,14 @@ class WorkerProcess:
         except OSError:
             return ""
         return f": {without_paths(lines[-1].strip())[:LONGEST_REASON]}" if lines else ""
+
+
+def open_log(path: Path) -> BinaryIO:
+    """The log, to be added to. UserError where it cannot be written, on a full disk for instance."""
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise mendable(error, path) from error
 
 
 def without_paths(text: str) -> str:

@@ -39,6 +39,8 @@ BAD = [
     (["weights=none"], "weights=none is not one of"),
     (["name=../../elsewhere"], "may have letters"),
     (["variants=[baseline,a/b]", "variant={}"], "variant"),
+    (["workload.decode.models=[qwen]"], "model 'qwen' is not known"),
+    (["workloads=[decode]", "workload.decode.models=[qwen3-8b]"], "models: tiny has nothing to run"),
     (["models=[no-such-model]"], "model 'no-such-model' is not known"),
     (["models=[./no/folder]"], "there is no such folder"),
     (["models=[missing.gguf]"], "there is no such file"),
