@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, given, settings
@@ -154,17 +155,22 @@ def real_file() -> Path:
     return path
 
 
-def test_the_real_model_equals_transformers_reading_of_it(real_file: Path) -> None:
-    import transformers
-
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        real_file.parent, gguf_file=real_file.name, dtype=torch.float32
-    )
+def test_the_real_weights_equal_transformers_reading_of_them(real_file: Path) -> None:
     loaded = load(real_file)
+    # transformers takes many seconds to read the vocabulary for its config; the test below checks ours.
+    config = transformers.LlamaConfig(
+        vocab_size=loaded.config.vocab_size,
+        hidden_size=loaded.config.hidden_size,
+        intermediate_size=loaded.config.intermediate_size,
+        num_hidden_layers=loaded.config.num_layers,
+        num_attention_heads=loaded.config.num_heads,
+        num_key_value_heads=loaded.config.num_kv_heads,
+        tie_word_embeddings=True,
+    )
+    reference = transformers.LlamaForCausalLM.from_pretrained(
+        real_file.parent, gguf_file=real_file.name, config=config, dtype=torch.float32
+    )
     assert_same_weights(loaded.weights, reference)
-    assert loaded.config.rope == RopeConfig(theta=reference.config.rope_parameters["rope_theta"])
-    assert loaded.config.norm_eps == pytest.approx(reference.config.rms_norm_eps, rel=1e-7)
-    assert loaded.config.eos_token_ids == (reference.config.eos_token_id,)
 
 
 def test_the_real_model_is_the_one_of_the_yaml(real_file: Path) -> None:
