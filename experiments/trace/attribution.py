@@ -1,0 +1,154 @@
+"""Every piece of device work gets one owner: the NVTX ranges around the call that launched it, and, inside a CUDA
+graph, those around the call that put it into the graph.
+
+A launch is found by (process, correlation id): correlation ids repeat between processes. A kernel of a replayed graph
+shares the correlation id of the graph's launch, which gives its phase and step; its layer and op come from its node,
+followed through clones to the node made while the stream was captured, and the ranges open on that thread then.
+Range names are a grammar (engine/ranges.py, experiments/measuring/tracing.py): cell/ID, replay, step/N, phase/NAME,
+layer/N, op/NAME.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from experiments.trace.reader import PROCESS_MASK, Trace
+from experiments.trace.schema import NONE
+from experiments.trace.sweep import Sweep, sweep
+
+FORWARD = "forward"
+REPLAY = "replay"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What the open ranges say, the innermost of each kind. `path` holds all their names, outermost first.
+
+    `replay` marks the steps that count; the one before them captures their graphs.
+    """
+
+    path: tuple[str, ...] = ()
+    cell: str | None = None
+    phase: str | None = None
+    step: int | None = None
+    layer: str | None = None
+    op: str | None = None
+    replay: bool = False
+
+    @classmethod
+    def of(cls, path: Iterable[str]) -> "Owner":
+        """Read a path of range names, outermost first."""
+        path = tuple(path)
+        found = {kind: name for kind, slash, name in (text.partition("/") for text in path) if slash}
+        step = found.get("step", "")
+        return cls(
+            path=path,
+            cell=found.get("cell"),
+            phase=found.get("phase"),
+            step=int(step) if step.isdecimal() else None,
+            layer=found.get("layer"),
+            op=found.get("op"),
+            replay=REPLAY in path,
+        )
+
+    @property
+    def has_place(self) -> bool:
+        """Is it known where in the model this is?"""
+        return self.layer is not None or self.op is not None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """`work` is the trace's `gpu` with three columns more: `call` (row of the launching call, -1 unknown), `launch` and
+    `place` (both places in `owners`): phase and step are the launch's, layer and op the place's. `owners[0]` is nobody.
+    """
+
+    work: pd.DataFrame
+    owners: list[Owner]
+
+    def codes(self, column: str, field: str) -> tuple[np.ndarray, list[object]]:
+        """One field of the owners in `launch` or `place`, as codes and the values they stand for."""
+        values: dict[object, int] = {}
+        codes = [values.setdefault(getattr(owner, field), len(values)) for owner in self.owners]
+        return np.array(codes, dtype=np.int32)[self.work[column].to_numpy()], list(values)
+
+
+def attribute(trace: Trace) -> Attribution:
+    """Find the owner of every row of `trace.gpu`."""
+    ranges = trace.ranges[(trace.ranges["style"] == 0) & (trace.ranges["crosses"] == 0)]
+    swept = sweep(ranges)
+    owners = [Owner.of(trace.strings.get(name, "?") for name in path) for path in swept.paths]
+    call = launching_calls(trace)
+    launch = np.zeros(len(call), dtype=np.int32)
+    known = call != NONE
+    threads, starts = trace.calls["thread"].to_numpy()[call[known]], trace.calls["start"].to_numpy()[call[known]]
+    launch[known] = swept.path_ids(threads, starts)
+    place = _places(trace, swept, owners, launch)
+    return Attribution(trace.gpu.assign(call=call, launch=launch, place=place), owners)
+
+
+def launching_calls(trace: Trace) -> np.ndarray:
+    """For every row of `trace.gpu`, the row of `trace.calls` that launched it; -1 where none is known."""
+    calls, gpu = trace.calls, trace.gpu
+    if not len(calls):
+        return np.full(len(gpu), NONE, dtype=np.int32)
+    call_process = calls["thread"].to_numpy() & PROCESS_MASK
+    processes = np.unique(call_process)
+    key = _key(processes, call_process, calls["correlation"].to_numpy())
+    order = np.argsort(key, kind="stable")
+    wanted = _key(processes, gpu["process"].to_numpy(), gpu["correlation"].to_numpy())
+    spot = np.minimum(np.searchsorted(key[order], wanted), len(key) - 1)
+    found = order[spot]
+    return np.where((key[found] == wanted) & (wanted >= 0), found, NONE).astype(np.int32)
+
+
+def _key(processes: np.ndarray, process: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Process and 32-bit correlation id as one integer; -1 for a process that made no call or an absent id."""
+    index = np.minimum(np.searchsorted(processes, process), len(processes) - 1)
+    known = (processes[index] == process) & (correlation != NONE)
+    return np.where(known, (index << 32) | (correlation & 0xFFFFFFFF), NONE)
+
+
+def _places(trace: Trace, swept: Sweep, owners: list[Owner], launch: np.ndarray) -> np.ndarray:
+    """Where in the model each row belongs: its node's capture if that says so, else its launch."""
+    place = launch.copy()
+    of_node = _node_places(trace, swept)
+    node, process = trace.gpu["node"].to_numpy(), trace.gpu["process"].to_numpy()
+    in_graph = np.flatnonzero(node != NONE)
+    if not len(in_graph) or not of_node:
+        return place
+    node_codes, node_ids = pd.factorize(node[in_graph])
+    process_codes, process_ids = pd.factorize(process[in_graph])
+    pairs, inverse = np.unique(process_codes * len(node_ids) + node_codes, return_inverse=True)
+    keys = zip(process_ids[pairs // len(node_ids)].tolist(), node_ids[pairs % len(node_ids)].tolist(), strict=True)
+    captured = np.array([of_node.get(key, 0) for key in keys], dtype=np.int32)[inverse]
+    says = np.array([owner.has_place for owner in owners])[captured]
+    place[in_graph[says]] = captured[says]
+    return place
+
+
+def _node_places(trace: Trace, swept: Sweep) -> dict[tuple[int, int], int]:
+    """(process, graph node) -> the path open when the node it was cloned from was captured; 0 where that is unknown."""
+    nodes = trace.nodes
+    process = (nodes["thread"].to_numpy() & PROCESS_MASK).tolist()
+    ids, originals = nodes["node"].tolist(), nodes["original"].tolist()
+    opened = swept.path_ids(nodes["thread"].to_numpy(), nodes["start"].to_numpy()).tolist()
+    original = {(p, n): o for p, n, o in zip(process, ids, originals, strict=True) if o not in (NONE, n)}
+    born: dict[tuple[int, int], int] = {}
+    for p, n, o, path in zip(process, ids, originals, opened, strict=True):
+        if o == NONE:
+            born.setdefault((p, n), path)
+    return {key: born.get(_root(key, original), 0) for key in dict.fromkeys(zip(process, ids, strict=True))}
+
+
+def _root(node: tuple[int, int], original: Mapping[tuple[int, int], int]) -> tuple[int, int]:
+    """The node at the head of a line of clones. A line that bites its own tail has no head: (process, -1)."""
+    seen = {node}
+    while node in original:
+        node = (node[0], original[node])
+        if node in seen:
+            return (node[0], NONE)
+        seen.add(node)
+    return node

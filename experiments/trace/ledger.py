@@ -1,0 +1,172 @@
+"""The kernel ledger of one traced cell: every microsecond of the device between its first and its last step, by name,
+phase, layer and op, with what could not be named shown as such.
+
+    window = busy + gap        busy: the union of all work, per device, so that overlapping streams count once
+    sum of rows = busy + overlap
+
+The window runs from the first device work of the first step to the last of the last one, summed over devices. Work in
+it that belongs to no step counts too, as not covered; work before and after it (warm-up, capture) is only summed up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from experiments.errors import UserError
+from experiments.records import Cell
+
+SCHEMA = 1
+COVERAGE_WANTED = 0.98
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """All device work of one name, place and launch shape. `kind`: kernel, memcpy, memset, graph; from a CPU, cpu_op.
+
+    `signature` is the full name where it says more; `covered` is false where layer and op should be known but are not.
+    """
+
+    name: str
+    kind: str
+    phase: str | None
+    layer: str | None
+    op: str | None
+    count: int
+    total_us: float
+    grid: list[int]
+    block: list[int]
+    registers: int
+    shared_bytes: int
+    covered: bool
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class TimelineRow:
+    """One piece of work of the step drawn as the timeline; `start_us` counts from the step's first work."""
+
+    start_us: float
+    duration_us: float
+    name: str
+    phase: str | None
+    layer: str | None
+    op: str | None
+    stream: int
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """When the device had nothing to do, inside steps and between one step's last work and the next one's first."""
+
+    within_steps_us: float
+    between_steps_us: float
+    count: int
+    median_us: float
+    max_us: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What `trace` stores for a cell. `traced_step_ms` is the median distance between the starts of two steps' work,
+    `inflation` its ratio to the step time as measured without a profiler; a trace never stands in for a measurement.
+    `note` says what else was unlike a measured run."""
+
+    schema: int
+    cell: Cell | None
+    profiler: str
+    profiler_version: str
+    export_schema: str
+    coverage: float
+    window_ms: float
+    busy_ms: float
+    gap_ms: float
+    overlap_ms: float
+    outside_ms: float
+    devices: int
+    steps: int
+    kernels_per_step: float
+    launches_per_step: float
+    traced_step_ms: float
+    untraced_step_ms: float | None
+    inflation: float | None
+    gaps: Gaps
+    kernels: list[KernelRow]
+    timeline: list[TimelineRow]
+    note: str = ""
+
+    @property
+    def warning(self) -> str:
+        """One line where the coverage is too low to trust the shares, else nothing."""
+        if self.coverage >= COVERAGE_WANTED:
+            return ""
+        lost_us = sum(row.total_us for row in self.kernels if not row.covered)
+        return (
+            f"only {self.coverage:.1%} of the device time has a known layer or op ({lost_us:,.1f} us have none): was "
+            "the graph captured outside the window, or with --cuda-graph-trace=graph?"
+        )
+
+
+def assert_present(ledger: Ledger, kernels: Mapping[str, int | None]) -> None:
+    """Every named kernel ran, and as often per step as said (None: at least once). Names may hold `*`.
+
+    A fusion that is switched on and does not show in the trace is an error: UserError says which.
+    """
+    wrong = []
+    for name, wanted in kernels.items():
+        count = sum(row.count for row in ledger.kernels if row.kind != "graph" and fnmatchcase(row.name, name))
+        per_step = count / max(ledger.steps, 1)
+        if wanted is None and not count:
+            wrong.append(f"{name} never ran")
+        elif wanted is not None and per_step != wanted:
+            wrong.append(f"{name} ran {per_step:g} times per step, not {wanted}")
+    if wrong:
+        ran = ", ".join(sorted({row.name for row in ledger.kernels if row.kind == "kernel"})) or "no kernel"
+        raise UserError(f"the trace contradicts the variant: {'; '.join(wrong)} (what ran: {ran})")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One name (or op, phase, layer) in two ledgers: counts and microseconds, each per step."""
+
+    key: str
+    baseline_count: float
+    other_count: float
+    baseline_us: float
+    other_us: float
+
+    @property
+    def saved_us(self) -> float:
+        """Positive where the other one is faster."""
+        return self.baseline_us - self.other_us
+
+    @property
+    def fate(self) -> str:
+        """`removed`, `added`, `changed`, or `kept` where count and time are the same."""
+        if not self.other_count:
+            return "removed"
+        if not self.baseline_count:
+            return "added"
+        same = self.baseline_count == self.other_count and self.baseline_us == self.other_us
+        return "kept" if same else "changed"
+
+
+def compare(baseline: Ledger, other: Ledger, key: str = "name") -> list[Change]:
+    """Where the time went, by `name`, `op`, `phase` or `layer`: largest saving first. Kernels without one are `-`."""
+    before, after = _per_step(baseline, key), _per_step(other, key)
+    nothing = (0.0, 0.0)
+    changes = [
+        Change(name, *(pair[i] for i in (0, 1) for pair in (before.get(name, nothing), after.get(name, nothing))))
+        for name in {**before, **after}
+    ]
+    return sorted(changes, key=lambda change: (-change.saved_us, change.key))
+
+
+def _per_step(ledger: Ledger, key: str) -> dict[str, tuple[float, float]]:
+    """Key -> (count, microseconds) per step."""
+    sums: dict[str, tuple[float, float]] = {}
+    for row in ledger.kernels:
+        name = getattr(row, key) or "-"
+        count, total_us = sums.get(name, (0.0, 0.0))
+        sums[name] = (count + row.count, total_us + row.total_us)
+    steps = max(ledger.steps, 1)
+    return {name: (count / steps, total_us / steps) for name, (count, total_us) in sums.items()}

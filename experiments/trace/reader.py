@@ -1,0 +1,243 @@
+"""Nsight Systems' SQLite export, read into arrays: no SQL joins, no order assumed, every optional table may be missing.
+
+The schema is judged by the tables and columns that are there, never by the product's version: 3.0 (nsys 2022.4) and 3.7
+(2023.4) keep the nodes of CUDA graphs in CUDA_GRAPH_EVENTS, later ones in CUDA_GRAPH_NODE_EVENTS, and use the old name
+for another thing. All times are integer nanoseconds from the start of the session. A `thread` is nsys' globalTid, a
+`process` the same with its low 24 bits cleared (globalPid).
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.errors import UserError
+from experiments.trace.schema import (
+    DOMAIN_CREATE,
+    GPU_TABLES,
+    META_TABLES,
+    NODE_TABLES,
+    NONE,
+    OPEN_NS,
+    RANGES,
+    RUNTIME,
+    Table,
+)
+
+PROCESS_MASK = ~0xFFFFFF
+_CHUNK_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One export.
+
+    `gpu` (kernels, copies, sets, whole graphs): kind (place in GPU_TABLES), start, end, device, stream, process,
+    correlation, name, short, detail (kind of a copy, id of a graph), node (graph node or -1), grid_x..z, block_x..z,
+    registers, static_shared, dynamic_shared.
+    `calls` (the API calls that launched them): start, end, thread, correlation, name.
+    `ranges` (NVTX): start, end (OPEN_NS where still open), thread, domain, name, style (`push` or `start`), crosses.
+    `nodes` (of CUDA graphs): start, thread, node, original (-1 for a node that is no clone).
+    Columns called `name` and `short` hold keys of `strings`; `domains` maps (process, domain) to a name.
+    `last_nvtx_ns` is the instant of the last NVTX event of any kind.
+    """
+
+    product: str
+    schema: str
+    gpu: pd.DataFrame
+    calls: pd.DataFrame
+    ranges: pd.DataFrame
+    nodes: pd.DataFrame
+    strings: dict[int, str]
+    domains: dict[tuple[int, int], str]
+    last_nvtx_ns: int
+
+
+def read_trace(path: Path) -> Trace:
+    """Read an export; UserError for a file that is none, is cut short, or lacks a column this reader needs."""
+    _check_file(path)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+            return _Export(database, path).read()
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path}: no readable nsys SQLite export ({error}); export the .nsys-rep again") from None
+
+
+def _check_file(path: Path) -> None:
+    """The header says how long an SQLite file must be: a shorter one was cut, and would fail only half-way."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        header = file.read(100)
+    if not header.startswith(b"SQLite format 3\0") or len(header) < 100:
+        mend = f"; make one with `nsys export -t sqlite {path.name}`" if path.suffix in (".nsys-rep", ".qdrep") else ""
+        raise UserError(f"{path}: not an SQLite file{mend}")
+    page_bytes = int.from_bytes(header[16:18], "big")
+    expected_bytes = (65536 if page_bytes == 1 else page_bytes) * int.from_bytes(header[28:32], "big")
+    if os.path.getsize(path) < expected_bytes:
+        raise UserError(
+            f"{path}: truncated, {os.path.getsize(path)} of {expected_bytes} bytes; export the .nsys-rep again"
+        )
+
+
+class _Export:
+    """One open database and what was learnt of it."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self.database = database
+        self.path = path
+        self.tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        self.product, self.schema = self._versions()
+
+    def read(self) -> Trace:
+        gpu = self._gpu()
+        ranges, texts = self._ranges()
+        calls = self._calls(gpu["correlation"].to_numpy())
+        used = [gpu["name"], gpu["short"], calls["name"], ranges["name"]]
+        strings = {**self._strings(np.unique(np.concatenate([column.to_numpy() for column in used]))), **texts}
+        return Trace(
+            product=self.product,
+            schema=self.schema,
+            gpu=gpu,
+            calls=calls,
+            ranges=ranges,
+            nodes=self._nodes(),
+            strings=strings,
+            domains=self._domains(),
+            last_nvtx_ns=self._last_nvtx_ns(),
+        )
+
+    def _versions(self) -> tuple[str, str]:
+        """The product's and the schema's version, from whichever metadata table there is."""
+        for table in META_TABLES:
+            if table in self.tables:
+                values = dict(self.database.execute(f"SELECT name, value FROM {table}"))
+                return str(values.get("EXPORT_PRODUCT_VERSION", "?")), str(values.get("EXPORT_SCHEMA_VERSION", "?"))
+        raise UserError(f"{self.path}: an SQLite file, but no nsys export (no table {' or '.join(META_TABLES)})")
+
+    def _columns(self, table: str) -> set[str]:
+        return {row[1] for row in self.database.execute(f"PRAGMA table_info({table})")}
+
+    def _chunks(self, table: Table) -> Iterator[dict[str, np.ndarray]]:
+        """The wanted columns of a table, some rows at a time, so that a large one never exists as Python objects."""
+        present = self._columns(table.name)
+        selected = []
+        for column in table.columns:
+            if column.source in present:
+                selected.append(f"IFNULL({column.source}, {column.default})")
+            elif column.required:
+                raise UserError(
+                    f"{self.path}: {table.name} has no column {column.source} "
+                    f"(export schema {self.schema}, nsys {self.product}): this reader does not know that schema"
+                )
+            else:
+                selected.append(str(column.default))
+        cursor = self.database.execute(f"SELECT {', '.join(selected)} FROM {table.name}")
+        while rows := cursor.fetchmany(_CHUNK_ROWS):
+            values = np.array(rows, dtype=np.int64)
+            yield {column.name: values[:, i].astype(column.dtype) for i, column in enumerate(table.columns)}
+
+    def _frame(self, table: Table) -> pd.DataFrame:
+        """A whole table, empty where the export has none."""
+        chunks = list(self._chunks(table)) if table.name in self.tables else []
+        return pd.DataFrame(
+            {
+                column.name: np.concatenate([chunk[column.name] for chunk in chunks])
+                if chunks
+                else np.empty(0, column.dtype)
+                for column in table.columns
+            },
+            copy=False,
+        )
+
+    def _gpu(self) -> pd.DataFrame:
+        """Everything the device did, one row each, in order of start."""
+        frames = []
+        for kind, table in enumerate(GPU_TABLES.values()):
+            frame = self._frame(table)
+            frame.insert(0, "kind", np.full(len(frame), kind, dtype=np.int8))
+            frames.append(frame)
+        filled = [frame for frame in frames if len(frame)] or frames[:1]
+        gpu = filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
+        order = np.lexsort((gpu["end"].to_numpy(), gpu["start"].to_numpy()))
+        return gpu if np.array_equal(order, np.arange(len(order))) else gpu.take(order).reset_index(drop=True)
+
+    def _calls(self, correlations: np.ndarray) -> pd.DataFrame:
+        """The API calls that launched device work: of a long run's calls, only those whose correlation is wanted."""
+        wanted = np.unique(correlations)
+        kept: list[pd.DataFrame] = [pd.DataFrame({c.name: np.empty(0, c.dtype) for c in RUNTIME.columns})]
+        for chunk in self._chunks(RUNTIME) if RUNTIME.name in self.tables and len(wanted) else ():
+            place = np.minimum(np.searchsorted(wanted, chunk["correlation"]), len(wanted) - 1)
+            keep = wanted[place] == chunk["correlation"]
+            kept.append(pd.DataFrame({name: values[keep] for name, values in chunk.items()}))
+        return pd.concat(kept, ignore_index=True)
+
+    def _nodes(self) -> pd.DataFrame:
+        """Creation of graph nodes. Later schemas keep the old table's name for events without nodes: look inside."""
+        for table in NODE_TABLES:
+            if table.name in self.tables and "graphNodeId" in self._columns(table.name):
+                return self._frame(table)
+        return self._frame(NODE_TABLES[0])
+
+    def _ranges(self) -> tuple[pd.DataFrame, dict[int, str]]:
+        """NVTX ranges, and the texts that are no row of StringIds under made-up negative keys."""
+        styles = self._range_styles()
+        texts: dict[str, int] = {}
+        rows: list[tuple[int, ...]] = []
+        if RANGES in self.tables:
+            wanted = ", ".join(map(str, styles))
+            query = f"""
+                SELECT start, IFNULL(end, {OPEN_NS}), IFNULL(globalTid, 0), IFNULL(domainId, 0), textId, text,
+                    eventType, endGlobalTid
+                FROM {RANGES} WHERE eventType IN ({wanted})"""
+            for start, end, thread, domain, text_id, text, event, end_thread in self.database.execute(query):
+                name = text_id if text_id is not None else texts.setdefault(text or "", -2 - len(texts))
+                crosses = end_thread is not None
+                rows.append((start, end, thread, domain, name, styles[event], crosses))
+        values = np.array(rows, dtype=np.int64).reshape(-1, 7)
+        names = ("start", "end", "thread", "domain", "name", "style", "crosses")
+        return pd.DataFrame(dict(zip(names, values.T, strict=True))), {key: text for text, key in texts.items()}
+
+    def _range_styles(self) -> dict[int, int]:
+        """Event type -> 0 for push/pop, 1 for start/end. The ids are the export's own where it lists them."""
+        known = {"NvtxPushPopRange": (59, 0), "NvtxtPushPopRange": (70, 0), "NvtxStartEndRange": (60, 1)}
+        known["NvtxtStartEndRange"] = (71, 1)
+        listed = self._event_types()
+        return {listed.get(name, number): style for name, (number, style) in known.items()}
+
+    def _event_types(self) -> dict[str, int]:
+        if "ENUM_NSYS_EVENT_TYPE" not in self.tables:
+            return {}
+        return {name: number for number, name in self.database.execute("SELECT id, name FROM ENUM_NSYS_EVENT_TYPE")}
+
+    def _last_nvtx_ns(self) -> int:
+        if RANGES not in self.tables:
+            return 0
+        (last_ns,) = self.database.execute(f"SELECT MAX(MAX(start), IFNULL(MAX(end), 0)) FROM {RANGES}").fetchone()
+        return int(last_ns or 0)
+
+    def _domains(self) -> dict[tuple[int, int], str]:
+        """(process, domain) -> its name; the default domain has none."""
+        if RANGES not in self.tables:
+            return {}
+        create = self._event_types().get("NvtxDomainCreate", DOMAIN_CREATE)
+        query = f"SELECT globalTid, domainId, text FROM {RANGES} WHERE eventType = ? ORDER BY start DESC"
+        return {
+            (thread & PROCESS_MASK, domain): text
+            for thread, domain, text in self.database.execute(query, (create,))
+            if text is not None and thread is not None
+        }
+
+    def _strings(self, wanted: np.ndarray) -> dict[int, str]:
+        """The strings in use. The others are left unread: among them may be the machine's whole environment."""
+        if "StringIds" not in self.tables:
+            return {}
+        keys = set(wanted[wanted > NONE].tolist())
+        rows: Iterator[tuple[int, Any]] = self.database.execute("SELECT id, value FROM StringIds")
+        return {key: str(value) for key, value in rows if key in keys}

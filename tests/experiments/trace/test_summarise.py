@@ -1,0 +1,186 @@
+"""Sums, unions and gaps: what a ledger says must add up, to the nanosecond."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.records import Cell, Point
+from experiments.trace.attribution import attribute
+from experiments.trace.ledger import Ledger
+from experiments.trace.reader import Trace, read_trace
+from experiments.trace.summarise import make_ledger
+
+Synthetic = Callable[..., Any]
+CELL = Cell(Point("tiny", "decode", 1, 16), "fused", 0)
+
+
+def ledger_of(trace: Trace, **options: Any) -> Ledger:
+    return make_ledger(trace, attribute(trace), "nsys", **options)
+
+
+def two_steps(export: Any, prefix: str = "") -> None:
+    """Two steps of a gemm (streams 1 and 2 overlap by half) and a sampler, 100 ns apart; then work after the steps."""
+    for step in (0, 1):
+        at = 1000 + 100 * step
+        export.range(f"step/{step}", at, at + 50)
+        export.range("phase/forward", at, at + 20)
+        export.range("layer/0", at, at + 20)
+        export.range("op/linear", at, at + 20)
+        export.range("phase/sample", at + 30, at + 40)
+        export.call(10 + step, at + 5, at + 6)
+        export.kernel("gemm", 10 + step, at + 10, at + 30, streamId=1)
+        export.kernel("gemm", 10 + step, at + 20, at + 40, streamId=2)
+        export.call(20 + step, at + 32, at + 33)
+        export.kernel("argmax", 20 + step, at + 45, at + 50, streamId=1)
+    export.call(30, 3000, 3001)
+    export.kernel("later", 30, 3010, 3020)
+
+
+def test_overlapping_streams_count_once(synthetic: Synthetic) -> None:
+    export = synthetic()
+    two_steps(export)
+    ledger = ledger_of(export.read())
+    # Each step: 10..40 and 45..50 busy; from the first work of step 0 at 1010 to the last of step 1 at 1150.
+    assert ledger.window_ms == pytest.approx(140e-6)
+    assert ledger.busy_ms == pytest.approx(70e-6)
+    assert ledger.gap_ms == pytest.approx(70e-6)
+    assert ledger.overlap_ms == pytest.approx(20e-6)
+    assert sum(row.total_us for row in ledger.kernels) == pytest.approx(1e3 * (ledger.busy_ms + ledger.overlap_ms))
+    assert (ledger.gaps.within_steps_us, ledger.gaps.between_steps_us) == pytest.approx((0.010, 0.060))
+    assert (ledger.gaps.count, ledger.gaps.max_us) == (3, pytest.approx(0.060))
+
+
+def test_per_step_figures(synthetic: Synthetic) -> None:
+    export = synthetic()
+    two_steps(export)
+    ledger = ledger_of(export.read(), cell=CELL, untraced_step_ms=80e-6)
+    assert (ledger.steps, ledger.kernels_per_step, ledger.launches_per_step) == (2, 3.0, 2.0)
+    assert ledger.traced_step_ms == pytest.approx(100e-6)
+    assert ledger.inflation == pytest.approx(1.25)
+    assert ledger.outside_ms == pytest.approx(10e-6)
+    assert ledger.coverage == 1.0
+    assert ledger.warning == ""
+    rows = {(row.name, row.phase, row.layer, row.op, row.count, row.total_us) for row in ledger.kernels}
+    assert rows == {("gemm", "forward", "0", "linear", 4, 0.08), ("argmax", "sample", None, None, 2, 0.01)}
+    assert [(row.start_us, row.duration_us, row.name, row.stream) for row in ledger.timeline] == [
+        (0.0, 0.02, "gemm", 1), (0.01, 0.02, "gemm", 2), (0.035, 0.005, "argmax", 1),
+    ]  # fmt: skip
+
+
+def test_devices_are_united_apart(synthetic: Synthetic) -> None:
+    export = synthetic()
+    for device in (0, 1):
+        export.range("step/0", 0, 100, thread=(1 + device, 1))
+        export.call(1, 10, 20, thread=(1 + device, 1))
+        export.kernel("gemm", 1, 30, 40 + device, process=1 + device, deviceId=device)
+    ledger = ledger_of(export.read())
+    assert (ledger.devices, ledger.kernels_per_step) == (2, 2.0)
+    assert ledger.busy_ms == ledger.window_ms == pytest.approx(21e-6)
+
+
+def test_work_in_the_window_that_no_step_owns_is_shown_as_not_covered(synthetic: Synthetic) -> None:
+    export = synthetic()
+    two_steps(export)
+    export.call(99, 1060, 1061)
+    export.kernel("intruder", 99, 1070, 1080)
+    ledger = ledger_of(export.read())
+    (intruder,) = [row for row in ledger.kernels if not row.covered]
+    assert (intruder.name, intruder.phase, intruder.total_us) == ("intruder", None, 0.01)
+    assert ledger.coverage == pytest.approx(90 / 100)
+    assert "90.0%" in ledger.warning
+
+
+def test_forward_work_without_a_layer_or_op_is_not_covered(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.with_graph_trace()
+    export.range("step/0", 0, 50)
+    export.range("phase/forward", 0, 40)
+    export.call(1, 10, 20)
+    export.work("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", 1, 30, 90, graphId=4)
+    ledger = ledger_of(export.read())
+    assert (ledger.coverage, ledger.kernels_per_step) == (0.0, 0.0)
+    assert [(row.name, row.kind) for row in ledger.kernels] == [("[graph 4]", "graph")]
+    assert "--cuda-graph-trace=graph" in ledger.warning
+
+
+def test_one_cell_of_several(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.range(f"cell/{CELL.id}", 0, 200)
+    export.range("cell/another", 2000, 2200)
+    for at in (0, 2000):
+        export.range("step/0", at + 10, at + 100)
+        export.call(at, at + 20, at + 21)
+        export.kernel(f"gemm{at}", at, at + 30, at + 40)
+    assert [row.name for row in ledger_of(export.read(), cell=CELL).kernels] == ["gemm0"]
+
+
+def test_only_replayed_steps_count_where_there_are_some(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.range(f"cell/{CELL.id}", 0, 2000)
+    export.range("replay", 1000, 2000)
+    for step, at in enumerate((0, 1000, 1100, 1200)):
+        export.range(f"step/{step}", at + 1, at + 50)
+        export.call(step, at + 10, at + 11)
+        export.kernel("capturing" if step == 0 else "replayed", step, at + 20, at + 30)
+    ledger = ledger_of(export.read(), cell=CELL)
+    assert (ledger.steps, [row.name for row in ledger.kernels]) == (3, ["replayed"])
+    assert ledger.outside_ms == pytest.approx(10e-6)
+
+
+def test_a_step_of_several_engine_steps(synthetic: Synthetic) -> None:
+    """Two prompts in three chunks each: one step is a prompt, and takes as long as one."""
+    export = synthetic()
+    for step, at in enumerate((0, 10, 20, 100, 110, 120)):
+        export.range(f"step/{step}", at + 1, at + 9)
+        export.call(step, at + 2, at + 3)
+        export.kernel("chunk", step, at + 4, at + 8)
+    ledger = ledger_of(export.read(), steps=2)
+    assert (ledger.steps, ledger.kernels_per_step, ledger.traced_step_ms) == (2, 3.0, pytest.approx(100e-6))
+
+
+def test_copies_of_a_step_are_named_by_what_they_are(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.range("step/0", 0, 50)
+    export.range("phase/forward", 0, 40)
+    export.call(1, 10, 20)
+    export.work("CUPTI_ACTIVITY_KIND_MEMCPY", 1, 30, 34, copyKind=1)
+    export.work("CUPTI_ACTIVITY_KIND_MEMCPY", 99, 31, 33, copyKind=2)
+    ledger = ledger_of(export.read())
+    assert {row.name: row.covered for row in ledger.kernels} == {"[memcpy HtoD]": True, "[memcpy DtoH]": False}
+
+
+def test_a_trace_without_steps_counts_as_a_whole(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.kernel("gemm", 1, 0, 10)
+    export.work("CUPTI_ACTIVITY_KIND_MEMCPY", 2, 20, 25, copyKind=1)
+    export.work("CUPTI_ACTIVITY_KIND_MEMSET", 3, 30, 31)
+    ledger = ledger_of(export.read())
+    assert (ledger.steps, ledger.kernels_per_step, ledger.timeline) == (0, 1.0, [])
+    assert [(row.name, row.kind) for row in ledger.kernels] == [
+        ("gemm", "kernel"), ("[memcpy HtoD]", "memcpy"), ("[memset]", "memset"),
+    ]  # fmt: skip
+
+
+def test_a_trace_without_work_is_refused(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.range("step/0", 0, 10)
+    with pytest.raises(UserError, match="no kernel ran inside the window"):
+        ledger_of(export.read())
+
+
+def test_a_real_trace_of_an_h200_adds_up(h200: Path) -> None:
+    trace = read_trace(h200)
+    ledger = ledger_of(trace)
+    assert (ledger.steps, ledger.kernels_per_step, ledger.launches_per_step) == (3, 8.0, 1.0)
+    assert ledger.busy_ms + ledger.gap_ms == pytest.approx(ledger.window_ms, abs=1e-9)
+    in_steps_ns = int((trace.gpu["end"] - trace.gpu["start"])[2:].sum())
+    assert sum(row.total_us for row in ledger.kernels) == pytest.approx(in_steps_ns / 1e3, abs=1e-6)
+    # One replay in three is of a graph made before the window: a third of the time has no layer.
+    assert 0.6 < ledger.coverage < 0.7
+    norms = [row for row in ledger.kernels if row.op == "norm" and row.name == "vectorized_layer_norm_kernel"]
+    assert sorted((row.layer, row.count) for row in norms) == [("0", 2), ("1", 2), ("2", 2)]
+    assert norms[0].grid == [8, 1, 1]
+    assert (norms[0].registers, norms[0].shared_bytes) == (27, 24)
