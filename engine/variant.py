@@ -43,7 +43,8 @@ class Variant:
     def replaced(self) -> tuple[str, ...]:
         """Names of the baseline's methods that this variant overrides, sorted."""
         methods = inspect.getmembers(type(self.ops), inspect.isfunction)
-        return tuple(name for name, method in methods if method is not getattr(Ops, name, method))
+        known = {name for name, _ in inspect.getmembers(Ops, inspect.isfunction) if not name.startswith("__")}
+        return tuple(name for name, method in methods if name in known and method is not getattr(Ops, name))
 
 
 BASELINE = Variant("baseline")

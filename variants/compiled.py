@@ -1,58 +1,86 @@
 """The baseline through torch.compile: the honest second baseline, what a compiler fuses unasked.
 
-Each layer is compiled as a whole, for the exact shapes it is given; attention and the KV store are opaque to the
-compiler, as they are in vLLM.
+Each layer is compiled in two parts, before and after attention, with the number of tokens as a symbol, as vLLM does it;
+the KV store and attention are the baseline's own kernels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine import Runtime, Variant
-from engine.batch import Batch, Context, LayerCache, Stream
+from engine.batch import Context, LayerCache, Stream
+from engine.config import ModelConfig
 from engine.kernels.activation import silu_mul_reference
 from engine.kernels.norm import add_rms_norm_reference, rms_norm_reference
 from engine.kernels.rope import rope_reference
 from engine.ops import Ops
-from engine.weights import LayerWeights
+from engine.ranges import op
+from engine.weights import LayerWeights, Linear
 
 SWITCHES: dict[str, bool] = {}
 
 
+def norm(delta_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """(normed, residual) of the stream."""
+    if residual_TH is None:
+        return rms_norm_reference(delta_TH, weight_H, eps), delta_TH
+    return add_rms_norm_reference(delta_TH, residual_TH, weight_H, eps)
+
+
+def linear(x_TK: Tensor, linear: Linear) -> Tensor:
+    """x @ weight.T + bias."""
+    return F.linear(x_TK, linear.weight_NK, linear.bias_N)
+
+
+def before_attention(
+    delta_TH: Tensor, residual_TH: Tensor | None, layer: LayerWeights, positions_T: Tensor, cos: Tensor, sin: Tensor,
+    config: ModelConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(q, k, v, residual) of a layer, rotated."""
+    normed, residual = norm(delta_TH, residual_TH, layer.attn_norm_H, config.norm_eps)
+    q, k, v = linear(normed, layer.qkv).split((config.q_size, config.kv_size, config.kv_size), dim=-1)
+    q = q.unflatten(-1, (config.num_heads, config.head_dim))
+    k = k.unflatten(-1, (config.num_kv_heads, config.head_dim))
+    v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
+    if config.qk_norm:
+        q = rms_norm_reference(q, layer.q_norm_D, config.norm_eps)
+        k = rms_norm_reference(k, layer.k_norm_D, config.norm_eps)
+    q, k = rope_reference(q, k, positions_T, cos, sin)
+    return q, k, v, residual
+
+
+def after_attention(attended_TO: Tensor, residual_TH: Tensor, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
+    """(delta, residual) after a layer's output projection and MLP."""
+    normed, residual = norm(linear(attended_TO, layer.o), residual_TH, layer.mlp_norm_H, eps)
+    return linear(silu_mul_reference(linear(normed, layer.gate_up)), layer.down), residual
+
+
 class CompiledOps(Ops):
-    """Plain PyTorch where the compiler can see it, the baseline's kernels where it cannot."""
-
-    rms_norm = staticmethod(rms_norm_reference)
-    add_rms_norm = staticmethod(add_rms_norm_reference)
-    silu_mul = staticmethod(silu_mul_reference)
-
-    def rope(self, q_TND: Tensor, k_TMD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys by their positions."""
-        return rope_reference(q_TND, k_TMD, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def store_kv(self, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, batch: Batch) -> None:
-        """The baseline's kernel, outside the compiled graph."""
-        super().store_kv(k_TMD, v_TMD, cache, batch)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attention(self, q_TND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
-        """The baseline's kernels, outside the compiled graph."""
-        return super().attention(q_TND, cache, ctx)
+    """Layers by the compiler. A CPU, whose cells claim no speed, runs the same functions uncompiled."""
 
     @cached_property
-    def compiled_layer(self) -> Any:
-        """One compilation per shape; weights and pages are arguments, so all layers share it."""
-        return torch.compile(super().layer, dynamic=False)
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        compiled = (torch.compile(part, dynamic=True, fullgraph=True) for part in (before_attention, after_attention))
+        first, second = compiled
+        return first, second
 
+    @op
     def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
-        """The compiled layer on a GPU; a CPU, whose cells claim no speed, runs it uncompiled."""
-        run = self.compiled_layer if ctx.batch.token_ids_T.is_cuda else super().layer
-        result: Stream = run(layer, stream, cache, ctx)
-        return result
+        """One decoder layer: compiled, attention, compiled."""
+        assert stream.delta_TH is not None
+        cuda = ctx.batch.token_ids_T.is_cuda
+        before, after = self._compiled if cuda else (before_attention, after_attention)
+        q, k, v, residual = before(
+            stream.delta_TH, stream.residual_TH, layer, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2, ctx.config
+        )
+        self.store_kv(k, v, cache, ctx.batch)
+        delta, residual = after(self.attention(q, cache, ctx), residual, layer, ctx.config.norm_eps)
+        return Stream(delta, residual)
 
 
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
