@@ -2,13 +2,19 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteFallback, Fuse
+from tokenizers.decoders import Sequence as Sequential
+from tokenizers.models import BPE
 
 from engine import BASELINE, Engine, EngineConfig, ModelConfig, RequestOutput, SamplingParams, Variant
 from engine.loading import LoadedModel
 from engine.loading.random import random_weights
+from engine.loading.tokenizer import Tokenizer
 
 # Drawn matrices are this much larger than random weights are elsewhere, so that every token of a context counts.
 SHARPNESS = 12.0
@@ -36,6 +42,25 @@ def tiny_model() -> LoadedModel:
             linear.weight_NK.mul_(SHARPNESS)
     weights.lm_head.weight_NK.mul_(SHARPNESS)
     return LoadedModel(CONFIG, weights, None, "tests", "random")
+
+
+@functools.cache
+def tiny_tokenizer() -> Tokenizer:
+    """Letters, pairs of letters, and single bytes, of which it takes several to make an accented letter or a face."""
+    letters = [chr(ord("a") + i) for i in range(26)]
+    pairs = [letters[i] + letters[(5 * i + 1) % 26] for i in range(26)]
+    some_bytes = [f"<0x{byte:02X}>" for byte in "é😀".encode()]
+    words = ["<unk>", "<s>", "</s>", *letters, *pairs, *some_bytes, " "]
+    vocab = {word: i for i, word in enumerate([*words, *(f"w{i}" for i in range(len(words), CONFIG.vocab_size))])}
+    backend = Backend(BPE(vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = Sequential([ByteFallback(), Fuse()])
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return Tokenizer(backend, eos_ids=(2,))
+
+
+def with_tokenizer() -> LoadedModel:
+    """The tiny model, able to read and write."""
+    return replace(tiny_model(), tokenizer=tiny_tokenizer())
 
 
 def tiny_engine(variant: Variant = BASELINE, loaded: LoadedModel | None = None, **changes: Any) -> Engine:

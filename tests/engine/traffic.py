@@ -112,7 +112,7 @@ class Traffic:
         total = len(asked.prompt) + asked.sampling.max_tokens
         room = len(self.engine.blocks.blocks) * self.engine.config.block_size
         if total > self.engine.config.max_model_len or total - 1 > room:
-            assert output.finish_reason == "error" and not output.token_ids
+            assert (output.finish_reason, output.token_ids) == ("error", [])
             return
         expected = alone(tuple(asked.prompt), asked.sampling)
         if asked.aborted and output.finish_reason == "abort":

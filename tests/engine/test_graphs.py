@@ -1,0 +1,54 @@
+"""Which graph serves a step: sizes cover every batch, each fallback has a counted reason."""
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.graphs import GraphCache, bucket_sizes, round_up
+from engine.runner import table_widths
+
+
+@given(st.integers(1, 600))
+def test_sizes_cover_any_number_of_sequences(largest: int) -> None:
+    """12, 100 and every other max_num_seqs: each batch has a size, at most 15 rows above it and none above all."""
+    sizes = bucket_sizes(largest)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == largest
+    for batch in range(1, largest + 1):
+        size = round_up(batch, sizes)
+        assert size is not None
+        assert batch <= size <= batch + 15
+
+
+def test_small_batches_pay_for_few_padded_rows() -> None:
+    """Where launches are the bill, padding is too."""
+    assert bucket_sizes(40) == [1, 2, 4, 8, 16, 24, 32, 40]
+
+
+def test_nothing_holds_what_is_larger_than_all() -> None:
+    """Then a step runs without a graph."""
+    assert round_up(9, [1, 2, 4, 8]) is None
+
+
+@given(st.integers(1, 200_000), st.sampled_from([16, 64, 256]))
+def test_table_widths_reach_the_longest_context(max_model_len: int, block_size: int) -> None:
+    """Every number of blocks that a sequence can hold has a table that takes it."""
+    widths = table_widths(max_model_len, block_size)
+    assert widths == sorted(set(widths))
+    assert widths[-1] == -(-max_model_len // block_size)
+    assert round_up(widths[-1], widths) == widths[-1]
+
+
+def test_fallbacks_are_counted_and_the_first_of_each_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A slow engine can say why."""
+    cache = GraphCache(enabled=False)
+    with caplog.at_level(logging.INFO, logger="fusebench.engine"):
+        for reason in ("too long", "off", "too long"):
+            cache.fall_back(reason)
+    assert cache.fallbacks == {"too long": 2, "off": 1}
+    assert [record.getMessage() for record in caplog.records] == [
+        "step without a CUDA graph: too long",
+        "step without a CUDA graph: off",
+    ]
