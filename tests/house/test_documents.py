@@ -19,7 +19,7 @@ PATH = re.compile(rf"`((?:{'|'.join((*CODE, 'configs', 'tests', 'docs'))})/[\w./
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Places that only one machine has. Taken apart so that this file does not hold them itself.
 ELSEWHERE = re.compile(
-    r"(?<![\w.])/(?:work|root|home|Users|opt)/\w|\b(?:py" r"pi\.org|pythonhosted\.|debian\.org|npm" r"js\.)"
+    r"(?<![\w.])/(?:work|root|home|Users)/\w|\b(?:py" r"pi\.org|pythonhosted\.|debian\.org|npm" r"js\.)"
 )
 BINARY = {".png", ".pdf", ".ico", ".gz", ".xz"}
 
