@@ -39,15 +39,29 @@ def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     assert Path(done.stdout.strip()).is_relative_to(installed)
 
 
-@pytest.mark.parametrize("command", [("-m", "experiments.sweep"), ("bin/fusebench", "sweep")], ids=["module", "script"])
-def test_a_sweep_is_planned(installed: Path, tmp_path: Path, command: tuple[str, str]) -> None:
-    """Configs compose from the wheel, and the plan names every variant and point of the demo."""
-    first = installed / command[0] if "/" in command[0] else command[0]
-    done = run(installed, tmp_path, first, command[1], "experiment=demo", "device=cpu", "dry_run=true")
-    assert done.returncode == 0, done.stderr
-    for word in ("baseline", "folded", "fused", "prefill", "decode"):
-        assert word in done.stdout
+def test_a_sweep_is_planned(installed: Path, tmp_path: Path) -> None:
+    """Configs compose from the wheel, by the module and by the script, and nothing is written."""
+    asked = ("sweep", "experiment=demo", "device=cpu", "dry_run=true")
+    plans = [
+        run(installed, tmp_path, *start, *asked) for start in (("-m", "experiments"), (installed / "bin/fusebench",))
+    ]
+    assert plans[0].returncode == 0, plans[0].stderr
+    assert plans[0].stdout == plans[1].stdout
+    assert {"baseline", "folded", "fused"} == {line.split(".")[-2] for line in plans[0].stdout.splitlines()[1:]}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_runs_and_is_reported(installed: Path, tmp_path: Path) -> None:
+    """Workers, store and report, in whatever folder one stands."""
+    small = ("experiment=quick", "variants=[baseline,folded]", "workloads=decode", "protocol=smoke", "device=cpu")
+    swept = run(installed, tmp_path, "-m", "experiments.sweep", *small)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    reported = run(installed, tmp_path, "-m", "experiments.report", "experiment=quick")
+    assert reported.returncode == 0, reported.stderr
+    assert "2 of 2 cells ok" in reported.stdout
+    page = (tmp_path / "reports" / "quick" / "index.html").read_text()
+    assert "twin" in page
+    assert str(installed) not in page
 
 
 def test_every_config_is_in_the_wheel(installed: Path) -> None:
