@@ -4,6 +4,7 @@
     residual_epilogue  residual add inside o_proj and down, which also emit the sums of squares that the next norm needs
     silu_epilogue      SiLU product inside gate/up
     qkv_post           q/k norm, RoPE and the KV store in one kernel
+    attention          in decode steps the same, attention and the merge of its parts in one kernel; needs qkv_post
     lm_head            final norm, LM head and argmax without logits in memory
 
 With all of them a layer's two norms cost neither a kernel nor a pass over memory. `runtime.pdl` lets each kernel load
@@ -24,6 +25,7 @@ from engine.ranges import op
 from engine.weights import LayerWeights, Linear
 from variants.dispatch import pays
 from variants.folding import fold_layers
+from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
 from variants.kernels.lm_head import norm_lm_head_argmax
@@ -35,6 +37,7 @@ SWITCHES: dict[str, bool] = {
     "residual_epilogue": True,
     "silu_epilogue": True,
     "qkv_post": True,
+    "attention": True,
     "lm_head": True,
 }
 
@@ -95,12 +98,24 @@ class FusedOps(Ops):
         tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
         return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
 
+    @op
+    def attend(self, qkv_TO: Tensor, layer: LayerWeights, cache: LayerCache, ctx: Context) -> Tensor:
+        """From the packed projection to the attention output [T, N * D]: one kernel where every row decodes."""
+        config, batch = ctx.config, ctx.batch
+        if batch.cu_seqlens_B1 is not None or not (self.switches["attention"] and self.switches["qkv_post"]):
+            return self.attention(self.qkv_post(qkv_TO, layer, cache, ctx), cache, ctx)
+        o = decode_qkv_attention(
+            qkv_TO, layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
+            cache.k, cache.v, batch.block_tables_BP, batch.context_lens_B, config.num_heads, config.num_kv_heads,
+            config.head_dim, config.norm_eps, config.head_dim**-0.5, config.sliding_window, self.pdl,
+        )  # fmt: skip
+        return o.flatten(1)
+
     def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
-        """One decoder layer: at best six kernels."""
+        """One decoder layer: at best five kernels."""
         eps = ctx.config.norm_eps
         qkv, residual = self.norm_linear(stream, layer.attn_norm_H, layer.qkv, eps)
-        q = self.qkv_post(qkv, layer, cache, ctx)
-        stream = self.linear_add(self.attention(q, cache, ctx), layer.o, residual)
+        stream = self.linear_add(self.attend(qkv, layer, cache, ctx), layer.o, residual)
         hidden, residual = self.gate_up_silu(stream, layer, eps)
         return self.linear_add(hidden, layer.down, residual)
 

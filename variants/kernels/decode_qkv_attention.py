@@ -20,15 +20,20 @@ from torch import Tensor
 from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
 from engine.kernels.decode_attention import LOG2_E, TILE_TOKENS, num_splits, paged_decode_attention_reference
 from variants.kernels.product import prefetch_rows
-from variants.kernels.qkv_post import HEADS_PER_PROGRAM, norm_rotate, qk_norm_rope_store_reference
+from variants.kernels.qkv_post import (
+    HEADS_PER_PROGRAM,
+    load_halves,
+    load_rotation,
+    norm_rotate,
+    qk_norm_rope_store_reference,
+)
 
 # More (sequence, key head) pairs than this fill any GPU and are never split.
 MAX_TICKETS = 4096
 # fp32 elements of the workspace that a merging program holds at once.
-MERGE_ELEMENTS = 8192
+MERGE_ELEMENTS = 4096
 # Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
-K_ROWS: tl.constexpr = tl.constexpr(HEADS_PER_PROGRAM)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def _load_tile(
     k_ptr, v_ptr, page, start, low, high, rows, d_mask, cache_stride_block, cache_stride_pos,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """(k [TILE, D], v [TILE, D], live [TILE]) of positions start .. start + TILE; those outside [low, high) are zero."""
+    """(k [TILE, D], v [TILE, D], live [TILE]) of the positions from `start` on; those outside [low, high) are zero."""
     position = start + tl.arange(0, TILE)
     live = (position >= low) & (position < high)
     base = page.to(tl.int64) * cache_stride_block + (start % BLOCK_SIZE) * cache_stride_pos
@@ -58,33 +63,55 @@ def _load_tile(
 @triton.jit
 def _attend(q, k, v, live, best, total, acc, scale_log2):
     """One step of the online softmax, in base 2: (best score, sum of weights, weighted values) with a tile more."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    scores = tl.where(live[None, :], scores, float("-inf"))
-    new_best = tl.maximum(best, tl.max(scores, axis=1))
-    p = tl.exp2(scores - new_best[:, None])
+    scores = tl.where(live[None, :], tl.dot(q, tl.trans(k), input_precision="ieee"), float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)
+    p = tl.exp2(scores * scale_log2 - new_best[:, None])
     rescale = tl.exp2(best - new_best)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
     return new_best, total * rescale + tl.sum(p, axis=1), acc
 
 
 @triton.jit
-def _store_new_key(
-    x_ptr, y_ptr, gamma_ptr, cos_ptr, sin_ptr, position, owns, slot, eps, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
+def _prefetch_tiles(
+    k_ptr, v_ptr, table_ptr, low, high, cache_stride_block, cache_stride_pos,
+    D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Both halves [D / 2], in fp32, of the new key as it is stored at `y_ptr`; zero where the program does not own it.
+    """Pull tiles [low, high) of a head's keys and values into L2."""
+    for tile in range(low, high):
+        base = tl.load(table_ptr + tile * TILE // BLOCK_SIZE).to(tl.int64) * cache_stride_block
+        base += (tile * TILE % BLOCK_SIZE) * cache_stride_pos
+        prefetch_rows(k_ptr + base, cache_stride_pos, 0, TILE, 0, D, TILE)
+        prefetch_rows(v_ptr + base, cache_stride_pos, 0, TILE, 0, D, TILE)
 
-    Computed in a tile of the shape that qkv_post has, one row of it live: its sums are in the same order, so the cache
-    gets the same bits.
+
+@triton.jit
+def _begin(
+    qkv_ptr, k_ptr, v_ptr, kv_head, M, G, g, j, d, d_mask, owns, has_slot,
+    cos, sin, q_gamma1, q_gamma2, k_gamma1, k_gamma2, eps,
+    HALF: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+):  # fmt: skip
+    """(q [G, D], its products with the new key [G], the new value [D]); owner stores new key and value at their slot.
+
+    Where the program does not own them, products and value are zero.
     """
-    h, j = tl.arange(0, K_ROWS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
-    row = (h == 0) & (j < HALF) & owns
-    k1, k2 = norm_rotate(x_ptr + h * 2 * HALF + j, gamma_ptr, cos_ptr, sin_ptr, position, j, row, eps, HALF)
-    k1, k2 = k1.to(y_ptr.dtype.element_ty), k2.to(y_ptr.dtype.element_ty)
-    y = y_ptr + h * 2 * HALF + j
-    tl.store(y, k1, mask=row & (slot >= 0))
-    tl.store(y + HALF, k2, mask=row & (slot >= 0))
-    k1, k2 = tl.where(row, k1.to(tl.float32), 0.0), tl.where(row, k2.to(tl.float32), 0.0)
-    return tl.sum(k1, axis=0), tl.sum(k2, axis=0)
+    D: tl.constexpr = 2 * HALF
+    DTYPE: tl.constexpr = k_ptr.dtype.element_ty
+    new_k_ptr = qkv_ptr + (M * G + kv_head) * D
+    q1, q2 = load_halves(qkv_ptr + (kv_head * G + g) * D + j, (g < G) & (j < HALF), HALF)
+    # The new key is computed anew in every row of the queries' tile: no exchange between threads.
+    k1, k2 = load_halves(new_k_ptr + 0 * g + j, (g >= 0) & (j < HALF) & owns, HALF)
+    v = tl.load(new_k_ptr + M * D + d, mask=d_mask & owns, other=0.0)
+    q1, q2 = norm_rotate(q1, q2, cos, sin, q_gamma1, q_gamma2, eps, HALF, Q_NORM)
+    k1, k2 = norm_rotate(k1, k2, cos, sin, k_gamma1, k_gamma2, eps, HALF, K_NORM)
+    q1, q2, k1, k2 = q1.to(DTYPE), q2.to(DTYPE), k1.to(DTYPE), k2.to(DTYPE)
+    q = tl.reshape(tl.permute(tl.join(q1, q2), (0, 2, 1)), [g.shape[0], d.shape[0]])
+
+    stored = owns & has_slot
+    tl.store(k_ptr + 0 * g + j, k1, mask=(g == 0) & (j < HALF) & stored)
+    tl.store(k_ptr + HALF + 0 * g + j, k2, mask=(g == 0) & (j < HALF) & stored)
+    tl.store(v_ptr + d, v, mask=d_mask & stored)
+    products = q1.to(tl.float32) * k1.to(tl.float32) + q2.to(tl.float32) * k2.to(tl.float32)
+    return q, tl.sum(products, axis=1), v
 
 
 @triton.jit
@@ -127,7 +154,6 @@ def _decode_qkv_attention_kernel(
     M = tl.num_programs(0)
     D: tl.constexpr = 2 * HALF
     BLOCK_D: tl.constexpr = 2 * BLOCK_HALF
-    DTYPE: tl.constexpr = k_ptr.dtype.element_ty
 
     # What is read before the wait is complete: a kernel starts after all before it have started, and one launched
     # plainly only after all before it have ended. The step's first kernels are launched plainly: `advance`, which
@@ -151,44 +177,42 @@ def _decode_qkv_attention_kernel(
     d, d_mask = i, i < D
     if HALF < BLOCK_HALF:
         d, d_mask = i // BLOCK_HALF * HALF + i % BLOCK_HALF, i % BLOCK_HALF < HALF
-    rows = kv_head * cache_stride_h + tl.arange(0, TILE)[:, None] * cache_stride_pos + d[None, :]
+    k_ptr += kv_head * cache_stride_h
+    v_ptr += kv_head * cache_stride_h
+    rows = tl.arange(0, TILE)[:, None] * cache_stride_pos + d[None, :]
     # A tile never crosses a page: BLOCK_SIZE is a multiple of TILE. Each page number is loaded one tile ahead.
     table_ptr = tables_ptr + b * table_stride
-    page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
+    if SPLITS == 1 and window is None:
+        # The first page is known before the length is: the two loads overlap.
+        page = tl.load(table_ptr)
+    else:
+        page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
+    if PDL and AHEAD > 0:
+        _prefetch_tiles(
+            k_ptr, v_ptr, table_ptr, low, tl.minimum(high, low + AHEAD), cache_stride_block, cache_stride_pos,
+            D, BLOCK_SIZE, TILE,
+        )  # fmt: skip
+    g, j = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
+    cos, sin, q_gamma1, q_gamma2 = load_rotation(q_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
+    _, _, k_gamma1, k_gamma2 = load_rotation(k_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
     k, v, live = _load_tile(
         k_ptr, v_ptr, page, low * TILE, first, num_old, rows, d_mask, cache_stride_block, cache_stride_pos,
         BLOCK_SIZE, TILE,
     )  # fmt: skip
     page = tl.load(table_ptr + (low + 1) * TILE // BLOCK_SIZE, mask=low + 1 < high, other=0)
     if PDL:
-        for tile in range(low + 1, tl.minimum(high, low + 1 + AHEAD)):
-            early = tl.load(table_ptr + tile * TILE // BLOCK_SIZE).to(tl.int64) * cache_stride_block
-            early += (tile * TILE % BLOCK_SIZE) * cache_stride_pos + kv_head * cache_stride_h
-            prefetch_rows(k_ptr + early, cache_stride_pos, 0, TILE, 0, D, TILE)
-            prefetch_rows(v_ptr + early, cache_stride_pos, 0, TILE, 0, D, TILE)
         tl.extra.cuda.gdc_wait()
 
-    qkv_ptr += b * qkv_stride
-    g, j = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
-    q1, q2 = norm_rotate(
-        qkv_ptr + (kv_head * G + g) * D + j, q_norm_ptr, cos_ptr, sin_ptr, position, j, (g < G) & (j < HALF), eps, HALF
-    )
-    q1, q2 = q1.to(DTYPE), q2.to(DTYPE)
-    q = tl.reshape(tl.permute(tl.join(q1, q2), (0, 2, 1)), [BLOCK_G, BLOCK_D])
-
     owns = split == SPLITS - 1
-    qkv_ptr += (M * G + kv_head) * D
-    target = slot // BLOCK_SIZE * cache_stride_block + slot % BLOCK_SIZE * cache_stride_pos + kv_head * cache_stride_h
-    k1, k2 = _store_new_key(
-        qkv_ptr, k_ptr + target, k_norm_ptr, cos_ptr, sin_ptr, position, owns, slot, eps, HALF, BLOCK_HALF
-    )
-    new_v = tl.load(qkv_ptr + M * D + d, mask=d_mask & owns, other=0.0)
-    tl.store(v_ptr + target + d, new_v, mask=d_mask & owns & (slot >= 0))
-
+    target = slot // BLOCK_SIZE * cache_stride_block + slot % BLOCK_SIZE * cache_stride_pos
+    q, score, new_v = _begin(
+        qkv_ptr + b * qkv_stride, k_ptr + target, v_ptr + target, kv_head, M, G, g, j, d, d_mask, owns, slot >= 0,
+        cos, sin, q_gamma1, q_gamma2, k_gamma1, k_gamma2, eps,
+        HALF, q_norm_ptr is not None, k_norm_ptr is not None,
+    )  # fmt: skip
     # The softmax starts from the new key, whose weight is 2^0 (NaN where its score is).
-    score = tl.sum(q1.to(tl.float32) * k1[None, :] + q2.to(tl.float32) * k2[None, :], axis=1) * scale_log2
     new = owns & (context_len > 0)
-    best = tl.where(new, score, LOWEST)
+    best = tl.where(new, score * scale_log2, LOWEST)
     total = tl.where(new, tl.exp2(score - score), 0.0)
     acc = tl.where(new, total[:, None] * new_v.to(tl.float32)[None, :], 0.0)
 
@@ -211,9 +235,9 @@ def _decode_qkv_attention_kernel(
     else:
         parts_ptr += pair * SPLITS * G * D
         lse_ptr += pair * SPLITS * G
-        tl.store(parts_ptr + (split * G + g) * D + d[None, :], o, mask=mask)
-        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(total))
         i = tl.arange(0, BLOCK_G)
+        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(total))
+        tl.store(parts_ptr + (split * G + g) * D + d[None, :], o, mask=mask)
         tl.store(lse_ptr + split * G + i, lse, mask=i < G)
         # Every thread's part is written before the ticket is drawn, and visible to whoever draws the last one.
         tl.debug_barrier()
@@ -227,6 +251,11 @@ def attention_cut(batch: int, num_kv_heads: int, max_context: int, block_size: i
     """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid."""
     splits = num_splits(batch, num_kv_heads, max_context, sms) if batch * num_kv_heads <= MAX_TICKETS else 1
     return Cut(splits, min(TILE_TOKENS, block_size))
+
+
+def merge_chunk(splits: int, part_elements: int) -> int:
+    """Parts that the merging program holds at once."""
+    return max(1, min(next_power_of_2(splits), MERGE_ELEMENTS // part_elements))
 
 
 @cache
@@ -261,13 +290,12 @@ def decode_qkv_attention_triton(
         lse = torch.empty((batch, num_heads * cut.splits), dtype=torch.float32, device=qkv_BO.device)
         tickets = _tickets(qkv_BO.device)
     rows, block_half = next_power_of_2(group), max(8, next_power_of_2(half))
-    chunk = max(1, min(next_power_of_2(cut.splits), MERGE_ELEMENTS // (rows * 2 * block_half)))
     _decode_qkv_attention_kernel[(num_kv_heads, batch, cut.splits)](
         qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
         context_lens_B, o, parts, lse, tickets, group, norm_eps, scale * LOG2_E, sliding_window,
         qkv_BO.stride(0), *k_cache.stride()[:3], block_tables_BP.stride(0),
-        HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(16, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
-        SPLITS=cut.splits, ROWS=rows, CHUNK=chunk, STAGES=cut.stages,
+        HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(HEADS_PER_PROGRAM, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
+        SPLITS=cut.splits, ROWS=rows, CHUNK=merge_chunk(cut.splits, rows * 2 * block_half), STAGES=cut.stages,
         AHEAD=cut.ahead if _rows_are_whole_units(k_cache) and _rows_are_whole_units(v_cache) else 0,
         num_warps=cut.num_warps, **pdl_options(pdl),
     )  # fmt: skip

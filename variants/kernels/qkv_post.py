@@ -16,21 +16,34 @@ from engine.kernels.kv_store import store_kv_reference
 from engine.kernels.norm import rms_norm_reference
 from engine.kernels.rope import rope_reference
 
-HEADS_PER_PROGRAM = 8
+# As many as decode_qkv_attention.py has: tiles of one shape sum in one order and store the same bits.
+HEADS_PER_PROGRAM = 16
 
 
 @triton.jit
-def norm_rotate(x, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.constexpr):
-    """Both halves, in fp32, of the heads at `x`, normed (if there is a weight) and rotated; `x` points to the first."""
+def load_halves(x, mask, HALF: tl.constexpr):
+    """Both halves, in fp32, of the heads whose first halves `x` points to; zero outside the mask."""
+    return tl.load(x, mask=mask, other=0.0).to(tl.float32), tl.load(x + HALF, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_rotation(gamma_ptr, cos_ptr, sin_ptr, row, d, HALF: tl.constexpr):
+    """(cos, sin, gamma's first half, its second half) for `norm_rotate`; without a weight the gammas go unused."""
     live = d < HALF
     cos = tl.load(cos_ptr + row * HALF + d, mask=live, other=0.0)
     sin = tl.load(sin_ptr + row * HALF + d, mask=live, other=0.0)
-    x1 = tl.load(x, mask=mask, other=0.0).to(tl.float32)
-    x2 = tl.load(x + HALF, mask=mask, other=0.0).to(tl.float32)
+    gamma1, gamma2 = cos, sin
     if gamma_ptr is not None:
+        gamma1, gamma2 = load_halves(gamma_ptr + d, live, HALF)
+    return cos, sin, gamma1, gamma2
+
+
+@triton.jit
+def norm_rotate(x1, x2, cos, sin, gamma1, gamma2, eps, HALF: tl.constexpr, NORM: tl.constexpr):
+    """Both halves of heads, normed if NORM and rotated."""
+    if NORM:
         scale = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, axis=1, keep_dims=True) / (2 * HALF) + eps)
-        x1 = x1 * scale * tl.load(gamma_ptr + d, mask=live, other=0.0).to(tl.float32)
-        x2 = x2 * scale * tl.load(gamma_ptr + HALF + d, mask=live, other=0.0).to(tl.float32)
+        x1, x2 = x1 * scale * gamma1, x2 * scale * gamma2
     return x1 * cos - x2 * sin, x2 * cos + x1 * sin
 
 
@@ -38,8 +51,10 @@ def norm_rotate(x, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.cons
 def _norm_rotate_store(
     x, y, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF: tl.constexpr, DTYPE: tl.constexpr
 ):  # fmt: skip
-    """Norm and rotate the heads at `x`; store them at `y`. Pointers are to first halves."""
-    y1, y2 = norm_rotate(x, gamma_ptr, cos_ptr, sin_ptr, row, d, mask, eps, HALF)
+    """Norm (if there is a weight) and rotate the heads at `x`; store them at `y`. Pointers are to first halves."""
+    x1, x2 = load_halves(x, mask, HALF)
+    cos, sin, gamma1, gamma2 = load_rotation(gamma_ptr, cos_ptr, sin_ptr, row, d, HALF)
+    y1, y2 = norm_rotate(x1, x2, cos, sin, gamma1, gamma2, eps, HALF, gamma_ptr is not None)
     tl.store(y, y1.to(DTYPE), mask=mask)
     tl.store(y + HALF, y2.to(DTYPE), mask=mask)
 

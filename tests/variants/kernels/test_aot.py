@@ -2,7 +2,10 @@
 
 import pytest
 
+from engine.kernels._triton import next_power_of_2
 from tests.kernel_aot import AotCase, assert_fits, compile_cases
+from variants.kernels.decode_qkv_attention import Cut, merge_chunk
+from variants.kernels.qkv_post import HEADS_PER_PROGRAM
 from variants.kernels.tiles import linear_tile
 
 BF16 = ("x", "y", "s", "h", "w", "q", "residual", "bias", "gamma", "qkv", "q_norm", "k_norm", "k_cache", "v_cache")
@@ -24,6 +27,12 @@ TYPES = (
         "num_tiles": "i32",
         "eps": "fp32",
     }
+)
+DECODE_TYPES = (
+    TYPES
+    | {f"{name}_ptr": "*bf16:16" for name in ("k", "v", "o")}
+    | {"lse_ptr": "*fp32:16", "scale_log2": "fp32", "window": "i32", "G": "i32", "table_stride": "i32"}
+    | {f"{name}_ptr": "*i32:16" for name in ("tables", "lens")}
 )
 PDL = {"launch_pdl": True}
 
@@ -73,6 +82,22 @@ def lm_head(m: int, n: int, k: int) -> AotCase:
     return linear("lm_head", "_tile_argmax_kernel", m, n, k, ())
 
 
+def decode_attention(g: int, d: int, splits: int, window: bool = False) -> AotCase:
+    """The kernel from packed QKV to attention with `g` query heads a key head."""
+    half, rows, cut = d // 2, next_power_of_2(g), Cut(splits)
+    block_half = next_power_of_2(half)
+    constexprs = {
+        "HALF": half, "BLOCK_HALF": block_half, "BLOCK_G": max(HEADS_PER_PROGRAM, rows), "BLOCK_SIZE": 64,
+        "TILE": cut.tile, "SPLITS": splits, "ROWS": rows, "CHUNK": merge_chunk(splits, rows * 2 * block_half),
+        "STAGES": cut.stages, "AHEAD": cut.ahead, "PDL": True,
+        **dict.fromkeys(("parts_ptr", "lse_ptr", "tickets_ptr") if splits == 1 else ()),
+        **({} if window else {"window": None}),
+    }  # fmt: skip
+    kernel = "variants.kernels.decode_qkv_attention:_decode_qkv_attention_kernel"
+    name = f"decode_attention g={g} d={d} splits={splits}"
+    return AotCase(name, kernel, DECODE_TYPES, constexprs, cut.num_warps, PDL)
+
+
 CASES = [
     norm_linear(1, 4096, 1024, "partials_ptr"),
     norm_linear(4, 6144, 4096, "partials_ptr"),
@@ -99,8 +124,10 @@ CASES = [
     ),
     AotCase(
         "qkv_post", "variants.kernels.qkv_post:_qkv_post_kernel", TYPES | {"N": "i32", "M": "i32"},
-        {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": 8, "PDL": True}, 4, PDL,
+        {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": HEADS_PER_PROGRAM, "PDL": True}, 4, PDL,
     ),
+    decode_attention(2, 128, 1), decode_attention(2, 128, 8), decode_attention(4, 128, 64, window=True),
+    decode_attention(3, 64, 8), decode_attention(5, 80, 4), decode_attention(16, 128, 16),
 ]  # fmt: skip
 
 
@@ -138,9 +165,21 @@ def test_wide_products_use_warp_group_products(compiled):
         assert "griddepcontrol" not in compiled[name].ptx
 
 
-def test_parts_are_published_before_the_ticket_is_drawn(compiled):
-    ptx = compiled["linear_add 16x1024x3072"].ptx
-    head, ticket, tail = ptx.partition("atom.global.gpu.acq_rel")
+@pytest.mark.parametrize("name", ["linear_add 16x1024x3072", "decode_attention g=2 d=128 splits=8"])
+def test_parts_are_published_before_the_ticket_is_drawn(name, compiled):
+    head, ticket, tail = compiled[name].ptx.partition("atom.global.gpu.acq_rel")
     assert ticket
     assert head.rindex("st.global") < head.rindex("bar.sync")
     assert "ld.global.cg" in tail
+
+
+def test_old_keys_are_loaded_before_the_wait_and_the_projection_after_it(compiled):
+    head, _, tail = compiled["decode_attention g=2 d=128 splits=1"].ptx.partition("griddepcontrol.wait")
+    # Keys and values: 64 rows of 128 over 128 threads, 16 bytes a load; and the rotation's two tables and two weights.
+    assert head.count("ld.global.v4") == 2 * 8 + 2 * 2 + 2 * 2
+    assert "cp.async.bulk.prefetch.L2.global" in head
+    assert "st.global" not in head
+    assert "cp.async.cg" not in head
+    # Both halves of the queries and of the new key, then what the loop copies.
+    before_loop = tail.partition("cp.async.cg")[0]
+    assert before_loop.count("ld.global.v4") == 4

@@ -1,0 +1,218 @@
+"""From packed QKV to attention in one kernel: against the float64 twin and the kernels it replaces."""
+
+import itertools
+
+import pytest
+import torch
+
+from engine.kernels.decode_attention import paged_decode_attention_triton
+from tests.kernel_gates import (
+    DEVICE,
+    DTYPES,
+    assert_deterministic,
+    assert_pdl_changes_nothing,
+    guard_outputs,
+    randn,
+    relative_error,
+    strided,
+    tolerance,
+    unit_roundoff,
+)  # fmt: skip
+from variants.kernels.decode_qkv_attention import (
+    MAX_TICKETS,
+    Cut,
+    _tickets,
+    attention_cut,
+    decode_qkv_attention,
+    decode_qkv_attention_reference,
+    decode_qkv_attention_triton,
+    merge_chunk,
+)  # fmt: skip
+from variants.kernels.linear_add import linear_add_triton
+from variants.kernels.qkv_post import qk_norm_rope_store_triton
+
+EPS = 1e-6
+# (query heads, key heads, head dim), block size, splits, norm: groups of 1 to 17, padded halves.
+CASES = [
+    ((9, 3, 64), 64, 1, False),
+    ((9, 3, 64), 16, 3, True),
+    ((4, 2, 128), 64, 1, True),
+    ((5, 1, 80), 64, 2, True),
+    ((2, 2, 96), 128, 1, True),
+    ((17, 1, 32), 32, 2, False),
+]
+# A new key at the start of a page and of a tile, at their ends, alone; a padded row.
+LENS = [1, 0, 150, 64, 65, 129]
+
+# The interpreter computes NaN and infinities with numpy, which warns.
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+
+
+def inputs(lens, n, m, d, block_size, dtype, norm=True, unread=float("nan"), window=None):
+    """The arguments up to the window. No slot that must not be read holds a number, nor does a padded row's qkv."""
+    counts = [-(-length // block_size) for length in lens]
+    order = torch.randperm(sum(counts) + 1, generator=torch.Generator().manual_seed(1)).tolist()
+    tables = torch.full((len(lens), max(counts, default=0) + 1), 2**30, dtype=torch.int32)
+    slots = torch.full((len(lens),), -1, dtype=torch.int32)
+    caches = [torch.full((len(order), block_size, m, d), unread, dtype=dtype, device=DEVICE) for _ in range(2)]
+    qkv = randn(len(lens), (n + 2 * m) * d, dtype=dtype, seed=3)
+    for b, length in enumerate(lens):
+        if length == 0:
+            qkv[b] = float("nan")
+        for p in range(counts[b]):
+            tables[b, p] = page = order.pop()
+            rows = min(block_size, length - 1 - p * block_size)
+            for i, cache in enumerate(caches):
+                cache[page, :rows] = randn(rows, m, d, dtype=dtype, seed=7777 * i + 100 * b + p)
+            slots[b] = page * block_size + (length - 1) % block_size
+    lens = torch.tensor(lens, dtype=torch.int32)
+    angles = torch.arange(max(lens.tolist(), default=0) + 1)[:, None] / 10_000.0 ** (torch.arange(0, d, 2) / d)
+    weights = [1 + randn(d, dtype=dtype, seed=s, scale=0.1) if norm else None for s in (1, 2)]
+    moved = [x.to(DEVICE) for x in (angles.cos(), angles.sin(), lens - 1, slots)]
+    return [strided(qkv), *weights, *moved, *caches, tables.to(DEVICE), lens.to(DEVICE), n, m, d, EPS, d**-0.5, window]
+
+
+def copied(args, dtype=None):
+    """The same with caches of its own; in another dtype, except the rotary tables."""
+    convert = [x.clone() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args]
+    return [x.to(dtype) if dtype and i in (0, 1, 2, 7, 8) and x is not None else x for i, x in enumerate(convert)]
+
+
+def unfused(args, splits):
+    """The two or three kernels that it replaces."""
+    q = qk_norm_rope_store_triton(*args[:9], *args[11:15])
+    return paged_decode_attention_triton(q, *args[7:11], *args[15:], splits=splits)
+
+
+def attention_tolerance(dtype):
+    """Roundings of result, probabilities and queries, 0.6 u each; the last move scores of deviation 1, at most 2."""
+    return 2.4 * unit_roundoff(dtype) + tolerance(torch.float32, sums=64) * 4
+
+
+def same_bits(x, y):
+    return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "block_size", "splits", "norm"), CASES)
+def test_matches_float64_and_is_no_worse_than_unfused(heads, block_size, splits, norm, dtype, monkeypatch):
+    args = inputs(LENS, *heads, block_size, dtype, norm)
+    before = copied(args)
+    oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
+    expected = unfused(before, splits)
+    with monkeypatch.context() as patch:
+        guarded = guard_outputs(patch)
+        o = decode_qkv_attention_triton(*args, cut=Cut(splits, min(64, block_size)))
+        guarded.check()
+    assert torch.equal(o[1], torch.zeros_like(o[1]))
+    error, own = relative_error(o, oracle), relative_error(expected, oracle)
+    print(f"relative error {error:.2e}, unfused {own:.2e}")
+    assert error < attention_tolerance(dtype)
+    assert error < 1.05 * own + unit_roundoff(torch.float32)
+    for cache, stored in zip(args[7:9], before[7:9], strict=True):
+        assert same_bits(cache, stored)
+    assert not _tickets(o.device).any()
+
+
+@pytest.mark.parametrize("lens", [[1, 2, 17], [200, 33]])
+def test_any_number_of_splits_gives_the_same(lens):
+    args = inputs(lens, 3, 1, 16, 16, torch.float32)
+    oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
+    for splits in (1, 2, 3, 14):
+        o = decode_qkv_attention_triton(*copied(args), cut=Cut(splits, 16))
+        assert relative_error(o, oracle) < attention_tolerance(torch.float32)
+
+
+@pytest.mark.parametrize("splits", [5, 70])
+def test_many_parts_are_merged_in_chunks(splits, monkeypatch):
+    monkeypatch.setattr("variants.kernels.decode_qkv_attention.MERGE_ELEMENTS", 128)
+    assert merge_chunk(splits, 64) == 2
+    args = inputs([300], 3, 1, 16, 16, torch.float32)
+    oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
+    o = decode_qkv_attention_triton(*args, cut=Cut(splits, 16))
+    assert relative_error(o, oracle) < attention_tolerance(torch.float32)
+
+
+@pytest.mark.parametrize(("window", "splits"), list(itertools.product([1, 37, 64, 1000], [1, 4])))
+def test_slides_its_window(window, splits):
+    args = inputs([130, 65, 3], 6, 2, 16, 32, torch.float32, window=window)
+    oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
+    o = decode_qkv_attention_triton(*args, cut=Cut(splits, 32))
+    assert relative_error(o, oracle) < attention_tolerance(torch.float32)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_slots_beyond_the_context_are_not_read(splits):
+    one, two = (inputs([50, 16, 0], 4, 2, 16, 16, torch.float32, unread=u) for u in (float("nan"), 1e4))
+    cut = Cut(splits, 16)
+    assert same_bits(decode_qkv_attention_triton(*one, cut=cut), decode_qkv_attention_triton(*two, cut=cut))
+    assert two[7].eq(1e4).sum() == one[7].isnan().sum()
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_special_rows_stay_in_their_sequence(splits):
+    args = inputs([70, 70, 70, 1, 70], 2, 1, 16, 16, torch.float32)
+    oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
+    args[0][1, 3], args[0][3, 17] = float("nan"), float("inf")
+    args[0][2] *= 1e4
+    args[0][4] = 0
+    o = decode_qkv_attention_triton(*args, cut=Cut(splits, 16))
+    assert relative_error(o[0], oracle[0]) < attention_tolerance(torch.float32)
+    assert o[1, 0].isnan().all()
+    assert relative_error(o[1, 1], oracle[1, 1]) < attention_tolerance(torch.float32)
+    assert o[3].isnan().any()
+    assert o[2].isfinite().all()
+    assert o[4].isfinite().all()
+
+
+def test_no_rows_and_the_public_function():
+    args = inputs([], 2, 1, 16, 16, torch.float32)
+    assert decode_qkv_attention_triton(*args).shape == (0, 2, 16)
+    one, two = (inputs([5, 0], 2, 1, 16, 16, torch.float32) for _ in range(2))
+    torch.testing.assert_close(decode_qkv_attention(*one), decode_qkv_attention_reference(*two))
+    torch.testing.assert_close(one[7], two[7], equal_nan=True)
+
+
+def test_the_cut_fits_the_page_and_the_tickets():
+    assert attention_cut(1, 8, 8192, 16, 132).tile == 16
+    assert attention_cut(1, 8, 8192, 64, 132).splits > 1
+    assert attention_cut(MAX_TICKETS, 1, 8192, 64, 2**30).splits > 1
+    assert attention_cut(MAX_TICKETS + 1, 1, 8192, 64, 2**30).splits == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [(16, 8, 128), (32, 8, 128), (9, 3, 64), (16, 1, 128), (14, 2, 64)])
+@pytest.mark.parametrize("splits", [1, 8])
+def test_long_contexts_match_and_store_the_same_bits(heads, splits):
+    lens = [1024, 1000, 17, 0, *range(500, 528)]
+    args = inputs(lens, *heads, 64, torch.bfloat16)
+    before = copied(args)
+    oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
+    expected = unfused(before, splits)
+    o = decode_qkv_attention_triton(*args, cut=Cut(splits))
+    assert relative_error(o, oracle) < 1.05 * relative_error(expected, oracle)
+    assert same_bits(args[7], before[7])
+    assert same_bits(args[8], before[8])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [1, 8])
+@pytest.mark.parametrize("lens", [[1024, 1000, 17, 0], [129]])
+def test_deterministic_and_the_same_under_pdl(lens, splits):
+    layers = [inputs(lens, 16, 8, 128, 64, torch.bfloat16) for _ in range(4)]
+    for layer in layers:
+        layer[0] = layer[0].nan_to_num().contiguous()
+    assert_deterministic(lambda: decode_qkv_attention_triton(*layers[0], cut=Cut(splits)))
+    weights = [randn(4096, 2048, dtype=torch.bfloat16, seed=s, scale=0.03) for s in range(4)]
+    first = layers[0][0]
+
+    def chain(pdl):
+        qkv, seen = first, []
+        for layer, weight in zip(layers, weights, strict=True):
+            o = decode_qkv_attention_triton(qkv, *layer[1:], pdl=pdl, cut=Cut(splits))
+            qkv, _ = linear_add_triton(o.flatten(1), weight, None, first, pdl)
+            seen += [o, layer[7], layer[8]]
+        return torch.cat([x.flatten() for x in seen])
+
+    assert_pdl_changes_nothing(chain, lambda: first.normal_())
+    assert not _tickets(first.device).any()
