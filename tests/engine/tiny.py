@@ -65,8 +65,8 @@ def with_tokenizer() -> LoadedModel:
 
 def tiny_engine(variant: Variant = BASELINE, loaded: LoadedModel | None = None, **changes: Any) -> Engine:
     """An fp32 engine on the CPU with pages of 16 tokens; `changes` are keys of its config."""
-    defaults = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 512, "num_kv_blocks": 64}
-    config = EngineConfig("tests", "float32", "cpu", block_size=16, **{**defaults, **changes})
+    sizes = {"block_size": 16, "max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 512}
+    config = EngineConfig("tests", **{"dtype": "float32", **sizes, "num_kv_blocks": 64, **changes})
     return Engine(config, variant, loaded or tiny_model())
 
 
@@ -82,6 +82,15 @@ def alone(prompt: tuple[int, ...], sampling: SamplingParams) -> RequestOutput:
     """The request's answer with the engine to itself: no batch, no chunks, no cached prefix, no overlap, ample room."""
     plain = {"max_num_seqs": 1, "overlap": False, "enable_prefix_caching": False}
     return tiny_engine(**plain).generate([prompt], sampling)[0]
+
+
+PROMPTS = [prompt_of(length) for length in (1, 15, 16, 17, 33, 64, 70, 90)]
+GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
+
+
+def expected(prompts: Sequence[Sequence[int]], sampling: SamplingParams = GREEDY) -> list[list[int]]:
+    """Each prompt's tokens, alone."""
+    return [alone(tuple(prompt), sampling).token_ids for prompt in prompts]
 
 
 def run(engine: Engine, max_steps: int = 5000) -> dict[int, RequestOutput]:

@@ -1,0 +1,137 @@
+"""Steps in padded layouts, as CUDA graphs replay them: the graphs here are the captured functions, run again on a CPU.
+
+Whatever a replay reads must lie in static buffers, so a captured function sees the step of the moment and nothing else.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine import Engine, SamplingParams
+from engine.graphs import Graph, GraphCache, GraphKey, Step
+from tests.engine.tiny import GREEDY, PROMPTS, expected, prompt_of, run, serve, tiny_engine
+from tests.shipped import VARIANTS
+
+
+class Replayed(GraphCache):
+    """Captures by keeping the function and what it returned; replays by running it into the same tensors."""
+
+    def __post_init__(self) -> None:
+        self.steps: dict[GraphKey, Step] = {}
+
+    def capture(self, key: GraphKey, step: Step) -> Graph:
+        """Run once to compile and once to capture, as on a GPU."""
+        step()
+        tokens, logits = step()
+        self.graphs[key] = Graph(None, tokens, logits)  # type: ignore[arg-type]
+        self.steps[key] = step
+        self.num_captures += 1
+        return self.graphs[key]
+
+    def replay(self, key: GraphKey) -> Graph:
+        """The outputs keep their addresses."""
+        graph = self.graphs[key]
+        for kept, new in zip((graph.tokens, graph.logits), self.steps[key](), strict=True):
+            if kept is not None and new is not None:
+                kept.copy_(new)
+        self.num_hits += 1
+        return graph
+
+
+def graph_engine(**changes: Any) -> Engine:
+    """A tiny engine that replays its steps."""
+    engine = tiny_engine(**changes)
+    engine.runner.graphs = Replayed(enabled=True)
+    return engine
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"max_num_seqs": 3}, {"max_num_batched_tokens": 70}, {"num_kv_blocks": 12}, {"overlap": False}],
+    ids=str,
+)
+def test_padded_steps_give_the_tokens_of_exact_ones(variant: Any, config: dict[str, Any]) -> None:
+    """Prompts, mixed steps and decodes at batch sizes that no graph has exactly; each request is served twice."""
+    engine = graph_engine(variant=variant, **config)
+    for _ in range(2):
+        assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+    assert engine.runner.graphs.num_hits > GREEDY.max_tokens
+
+
+def test_sampled_steps_replay_too() -> None:
+    """The graph ends with the logits there; greedy requests in the same batch do not notice."""
+    sampled = SamplingParams(temperature=1.0, seed=5, max_tokens=24, ignore_eos=True)
+    engine = graph_engine()
+    ids = [engine.add_request(p, s) for p in PROMPTS[:3] for s in (GREEDY, sampled)]
+    outputs = run(engine)
+    answers = [outputs[i].token_ids for i in ids]
+    assert answers[::2] == expected(PROMPTS[:3])
+    assert answers[1::2] == expected(PROMPTS[:3], sampled)
+
+
+def test_an_unchanged_batch_uploads_only_when_a_block_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 tokens after a prompt of 17: a prefill, the first decode, and the block border at 32."""
+    engine = graph_engine()
+    engine.generate([prompt_of(3)], GREEDY)
+    uploads = []
+    upload = engine.runner.staging.upload
+    monkeypatch.setattr(engine.runner.staging, "upload", lambda size: (uploads.append(size), upload(size)))
+    assert serve(engine, [PROMPTS[3]], GREEDY) == expected([PROMPTS[3]])
+    # Two captures: their padding is uploaded as well.
+    assert len(uploads) - engine.runner.graphs.num_captures <= 3
+
+
+def test_every_step_without_a_graph_has_its_reason() -> None:
+    """Hits and reasons add up to the steps."""
+    engine = graph_engine(max_num_batched_tokens=100)
+    serve(engine, [*PROMPTS, prompt_of(200)], GREEDY)
+    figures = engine.snapshot()
+    reasons = {name: value for name, value in figures.items() if name.startswith("no graph: ")}
+    assert "no graph: prefill chunks and decodes in one step" in reasons
+    assert figures["graph_replays"] + sum(reasons.values()) == figures["steps"]
+
+
+def test_forgotten_graphs_are_captured_anew() -> None:
+    """In the middle of a batch, as a trace does it."""
+    engine = graph_engine()
+    ids = [engine.add_request(prompt, GREEDY) for prompt in PROMPTS[:3]]
+    for _ in range(5):
+        engine.step()
+    before = engine.runner.graphs.num_captures
+    engine.runner.forget_graphs()
+    outputs = run(engine)
+    assert [outputs[i].token_ids for i in ids] == expected(PROMPTS[:3])
+    assert engine.runner.graphs.num_captures > before
+
+
+def test_warm_up_leaves_nothing_to_capture() -> None:
+    """Every batch size and context length: the decodes after it only replay."""
+    engine = graph_engine(max_num_seqs=5)
+    engine.runner.warm_up(range(1, 6))
+    for tokens in PROMPTS[:4]:
+        engine.adopt(tokens, GREEDY)
+    before = engine.runner.graphs.num_captures
+    run(engine)
+    assert engine.runner.graphs.num_captures == before
+
+
+def test_the_largest_step_runs_on_padding() -> None:
+    """What the memory of the pool is sized by; requests afterwards do not notice."""
+    for engine in (graph_engine(), tiny_engine()):
+        engine.runner.run_largest()
+        assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+
+
+def test_padding_writes_to_no_page() -> None:
+    """A captured step on padding alone leaves the cache as it was."""
+    engine = graph_engine()
+    for cache in engine.runner.caches:
+        cache.k.fill_(3.0)
+        cache.v.fill_(4.0)
+    engine.runner.run_largest()
+    engine.runner.warm_up(range(1, 9))
+    for cache in engine.runner.caches:
+        assert torch.all(cache.k == 3.0)
+        assert torch.all(cache.v == 4.0)
