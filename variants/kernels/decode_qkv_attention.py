@@ -210,11 +210,11 @@ def _decode_qkv_attention_kernel(
         cos, sin, q_gamma1, q_gamma2, k_gamma1, k_gamma2, eps,
         HALF, q_norm_ptr is not None, k_norm_ptr is not None,
     )  # fmt: skip
-    # The softmax starts from the new key, whose weight is 2^0 (NaN where its score is).
+    # The softmax starts from the new key, whose weight is 2^0; a score of NaN spreads in the first step.
     new = owns & (context_len > 0)
     best = tl.where(new, score * scale_log2, LOWEST)
-    total = tl.where(new, tl.exp2(score - score), 0.0)
-    acc = tl.where(new, total[:, None] * new_v.to(tl.float32)[None, :], 0.0)
+    total = tl.zeros([BLOCK_G], tl.float32) + new.to(tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32) + tl.where(new, new_v.to(tl.float32), 0.0)[None, :]
 
     best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
     for tile in tl.range(low + 1, high, num_stages=STAGES):
@@ -258,6 +258,11 @@ def merge_chunk(splits: int, part_elements: int) -> int:
     return max(1, min(next_power_of_2(splits), MERGE_ELEMENTS // part_elements))
 
 
+def register_limit(rows: int, block_d: int) -> int | None:
+    """Registers of a thread, where the compiler must be told to leave room for four programs a multiprocessor."""
+    return 128 if block_d == 128 and rows <= 16 else None
+
+
 @cache
 def _tickets(device: torch.device) -> Tensor:
     """Arrival counters, zero between launches. One stream at a time may use them: the engine has one a device."""
@@ -297,7 +302,7 @@ def decode_qkv_attention_triton(
         HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(HEADS_PER_PROGRAM, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
         SPLITS=cut.splits, ROWS=rows, CHUNK=merge_chunk(cut.splits, rows * 2 * block_half), STAGES=cut.stages,
         AHEAD=cut.ahead if _rows_are_whole_units(k_cache) and _rows_are_whole_units(v_cache) else 0,
-        num_warps=cut.num_warps, **pdl_options(pdl),
+        num_warps=cut.num_warps, maxnreg=register_limit(rows, 2 * block_half), **pdl_options(pdl),
     )  # fmt: skip
     return o
 

@@ -4,7 +4,7 @@ import pytest
 
 from engine.kernels._triton import next_power_of_2
 from tests.kernel_aot import AotCase, assert_fits, compile_cases
-from variants.kernels.decode_qkv_attention import Cut, merge_chunk
+from variants.kernels.decode_qkv_attention import Cut, merge_chunk, register_limit
 from variants.kernels.qkv_post import HEADS_PER_PROGRAM
 from variants.kernels.tiles import linear_tile
 
@@ -95,7 +95,8 @@ def decode_attention(g: int, d: int, splits: int, window: bool = False) -> AotCa
     }  # fmt: skip
     kernel = "variants.kernels.decode_qkv_attention:_decode_qkv_attention_kernel"
     name = f"decode_attention g={g} d={d} splits={splits}"
-    return AotCase(name, kernel, DECODE_TYPES, constexprs, cut.num_warps, PDL)
+    options = PDL | {"maxnreg": register_limit(rows, 2 * block_half)}
+    return AotCase(name, kernel, DECODE_TYPES, constexprs, cut.num_warps, options)
 
 
 CASES = [
@@ -128,6 +129,7 @@ CASES = [
     ),
     decode_attention(2, 128, 1), decode_attention(2, 128, 8), decode_attention(4, 128, 64, window=True),
     decode_attention(3, 64, 8), decode_attention(5, 80, 4), decode_attention(16, 128, 16),
+    decode_attention(2, 256, 8), decode_attention(32, 128, 1),
 ]  # fmt: skip
 
 
