@@ -36,6 +36,9 @@ help:
 	@echo 'make env       the environment alone, in .venv'
 	@echo 'make clean     remove .venv and the caches; results/ and reports/ stay'
 
+# Threads that wait must not spin: where another program has a core, a step would take many times as long.
+demo test: export OMP_WAIT_POLICY ?= passive
+
 demo: env
 	@$(BIN)/python -m experiments.fetch smollm2-135m >/dev/null \
 	  || echo 'demo: the model could not be fetched; going on with seeded random weights of the same shape' >&2
