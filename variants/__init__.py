@@ -3,37 +3,58 @@
 `build(name, switches, runtime)` returns an `engine.Variant`; `SWITCHES` maps each rung of its ladder to its default.
 """
 
+import dataclasses
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import yaml
 
 from engine import Runtime, UserError, Variant
 
-KINDS = ("baseline", "compiled", "folded", "fused", "norm_linear")
+
+def kinds() -> list[str]:
+    """Modules of this package that build variants."""
+    modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    return [name for name in sorted(modules) if hasattr(importlib.import_module(f"variants.{name}"), "build")]
 
 
 def build_variant(name: str, kind: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The variant of a config: `variants/<kind>.py` with some of its switches set."""
-    if kind not in KINDS:
-        raise UserError(f"variant {name}: kind={kind} is not one of {', '.join(KINDS)}")
+    if kind not in kinds():
+        raise UserError(f"variant {name}: kind={kind} is not one of {', '.join(kinds())}")
     module = importlib.import_module(f"variants.{kind}")
-    unknown = sorted(set(switches) - set(module.SWITCHES))
-    if unknown:
-        known = ", ".join(module.SWITCHES) or "none"
-        raise UserError(f"variant {name}: unknown switch {unknown[0]}; {kind} has {known}")
+    for switch, value in switches.items():
+        if switch not in module.SWITCHES:
+            known = ", ".join(module.SWITCHES) or "none"
+            raise UserError(f"variant {name}: unknown switch {switch}; {kind} has {known}")
+        if not isinstance(value, bool):
+            raise UserError(f"variant {name}: {switch}={value!r} must be true or false")
     variant: Variant = module.build(name, {**module.SWITCHES, **switches}, runtime)
     return variant
 
 
 def load_variant(name: str) -> Variant:
     """A variant by the name of its file under configs/variant."""
-    file = resources.files("configs") / "variant" / f"{name}.yaml"
-    if not file.is_file():
-        names = sorted(
-            f.name[:-5] for f in (resources.files("configs") / "variant").iterdir() if f.name[-5:] == ".yaml"
-        )
+    folder = resources.files("configs") / "variant"
+    names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    if name not in names:
         raise UserError(f"no variant named {name!r}; there are {', '.join(names)}")
-    config = yaml.safe_load(file.read_text()) or {}
-    return build_variant(name, config["kind"], config.get("switches", {}), Runtime(**config.get("runtime", {})))
+    config = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    where = f"configs/variant/{name}.yaml"
+    _check_keys(where, config, {"kind", "switches", "runtime"})
+    if "kind" not in config:
+        raise UserError(f"{where}: kind is missing; there are {', '.join(kinds())}")
+    runtime = config.get("runtime") or {}
+    _check_keys(f"{where}: runtime", runtime, {field.name for field in dataclasses.fields(Runtime)})
+    return build_variant(name, config["kind"], config.get("switches") or {}, Runtime(**runtime))
+
+
+def _check_keys(where: str, mapping: Any, known: set[str]) -> None:
+    """Every key is known."""
+    if not isinstance(mapping, dict):
+        raise UserError(f"{where}: must be a mapping of {', '.join(sorted(known))}")
+    if unknown := sorted(mapping.keys() - known):
+        raise UserError(f"{where}: unknown key {unknown[0]}; there are {', '.join(sorted(known))}")

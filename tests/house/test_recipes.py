@@ -51,8 +51,6 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, code in RECIPE.findall(CONTRIBUTING):
         file = root / path
         file.write_text(f"{file.read_text()}\n\n{code}" if file.exists() else code)
-    kinds = root / "variants" / "__init__.py"
-    kinds.write_text(kinds.read_text().replace("KINDS = (", 'KINDS = ("plain_silu", '))
     figures = root / "experiments" / "reporting" / "figures" / "__init__.py"
     figures.write_text(
         f"{figures.read_text()}from experiments.reporting.figures import memory as memory  # noqa: E402\n"
