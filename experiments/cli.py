@@ -9,6 +9,7 @@ from experiments.environment import package_version
 
 COMMANDS = {
     "sweep": "plan, measure interleaved, keep every cell; dry_run=true prints the plan, resume=RUN_ID goes on",
+    "trace": "capture the same cells under a profiler, and keep what each kernel took",
     "report": "make the report of a run: pages, tables, figures, summary.json",
     "generate": "run the engine on a prompt, streamed, with its speed",
     "fetch": "fetch a real model into the cache",

@@ -100,9 +100,12 @@ class Ledger:
         if self.coverage >= COVERAGE_WANTED:
             return ""
         lost_us = sum(row.total_us for row in self.kernels if not row.covered)
+        names = dict.fromkeys(row.name for row in self.kernels if not row.covered)
+        most = ", ".join(list(names)[:3])
         return (
-            f"only {self.coverage:.1%} of the device time has a known layer or op ({lost_us:,.1f} us have none): was "
-            "the graph captured outside the window, or with --cuda-graph-trace=graph?"
+            f"only {self.coverage:.1%} of the device time has a known layer or op: {lost_us:,.1f} us have none, most "
+            f"of them in {most}. Such work ran outside every layer and op range, or in a graph captured before the "
+            "window"
         )
 
 
@@ -152,7 +155,7 @@ class Change:
 
 def compare(baseline: Ledger, other: Ledger, key: str = "name") -> list[Change]:
     """Where the time went, by `name`, `op`, `phase` or `layer`: largest saving first. Kernels without one are `-`."""
-    before, after = _per_step(baseline, key), _per_step(other, key)
+    before, after = per_step(baseline, key), per_step(other, key)
     nothing = (0.0, 0.0)
     changes = [
         Change(name, *(pair[i] for i in (0, 1) for pair in (before.get(name, nothing), after.get(name, nothing))))
@@ -161,8 +164,8 @@ def compare(baseline: Ledger, other: Ledger, key: str = "name") -> list[Change]:
     return sorted(changes, key=lambda change: (-change.saved_us, change.key))
 
 
-def _per_step(ledger: Ledger, key: str) -> dict[str, tuple[float, float]]:
-    """Key -> (count, microseconds) per step."""
+def per_step(ledger: Ledger, key: str) -> dict[str, tuple[float, float]]:
+    """`name`, `op`, `phase` or `layer` -> (count, microseconds) per step; `-` for kernels that have none."""
     sums: dict[str, tuple[float, float]] = {}
     for row in ledger.kernels:
         name = getattr(row, key) or "-"

@@ -95,7 +95,12 @@ def _candidates(asked: str | None, environ: Mapping[str, str]) -> Iterator[Path]
         yield Path(on_path)
     for pattern in INSTALL_PLACES:
         found = [path for path in Path("/").glob(pattern.lstrip("/")) if os.access(path, os.X_OK)]
-        yield from sorted(found, key=lambda path: numbers("".join(re.findall(r"\d{4}[\d.]*", str(path)))), reverse=True)
+        yield from sorted(found, key=_version_in, reverse=True)
+
+
+def _version_in(path: Path) -> tuple[int, ...]:
+    match = re.search(r"\d{4}(\.\d+)+", str(path))
+    return numbers(match[0]) if match else ()
 
 
 def _libraries_beside(path: Path) -> str:

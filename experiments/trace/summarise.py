@@ -13,7 +13,7 @@ from experiments.trace.reader import Trace
 from experiments.trace.schema import GPU_TABLES, NONE
 
 KINDS = (*GPU_TABLES, "cpu_op")
-_KERNEL = KINDS.index("kernel")
+_KERNELS = (KINDS.index("kernel"), KINDS.index("cpu_op"))
 _COPIES = {1: "HtoD", 2: "DtoH", 8: "DtoD", 10: "PtoP"}
 _LAUNCH_SHAPE = ["grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "registers", "shared"]
 
@@ -66,7 +66,7 @@ def make_ledger(
         outside_ms=(total_ns - duration_ns) / 1e6,
         devices=int(work["device"].nunique()),
         steps=num_steps,
-        kernels_per_step=float((work["kind"] == _KERNEL).sum() / per),
+        kernels_per_step=float(work["kind"].isin(_KERNELS).sum() / per),
         launches_per_step=float(work.loc[work["call"] != NONE, "call"].nunique() / per),
         traced_step_ms=step_ms,
         untraced_step_ms=untraced_step_ms,

@@ -1,6 +1,7 @@
 """The commands are found, helped with, and fail in one line."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ from experiments.errors import UserError
 
 def test_every_command_is_a_module_with_a_main() -> None:
     for name in cli.COMMANDS:
-        tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
+        spec = importlib.util.find_spec(f"experiments.{name}")
+        assert spec is not None
+        assert spec.origin is not None
+        tree = ast.parse(Path(spec.origin).read_text())
         assert "main" in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 

@@ -1,0 +1,7 @@
+"""`python -m experiments.trace` is `fusebench trace`."""
+
+import sys
+
+from experiments.trace import main
+
+sys.exit(main())

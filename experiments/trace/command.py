@@ -1,0 +1,175 @@
+"""`fusebench trace`: run an experiment's decode and prefill cells under a profiler, apart from timing.
+
+Of each it keeps the kernel ledger, results/<experiment>/<run>/traces/<cell>.json. Raw traces hold the machine's
+environment, and are thrown away.
+
+fusebench trace experiment=headline models=[qwen3-0.6b] variants=[baseline,fused] batches=[1,64]
+fusebench trace experiment=demo dry_run=true              print which cells
+fusebench trace read=FILE [against=FILE]                  show an export or a ledger; compare two ledgers
+
+    profiler=auto      nsys, torch, or auto: nsys where there are a GPU and nsys
+    steps=8            steps in the window
+    run=latest         the run whose folder gets the ledgers: its id, `latest`, or `new`; without any run, a new one
+    nsys=PATH          the nsys to use (else FUSEBENCH_NSYS, PATH, the usual places)
+    keep_raw=FOLDER    also keep the raw traces there. They are private: do not publish them
+    expect=[NAME,...]  kernels that every variant but the baseline must have run; `*` stands for anything
+
+Exit code 0 when every cell was traced, 1 when some were not, 2 for bad input or an empty capture.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments import plain
+from experiments.command_line import composed, run_command
+from experiments.config import BASELINE, ExperimentConfig, VariantConfig
+from experiments.durable import write_json
+from experiments.errors import UserError
+from experiments.models import Model
+from experiments.records import Cell
+from experiments.sweep import Prepared, prepare
+from experiments.trace.ledger import Ledger, assert_present, compare
+from experiments.trace.nsys import Nsys, find_nsys
+from experiments.trace.options import Options, parse
+from experiments.trace.runs import TraceRun, open_run
+from experiments.trace.session import CannotTrace, Tracer
+from experiments.trace.show_file import show_file
+from experiments.trace.tables import changes, show, show_ledger
+from experiments.worker_process import WORKER_COMMAND
+
+TRACED_KINDS = ("decode", "prefill")
+LOG_WIDTH = 140
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to trace."""
+
+    model: Model
+    variant: VariantConfig
+    cell: Cell
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trace; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    # A log has no width of its own, and rich would squeeze the tables into 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    options, rest = parse(arguments)
+    if options.read:
+        return show_file(Path(options.read), Path(options.against) if options.against else None, options, console)
+    config = composed(rest, __doc__ or "")
+    return 0 if config is None else run_trace(config, options, console)
+
+
+def run_trace(
+    config: ExperimentConfig, options: Options, console: Console, worker: Sequence[str] = WORKER_COMMAND
+) -> int:
+    """Trace every job of an experiment, store the ledgers, print them; `worker` is the command that starts a worker."""
+    prepared = prepare(config)
+    jobs = list(plan_jobs(prepared))
+    if not jobs:
+        raise UserError("nothing to trace: only decode and prefill cells are one step each")
+    if config.dry_run:
+        console.print("\n".join([f"{len(jobs)} cells:", *(job.cell.id for job in jobs)]), markup=False)
+        return 0
+    nsys = choose_profiler(options, prepared.config.device, console)
+    keep_raw = _make_keep_raw(options, console)
+
+    def say(text: str) -> None:
+        console.print(f"  {text}", style="dim", markup=False)
+
+    with open_run(prepared, options.run) as run:
+        tracer = Tracer(prepared.config, options.steps, nsys, run.logs, keep_raw, say, worker)
+        console.print(f"run {run.path}: {len(jobs)} cells under {nsys_name(nsys)}", markup=False)
+        failed = _trace_all(jobs, tracer, run, options, console)
+    if failed:
+        console.print(f"{len(failed)} of {len(jobs)} cells were not traced: {', '.join(failed)}", markup=False)
+    console.print(f"The report: fusebench report experiment={config.name} run={run.path.name}", markup=False)
+    return 1 if failed else 0
+
+
+def plan_jobs(prepared: Prepared) -> Iterator[Job]:
+    """Each decode and prefill point with each variant, once; a variant that is another under a second name is left out,
+    for its kernels are the same."""
+    kinds = {workload.name: workload.kind for workload in prepared.config.workloads}
+    variants: dict[tuple[object, ...], VariantConfig] = {}
+    for variant in prepared.config.variants:
+        variants.setdefault((variant.kind, tuple(sorted(variant.switches.items())), variant.runtime), variant)
+    for model, plan in zip(prepared.models, prepared.plan.models, strict=True):
+        for point in plan.points:
+            if kinds[point.workload] in TRACED_KINDS:
+                yield from (Job(model, variant, Cell(point, variant.name, 0)) for variant in variants.values())
+
+
+def choose_profiler(options: Options, device: str, console: Console) -> Nsys | None:
+    """The nsys to trace with, or None for the PyTorch profiler."""
+    if options.profiler == "torch":
+        return None
+    if device == "cpu":
+        if options.profiler == "nsys":
+            raise UserError("profiler=nsys sees kernels of a GPU only, and device is cpu; use profiler=torch")
+        return None
+    try:
+        return find_nsys(options.nsys)
+    except UserError as error:
+        if options.profiler == "nsys" or options.nsys:
+            raise
+        console.print(f"the PyTorch profiler stands in: {error}", markup=False)
+        return None
+
+
+def nsys_name(nsys: Nsys | None) -> str:
+    """The profiler in words."""
+    return f"nsys {nsys.version}" if nsys else "the PyTorch profiler"
+
+
+def _make_keep_raw(options: Options, console: Console) -> Path | None:
+    if options.keep_raw is None:
+        return None
+    folder = Path(options.keep_raw).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"keep_raw={options.keep_raw}: {error.strerror}") from None
+    console.print(f"raw traces go to {folder}; they hold this machine's environment: keep them private", markup=False)
+    return folder
+
+
+def _trace_all(jobs: Sequence[Job], tracer: Tracer, run: TraceRun, options: Options, console: Console) -> list[str]:
+    """Trace, store and print job by job; returns the ids of the cells that failed."""
+    failed = []
+    baselines: dict[object, Ledger] = {}
+    for i, job in enumerate(jobs, 1):
+        console.print(f"[{i}/{len(jobs)}] {job.cell.id}", markup=False)
+        try:
+            ledger = tracer.trace(job.model, job.variant, job.cell, run.untraced_step_ms(job.cell))
+        except CannotTrace as error:
+            console.print(f"  not traced: {error}", markup=False)
+            failed.append(job.cell.id)
+            continue
+        write_json(run.traces / f"{job.cell.id}.json", plain.encode(ledger))
+        show_ledger(console, ledger)
+        if job.variant.name == BASELINE:
+            baselines[job.cell.point] = ledger
+            continue
+        assert_present(ledger, dict.fromkeys(options.expect))
+        if baseline := baselines.get(job.cell.point):
+            _show_difference(baseline, ledger, console)
+    return failed
+
+
+def _show_difference(baseline: Ledger, ledger: Ledger, console: Console) -> None:
+    show(console, changes(baseline, ledger))
+    if all(change.baseline_count == change.other_count for change in compare(baseline, ledger)):
+        console.print(
+            "  the very kernels of the baseline, as often: at this shape the variant replaces nothing", style="yellow"
+        )

@@ -1,0 +1,94 @@
+"""The run folder that gets the ledgers, held like a sweep holds it: no trace disturbs a sweep that is under way."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from experiments.environment import code
+from experiments.errors import UserError
+from experiments.manifest import Manifest, new_manifest
+from experiments.records import Cell, CellResult, Status
+from experiments.store import MANIFEST, RunStore, create_run, read_manifest, read_run
+from experiments.sweep import Prepared
+
+TRACES = "traces"
+STEP_METRICS = ("step_ms", "ttft_ms")
+
+
+@dataclass(frozen=True)
+class TraceRun:
+    """An open run: its folders, and its measured cells where they are of this code."""
+
+    path: Path
+    results: list[CellResult]
+
+    @property
+    def traces(self) -> Path:
+        """Where ledgers go."""
+        return self.path / TRACES
+
+    @property
+    def logs(self) -> Path:
+        """Where the workers' logs go."""
+        return self.path / "logs"
+
+    def untraced_step_ms(self, cell: Cell) -> float | None:
+        """The median step of the same point and variant as measured over all rounds; None where nothing was."""
+        same = [
+            result
+            for result in self.results
+            if (result.cell.point, result.cell.variant) == (cell.point, cell.variant) and result.status is Status.OK
+        ]
+        for metric in STEP_METRICS:
+            samples = [sample for result in same for sample in result.samples.get(metric, ())]
+            if samples:
+                return median(samples)
+        return None
+
+
+@contextmanager
+def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
+    """The run called `wanted`, or a new one where there is none yet (or `new` is asked for).
+
+    UserError for a run that is unknown, in use, or of another device, dtype or GPU than this one.
+    """
+    config = prepared.config
+    manifest = new_manifest(config, prepared.models, prepared.plan, prepared.environment, code())
+    folder = Path(config.results_dir) / config.name
+    runs = sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else []
+    path = None if wanted == "new" or (wanted == "latest" and not runs) else _choose(runs, wanted, folder)
+    if path is None:
+        store, results = create_run(Path(config.results_dir), manifest), []
+    else:
+        found = read_manifest(path)
+        _insist_on(found, manifest, path)
+        store = RunStore(path, found)
+        results = read_run(path)[1] if found.source_hash == manifest.source_hash else []
+    with store:
+        (store.path / TRACES).mkdir(exist_ok=True)
+        store.logs.mkdir(exist_ok=True)
+        try:
+            yield TraceRun(store.path, results)
+        finally:
+            if path is None and not any((store.path / TRACES).iterdir()):
+                store.discard()
+
+
+def _choose(runs: list[Path], wanted: str, folder: Path) -> Path:
+    if wanted == "latest":
+        return runs[-1]
+    for path in runs:
+        if path.name == wanted:
+            return path
+    raise UserError(
+        f"run={wanted} is no run in {folder}; there are {', '.join(p.name for p in runs) or 'none'}, or new"
+    )
+
+
+def _insist_on(found: Manifest, ours: Manifest, path: Path) -> None:
+    for key in ("device", "dtype", "gpu"):
+        theirs, mine = getattr(found, key), getattr(ours, key)
+        if theirs != mine:
+            raise UserError(f"run {path.name} has {key} {theirs or 'none'}, this trace {mine or 'none'}; use run=new")

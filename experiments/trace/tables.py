@@ -1,0 +1,104 @@
+"""Tables of a ledger: kernel time by name, phase, op or layer, and what another variant changed. All per step."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from experiments.reporting.formats import Column, Kind, Table, display
+from experiments.trace.ledger import Ledger, compare, per_step
+
+_TITLES = {"name": "Kernel", "phase": "Phase", "op": "Op", "layer": "Layer"}
+NAME_WIDTH = 60
+
+
+def time_by(ledger: Ledger, key: str, most: int | None = None) -> Table:
+    """Device time by `name`, `phase`, `op` or `layer`, largest first; rows over `most` are summed up in the last one.
+
+    The last column is the share of all device time, so that it adds up to 100 %.
+    """
+    rows = sorted(((name, *sums) for name, sums in per_step(ledger, key).items()), key=lambda row: (-row[2], row[0]))
+    if most is not None and len(rows) > most:
+        rest = rows[most:]
+        rows = [*rows[:most], (f"({len(rest)} more)", sum(row[1] for row in rest), sum(row[2] for row in rest))]
+    total_us = sum(row[2] for row in rows) or 1.0
+    columns = (
+        Column(key, _TITLES[key]),
+        Column("count_per_step", "Count per step", Kind.NUMBER),
+        Column("us_per_step", "µs per step", Kind.NUMBER),
+        Column("share", "Share", Kind.PERCENT),
+    )
+    caption = f"Device time by {key}, per step of {title_of(ledger)}."
+    return Table(f"time_by_{key}", f"By {key}", caption, columns, tuple((*row, row[2] / total_us) for row in rows))
+
+
+def changes(baseline: Ledger, other: Ledger, key: str = "op") -> Table:
+    """What `other` removed, added and changed, largest saving first."""
+    columns = (
+        Column(key, _TITLES[key]),
+        Column("fate", "Fate"),
+        Column("baseline_count", "Count", Kind.NUMBER),
+        Column("count", "Count now", Kind.NUMBER),
+        Column("baseline_us", "µs", Kind.NUMBER),
+        Column("us", "µs now", Kind.NUMBER),
+        Column("saved_us", "µs saved", Kind.NUMBER),
+    )
+    rows = tuple(
+        (c.key, c.fate, c.baseline_count, c.other_count, c.baseline_us, c.other_us, c.saved_us)
+        for c in compare(baseline, other, key)
+    )
+    caption = f"Per step: {title_of(other)} against {title_of(baseline)}."
+    return Table(f"changes_by_{key}", f"What changed, by {key}", caption, columns, rows)
+
+
+def title_of(ledger: Ledger) -> str:
+    """The cell in words."""
+    if ledger.cell is None:
+        return "this trace"
+    point = ledger.cell.point
+    return f"{point.model} {point.workload} batch {point.batch} length {point.length}, {ledger.cell.variant}"
+
+
+def facts(ledger: Ledger) -> list[str]:
+    """The ledger's own figures, one line each."""
+    lines = [
+        f"{ledger.steps} steps, {ledger.kernels_per_step:g} kernels and {ledger.launches_per_step:g} launches per step",
+        f"window {ledger.window_ms:.4g} ms = busy {ledger.busy_ms:.4g} + idle {ledger.gap_ms:.4g}; "
+        f"overlapping work {ledger.overlap_ms:.4g} ms",
+        f"{ledger.coverage:.1%} of the device time has its layer or op; {ledger.profiler} {ledger.profiler_version}, "
+        f"schema {ledger.export_schema}",
+        _inflation(ledger),
+    ]
+    return [line for line in (*lines, ledger.note) if line]
+
+
+def _inflation(ledger: Ledger) -> str:
+    if ledger.untraced_step_ms is None or ledger.inflation is None:
+        return f"traced step {ledger.traced_step_ms:.4g} ms (no untraced time to compare with: sweep first)"
+    return (
+        f"traced step {ledger.traced_step_ms:.4g} ms, untraced {ledger.untraced_step_ms:.4g} ms: "
+        f"tracing inflates it {ledger.inflation:.2f} times"
+    )
+
+
+def show(console: Console, table: Table) -> None:
+    """Print a table; long names are cut."""
+    view = display(table)
+    printed = RichTable(title=escape(table.title), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for title, kind in zip(view.titles, view.kinds, strict=True):
+        is_text = kind is Kind.TEXT
+        printed.add_column(escape(title), justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis",
+                           max_width=NAME_WIDTH if is_text else None)  # fmt: skip
+    for row in view.rows:
+        printed.add_row(*(escape(text) for text, _ in row))
+    console.print(printed)
+
+
+def show_ledger(console: Console, ledger: Ledger, most: int = 15) -> None:
+    """Print a ledger: its facts, then device time by phase, by op and by name."""
+    console.print(f"[bold]{escape(title_of(ledger))}[/bold]")
+    for fact in facts(ledger):
+        console.print(f"  {escape(fact)}")
+    if ledger.warning:
+        console.print(f"  [yellow]{escape(ledger.warning)}[/yellow]")
+    for key in ("phase", "op", "name"):
+        show(console, time_by(ledger, key, most))
