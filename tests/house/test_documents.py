@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.compose import compose, names
+from experiments.cli import COMMANDS as COMMAND_MODULES
+from experiments.compose import compose, load_yaml, names
 from experiments.models import find_model
 from experiments.reporting.docs import stale_blocks
+from experiments.trace.options import parse as trace_options
 from experiments.validate_inputs import check
 from tests.house.tree import CODE, ROOT, files
 
@@ -92,8 +94,10 @@ def test_commands_are_understood(document: Path, line: str) -> None:
 
 def understand(command: str, arguments: list[str]) -> None:
     """Parse the arguments of a fusebench command as it would."""
-    if command in ("sweep", "trace"):
+    if command == "sweep":
         check(compose(arguments))
+    elif command == "trace":
+        check(compose(trace_options(arguments)[1]))
     elif command == "report":
         from experiments.report import parse
 
@@ -105,6 +109,23 @@ def understand(command: str, arguments: list[str]) -> None:
     else:
         assert command == "doctor"
         assert not arguments
+
+
+def first_column(document: str, title: str) -> list[str]:
+    """The first word in monospace of each row of the table that has this title over its first column."""
+    table = re.search(
+        rf"^\| {title} \|[^\n]*\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", (ROOT / document).read_text(), re.MULTILINE
+    )
+    assert table, f"{document} has no table of {title}"
+    return re.findall(r"^\| `(\w+)[^`]*` \|", table[1], re.MULTILINE)
+
+
+def test_tables_of_names_are_complete() -> None:
+    """Every command, variant and switch is in its table, and nothing else."""
+    assert first_column("README.md", "command") == list(COMMAND_MODULES)
+    assert sorted(first_column("README.md", "variant")) == names("variant")
+    switches = [switch for variant in names("variant") for switch in load_yaml("variant", variant).get("switches", {})]
+    assert sorted(first_column("docs/06_fusion_design.md", "switch")) == sorted(switches)
 
 
 def test_generated_blocks_are_fresh() -> None:
