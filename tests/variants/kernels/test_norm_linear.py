@@ -32,7 +32,7 @@ SHAPES = [
 
 
 def inputs(rows, k, n, dtype):
-    """x and residual with strided rows, a folded weight, a bias; no two share a seed, or one would be the other's rows."""
+    """x and residual with strided rows, a folded weight, a bias; with one seed, one would be the other's rows."""
     x, residual = (strided(randn(rows, k, dtype=dtype, seed=10 + s + rows)) for s in (0, 1))
     return x, residual, randn(n, k, dtype=dtype, seed=2, scale=0.02), randn(n, dtype=dtype, seed=3)
 
