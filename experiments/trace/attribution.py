@@ -68,11 +68,11 @@ class Attribution:
     work: pd.DataFrame
     owners: list[Owner]
 
-    def codes(self, column: str, field: str) -> tuple[np.ndarray, list[object]]:
-        """One field of the owners in `launch` or `place`, as codes and the values they stand for."""
-        values: dict[object, int] = {}
+    def values(self, field: str) -> tuple[np.ndarray, list[str | None]]:
+        """One field of the owners: a code for each of them, and the values that the codes stand for."""
+        values: dict[str | None, int] = {}
         codes = [values.setdefault(getattr(owner, field), len(values)) for owner in self.owners]
-        return np.array(codes, dtype=np.int32)[self.work[column].to_numpy()], list(values)
+        return np.array(codes, dtype=np.int32), list(values)
 
 
 def attribute(trace: Trace) -> Attribution:
@@ -98,7 +98,7 @@ def launching_calls(trace: Trace) -> np.ndarray:
     processes = np.unique(call_process)
     key = _key(processes, call_process, calls["correlation"].to_numpy())
     order = np.argsort(key, kind="stable")
-    wanted = _key(processes, gpu["process"].to_numpy(), gpu["correlation"].to_numpy())
+    wanted = _key(processes, trace.of_gpu("process"), gpu["correlation"].to_numpy())
     spot = np.minimum(np.searchsorted(key[order], wanted), len(key) - 1)
     found = order[spot]
     return np.where((key[found] == wanted) & (wanted >= 0), found, NONE).astype(np.int32)
@@ -115,7 +115,7 @@ def _places(trace: Trace, swept: Sweep, owners: list[Owner], launch: np.ndarray)
     """Where in the model each row belongs: its node's capture if that says so, else its launch."""
     place = launch.copy()
     of_node = _node_places(trace, swept)
-    node, process = trace.gpu["node"].to_numpy(), trace.gpu["process"].to_numpy()
+    node, process = trace.gpu["node"].to_numpy(), trace.of_gpu("process")
     in_graph = np.flatnonzero(node != NONE)
     if not len(in_graph) or not of_node:
         return place

@@ -6,7 +6,7 @@ kernels: there the outermost operators (aten::linear ...) take their place, as `
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.trace.reader import PROCESS_MASK, Trace
-from experiments.trace.schema import GPU_TABLES, NONE, RUNTIME
-from experiments.trace.summarise import KINDS
+from experiments.trace.grouping import Interner
+from experiments.trace.reader import PROCESS_MASK, Trace, in_order
+from experiments.trace.schema import KINDS, NONE, ROW, RUNTIME, SPEC
 
 Event = dict[str, Any]
 
 GPU_CATEGORIES = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 _COPIES = {"HtoD": 1, "DtoH": 2, "DtoD": 8, "PtoP": 10}
-_GPU_COLUMNS = GPU_TABLES["kernel"].columns
 
 
 def read_chrome_trace(path: Path, version: str = "?") -> Trace:
@@ -39,23 +38,23 @@ def read_chrome_trace(path: Path, version: str = "?") -> Trace:
         raise UserError(f"{path}: no Chrome trace of the PyTorch profiler, or a truncated one") from None
     names = _Names()
     ranges = [event for event in events if event.get("cat") == "user_annotation"]
-    gpu = [_gpu_row(event, names) for event in events if event.get("cat") in GPU_CATEGORIES]
-    calls = [_call_row(event, names) for event in events if event.get("cat") in LAUNCHES]
-    if not gpu:
+    work = [_gpu_row(event, names) for event in events if event.get("cat") in GPU_CATEGORIES]
+    calls = [_call_row(event) for event in events if event.get("cat") in LAUNCHES]
+    if not work:
         operators = list(outermost(event for event in events if event.get("cat") == "cpu_op"))
-        gpu = [_operator_row(i, event, names) for i, event in enumerate(operators)]
+        work = [_operator_row(i, event, names) for i, event in enumerate(operators)]
         # An operator is its own launch.
-        calls = [(_start(e), _start(e), _thread(e), i, NONE) for i, e in enumerate(operators)]
+        calls = [(_start(event), _start(event), _thread(event), i) for i, event in enumerate(operators)]
     processes = {call[2] & PROCESS_MASK for call in calls}
-    frame = _frame(gpu, ["kind", *(column.name for column in _GPU_COLUMNS)]).sort_values("start", kind="stable")
-    if len(processes) == 1:
-        # Device events name no process; one trace is of one process.
-        frame["process"] = processes.pop()
+    # Device events name no process; one trace is of one process.
+    process = processes.pop() if len(processes) == 1 else NONE
+    gpu, specs = _gpu_frames([{**SPEC, "process": process, "node": NONE, **row} for row in work])
     spans = [(_start(e), _end(e), _thread(e), 0, names[str(e["name"])], 0, 0) for e in ranges]
     return Trace(
         product=version,
         schema=f"chrome {data.get('schemaVersion', '?')}",
-        gpu=frame.reset_index(drop=True),
+        gpu=gpu,
+        specs=specs,
         calls=_frame(calls, [column.name for column in RUNTIME.columns]),
         ranges=_frame(spans, ["start", "end", "thread", "domain", "name", "style", "crosses"]),
         nodes=_frame([], ["start", "thread", "node", "original"]),
@@ -86,29 +85,34 @@ class _Names(dict[str, int]):
         return {key: name for name, key in self.items()}
 
 
-def _gpu_row(event: Event, names: _Names) -> tuple[int, ...]:
-    arguments = event.get("args", {})
+def _gpu_frames(rows: Sequence[Mapping[str, int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`gpu` and `specs` of a Trace."""
+    columns = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in (*ROW, *SPEC)}
+    specs = Interner(tuple(SPEC))
+    places = specs.intern(columns, len(rows))
+    return in_order(pd.DataFrame({**{name: columns[name] for name in ROW}, "spec": places})), specs.table()
+
+
+def _gpu_row(event: Event, names: _Names) -> dict[str, int]:
+    arguments, text = event.get("args", {}), str(event["name"])
     kind = GPU_CATEGORIES[event["cat"]]
-    text = str(event["name"])
-    detail = next((number for word, number in _COPIES.items() if word in text), NONE) if kind == "memcpy" else NONE
-    grid, block = ([*arguments.get(key, ()), 0, 0, 0][:3] for key in ("grid", "block"))
-    values = {
+    row = {
+        "kind": KINDS.index(kind),
         "start": _start(event),
         "end": _end(event),
-        "device": arguments.get("device", 0),
-        "stream": arguments.get("stream", 0),
-        "process": NONE,
-        "correlation": arguments.get("correlation", NONE),
+        "device": int(arguments.get("device", 0)),
+        "stream": int(arguments.get("stream", 0)),
+        "correlation": int(arguments.get("correlation", NONE)),
         "name": names[text],
         "short": names[short_name(text)],
-        "detail": detail,
-        "node": NONE,
-        **dict(zip(("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z"), (*grid, *block), strict=True)),
-        "registers": arguments.get("registers per thread", 0),
-        "static_shared": 0,
-        "dynamic_shared": arguments.get("shared memory", 0),
+        "registers": int(arguments.get("registers per thread", 0)),
+        "dynamic_shared": int(arguments.get("shared memory", 0)),
     }
-    return (KINDS.index(kind), *(int(values[column.name]) for column in _GPU_COLUMNS))
+    if kind == "memcpy":
+        row["detail"] = next((number for word, number in _COPIES.items() if word in text), NONE)
+    for key in ("grid", "block"):
+        row |= {f"{key}_{axis}": int(size) for axis, size in zip("xyz", arguments.get(key, ()), strict=False)}
+    return row
 
 
 def short_name(signature: str) -> str:
@@ -124,17 +128,23 @@ def short_name(signature: str) -> str:
     return words[-1].rsplit("::", 1)[-1] if words else signature
 
 
-def _call_row(event: Event, names: _Names) -> tuple[int, ...]:
-    correlation = int(event.get("args", {}).get("correlation", NONE))
-    return _start(event), _end(event), _thread(event), correlation, names[str(event["name"])]
+def _call_row(event: Event) -> tuple[int, ...]:
+    return _start(event), _end(event), _thread(event), int(event.get("args", {}).get("correlation", NONE))
 
 
-def _operator_row(index: int, event: Event, names: _Names) -> tuple[int, ...]:
+def _operator_row(index: int, event: Event, names: _Names) -> dict[str, int]:
     name = names[str(event["name"])]
-    values = {"start": _start(event), "end": _end(event), "correlation": index, "name": name, "short": name}
-    process = _thread(event) & PROCESS_MASK
-    values |= {"process": process, "node": NONE, "detail": NONE}
-    return (KINDS.index("cpu_op"), *(values.get(column.name, 0) for column in _GPU_COLUMNS))
+    return {
+        "kind": KINDS.index("cpu_op"),
+        "start": _start(event),
+        "end": _end(event),
+        "device": 0,
+        "stream": 0,
+        "process": _thread(event) & PROCESS_MASK,
+        "correlation": index,
+        "name": name,
+        "short": name,
+    }
 
 
 def _frame(rows: Sequence[tuple[int, ...]], columns: list[str]) -> pd.DataFrame:

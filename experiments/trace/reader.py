@@ -18,15 +18,17 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import UserError
+from experiments.trace.grouping import Interner
 from experiments.trace.schema import (
     DOMAIN_CREATE,
     GPU_TABLES,
     META_TABLES,
     NODE_TABLES,
-    NONE,
     OPEN_NS,
     RANGES,
+    ROW,
     RUNTIME,
+    SPEC,
     Table,
 )
 
@@ -38,10 +40,11 @@ _CHUNK_ROWS = 200_000
 class Trace:
     """One export.
 
-    `gpu` (kernels, copies, sets, whole graphs): kind (place in GPU_TABLES), start, end, device, stream, process,
-    correlation, name, short, detail (kind of a copy, id of a graph), node (graph node or -1), grid_x..z, block_x..z,
-    registers, static_shared, dynamic_shared.
-    `calls` (the API calls that launched them): start, end, thread, correlation, name.
+    `gpu` (kernels, copies, sets, whole graphs), in order of start: start, end, correlation, node (graph node or -1),
+    spec. The latter is a row of `specs`, where stands what many of them share: kind (place in GPU_TABLES), device,
+    stream, process, name, short, detail (kind of a copy, id of a graph), grid_x..z, block_x..z, registers,
+    static_shared, dynamic_shared.
+    `calls` (the API calls that launched them): start, end, thread, correlation.
     `ranges` (NVTX): start, end (OPEN_NS where still open), thread, domain, name, style (`push` or `start`), crosses.
     `nodes` (of CUDA graphs): start, thread, node, original (-1 for a node that is no clone).
     Columns called `name` and `short` hold keys of `strings`; `domains` maps (process, domain) to a name.
@@ -51,12 +54,18 @@ class Trace:
     product: str
     schema: str
     gpu: pd.DataFrame
+    specs: pd.DataFrame
     calls: pd.DataFrame
     ranges: pd.DataFrame
     nodes: pd.DataFrame
     strings: dict[int, str]
     domains: dict[tuple[int, int], str]
     last_nvtx_ns: int
+
+    def of_gpu(self, name: str) -> np.ndarray:
+        """One of the columns of `specs` for every row of `gpu`."""
+        column: np.ndarray = self.specs[name].to_numpy()[self.gpu["spec"].to_numpy()]
+        return column
 
 
 def read_trace(path: Path) -> Trace:
@@ -96,15 +105,16 @@ class _Export:
         self.product, self.schema = self._versions()
 
     def read(self) -> Trace:
-        gpu = self._gpu()
+        gpu, specs = self._gpu()
         ranges, texts = self._ranges()
         calls = self._calls(gpu["correlation"].to_numpy())
-        used = [gpu["name"], gpu["short"], calls["name"], ranges["name"]]
-        strings = {**self._strings(np.unique(np.concatenate([column.to_numpy() for column in used]))), **texts}
+        used = [*specs["name"].tolist(), *specs["short"].tolist(), *ranges["name"].unique().tolist()]
+        strings = self._strings(set(used)) | texts
         return Trace(
             product=self.product,
             schema=self.schema,
             gpu=gpu,
+            specs=specs,
             calls=calls,
             ranges=ranges,
             nodes=self._nodes(),
@@ -141,42 +151,36 @@ class _Export:
         cursor = self.database.execute(f"SELECT {', '.join(selected)} FROM {table.name}")
         while rows := cursor.fetchmany(_CHUNK_ROWS):
             values = np.array(rows, dtype=np.int64)
-            yield {column.name: values[:, i].astype(column.dtype) for i, column in enumerate(table.columns)}
+            yield {column.name: values[:, i].copy() for i, column in enumerate(table.columns)}
 
     def _frame(self, table: Table) -> pd.DataFrame:
         """A whole table, empty where the export has none."""
-        chunks = list(self._chunks(table)) if table.name in self.tables else []
-        return pd.DataFrame(
-            {
-                column.name: np.concatenate([chunk[column.name] for chunk in chunks])
-                if chunks
-                else np.empty(0, column.dtype)
-                for column in table.columns
-            },
-            copy=False,
-        )
+        chunks = [{column.name: np.empty(0, dtype=np.int64) for column in table.columns}]
+        chunks += self._chunks(table) if table.name in self.tables else ()
+        return _joined(chunks)
 
-    def _gpu(self) -> pd.DataFrame:
-        """Everything the device did, one row each, in order of start."""
-        frames = []
+    def _gpu(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Everything the device did, one row each, in order of start; and the specs they have."""
+        specs = Interner(tuple(SPEC))
+        chunks: list[dict[str, np.ndarray]] = [{name: np.empty(0, dtype=np.int64) for name in ROW}]
+        chunks[0]["spec"] = np.empty(0, dtype=np.int32)
         for kind, table in enumerate(GPU_TABLES.values()):
-            frame = self._frame(table)
-            frame.insert(0, "kind", np.full(len(frame), kind, dtype=np.int8))
-            frames.append(frame)
-        filled = [frame for frame in frames if len(frame)] or frames[:1]
-        gpu = filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
-        order = np.lexsort((gpu["end"].to_numpy(), gpu["start"].to_numpy()))
-        return gpu if np.array_equal(order, np.arange(len(order))) else gpu.take(order).reset_index(drop=True)
+            for chunk in self._chunks(table) if table.name in self.tables else ():
+                num_rows = len(chunk["start"])
+                full = {name: chunk.get(name, np.full(num_rows, default)) for name, default in SPEC.items()}
+                full["kind"] = np.full(num_rows, kind)
+                chunks.append({**{name: chunk[name] for name in ROW}, "spec": specs.intern(full, num_rows)})
+        return in_order(_joined(chunks)), specs.table()
 
     def _calls(self, correlations: np.ndarray) -> pd.DataFrame:
         """The API calls that launched device work: of a long run's calls, only those whose correlation is wanted."""
         wanted = np.unique(correlations)
-        kept: list[pd.DataFrame] = [pd.DataFrame({c.name: np.empty(0, c.dtype) for c in RUNTIME.columns})]
+        kept = [{column.name: np.empty(0, dtype=np.int64) for column in RUNTIME.columns}]
         for chunk in self._chunks(RUNTIME) if RUNTIME.name in self.tables and len(wanted) else ():
             place = np.minimum(np.searchsorted(wanted, chunk["correlation"]), len(wanted) - 1)
             keep = wanted[place] == chunk["correlation"]
-            kept.append(pd.DataFrame({name: values[keep] for name, values in chunk.items()}))
-        return pd.concat(kept, ignore_index=True)
+            kept.append({name: values[keep] for name, values in chunk.items()})
+        return _joined(kept)
 
     def _nodes(self) -> pd.DataFrame:
         """Creation of graph nodes. Later schemas keep the old table's name for events without nodes: look inside."""
@@ -234,10 +238,22 @@ class _Export:
             if text is not None and thread is not None
         }
 
-    def _strings(self, wanted: np.ndarray) -> dict[int, str]:
+    def _strings(self, wanted: set[int]) -> dict[int, str]:
         """The strings in use. The others are left unread: among them may be the machine's whole environment."""
         if "StringIds" not in self.tables:
             return {}
-        keys = set(wanted[wanted > NONE].tolist())
         rows: Iterator[tuple[int, Any]] = self.database.execute("SELECT id, value FROM StringIds")
-        return {key: str(value) for key, value in rows if key in keys}
+        return {key: str(value) for key, value in rows if key in wanted}
+
+
+def in_order(gpu: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of start; recent exports promise none."""
+    start = gpu["start"].to_numpy()
+    if (start[1:] >= start[:-1]).all():
+        return gpu
+    return gpu.take(np.argsort(start, kind="stable")).reset_index(drop=True)
+
+
+def _joined(chunks: list[dict[str, np.ndarray]]) -> pd.DataFrame:
+    """Chunks as one frame, each column's pieces let go as soon as they are joined."""
+    return pd.DataFrame({name: np.concatenate([c.pop(name) for c in chunks]) for name in list(chunks[0])}, copy=False)

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 NONE = -1
-OPEN_NS = int(np.iinfo(np.int64).max)
+OPEN_NS = 2**63 - 1
 DOMAIN_CREATE = 75
 RANGES = "NVTX_EVENTS"
 META_TABLES = ("META_DATA_EXPORT", "EXPORT_META_DATA")
@@ -17,7 +15,6 @@ class Column:
 
     source: str
     name: str
-    dtype: type[np.integer] = np.int64
     required: bool = True
     default: int = NONE
 
@@ -31,16 +28,12 @@ class Table:
 
 
 _WHEN = (Column("start", "start"), Column("end", "end"))
-_WHERE = (
-    *_WHEN,
-    Column("deviceId", "device", np.int16),
-    Column("streamId", "stream", np.int64),
-    Column("globalPid", "process"),
-    Column("correlationId", "correlation"),
-)
-_NODE = Column("graphNodeId", "node", required=False)
+_ROW = (*_WHEN, Column("correlationId", "correlation"), Column("graphNodeId", "node", required=False))
+# What many rows have in common. `detail` is the kind of a copy or the id of a graph.
+_PLACE = (Column("deviceId", "device"), Column("streamId", "stream"), Column("globalPid", "process"))
+_NAMES = (Column("demangledName", "name"), Column("shortName", "short"))
 _SHAPE = tuple(
-    Column(source, name, np.int32, required=False, default=0)
+    Column(source, name, required=False, default=0)
     for source, name in (
         ("gridX", "grid_x"),
         ("gridY", "grid_y"),
@@ -53,28 +46,19 @@ _SHAPE = tuple(
         ("dynamicSharedMemory", "dynamic_shared"),
     )
 )
-
-
-def _gpu_table(name: str, own: dict[str, Column]) -> Table:
-    """All kinds of device work have the same columns; where a kind has no such thing, the column is its default."""
-    columns = (*_NAMES, _DETAIL, _NODE, *_SHAPE)
-    absent = {column.name: Column("", column.name, column.dtype, False, column.default) for column in columns}
-    return Table(name, (*_WHERE, *({**absent, **own}[column.name] for column in columns)))
-
-
-_NAMES = (Column("demangledName", "name", np.int32), Column("shortName", "short", np.int32))
-_DETAIL = Column("copyKind", "detail", np.int32, required=False)
 GPU_TABLES = {
-    "kernel": _gpu_table("CUPTI_ACTIVITY_KIND_KERNEL", {c.name: c for c in (*_NAMES, _NODE, *_SHAPE)}),
-    "memcpy": _gpu_table("CUPTI_ACTIVITY_KIND_MEMCPY", {"detail": _DETAIL, "node": _NODE}),
-    "memset": _gpu_table("CUPTI_ACTIVITY_KIND_MEMSET", {"node": _NODE}),
-    "graph": _gpu_table(
-        "CUPTI_ACTIVITY_KIND_GRAPH_TRACE", {"detail": Column("graphId", "detail", np.int32, required=False)}
-    ),
+    "kernel": Table("CUPTI_ACTIVITY_KIND_KERNEL", (*_ROW, *_PLACE, *_NAMES, *_SHAPE)),
+    "memcpy": Table("CUPTI_ACTIVITY_KIND_MEMCPY", (*_ROW, *_PLACE, Column("copyKind", "detail", required=False))),
+    "memset": Table("CUPTI_ACTIVITY_KIND_MEMSET", (*_ROW, *_PLACE)),
+    "graph": Table("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", (*_ROW, *_PLACE, Column("graphId", "detail", required=False))),
 }
+# What a spec's `kind` counts; a CPU has operators in the place of kernels.
+KINDS = (*GPU_TABLES, "cpu_op")
+ROW = tuple(column.name for column in _ROW)
+# Every column of a spec, and what stands in it where a kind of work has no such thing.
+SPEC = {"kind": NONE, **{c.name: c.default for c in (*_PLACE, *_NAMES)}, "detail": NONE, **{c.name: 0 for c in _SHAPE}}
 RUNTIME = Table(
-    "CUPTI_ACTIVITY_KIND_RUNTIME",
-    (*_WHEN, Column("globalTid", "thread"), Column("correlationId", "correlation"), Column("nameId", "name", np.int32)),
+    "CUPTI_ACTIVITY_KIND_RUNTIME", (*_WHEN, Column("globalTid", "thread"), Column("correlationId", "correlation"))
 )
 _NODE_COLUMNS = (
     Column("start", "start"),

@@ -19,8 +19,8 @@ from experiments.trace.kineto import read_chrome_trace
 from experiments.trace.ledger import Ledger
 from experiments.trace.nsys import Nsys, export_sqlite, finish_report, why_no_ranges
 from experiments.trace.reader import Trace, read_trace
-from experiments.trace.schema import NONE
-from experiments.trace.summarise import KINDS, make_ledger
+from experiments.trace.schema import KINDS, NONE
+from experiments.trace.summarise import make_ledger
 from experiments.worker_process import WORKER_COMMAND, WorkerLost, WorkerProcess, without_paths
 
 REPORT_TIMEOUT_S = 600
@@ -118,7 +118,7 @@ class Tracer:
 
 def check_content(trace: Trace, cell: Cell, device: str, nsys_version: str) -> None:
     """A capture that ended well may still be empty: UserError says what is missing, and why that may be."""
-    kinds = set(trace.gpu["kind"].unique().tolist())
+    kinds = set(trace.specs["kind"].tolist())
     if not kinds - {KINDS.index("cpu_op")} and (device == "cuda" or nsys_version):
         raise UserError(
             "the trace holds no kernel: the profiler saw no CUDA. Does the worker run on the GPU, and may this user "

@@ -18,10 +18,13 @@ _GRAPH = list(GPU_TABLES).index("graph")
 
 def kernel_sums(trace: Trace) -> pd.DataFrame:
     """`gpukernsum`: name, grid, block, count, total_ns; one row per kernel name and launch shape."""
-    kernels = trace.gpu[trace.gpu["kind"] == _KERNEL]
-    named = kernels.assign(name=_texts(trace, kernels["name"]), total_ns=kernels["end"] - kernels["start"])
     keys = ["name", "grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z"]
-    return named.groupby(keys)["total_ns"].agg(count="size", total_ns="sum").reset_index()
+    named = pd.DataFrame({key: trace.of_gpu(key) for key in keys})
+    named["name"] = _texts(trace, trace.of_gpu("name"))
+    named["total_ns"] = trace.gpu["end"] - trace.gpu["start"]
+    kernels = named[trace.of_gpu("kind") == _KERNEL]
+    sums: pd.DataFrame = kernels.groupby(keys)["total_ns"].agg(count="size", total_ns="sum").reset_index()
+    return sums
 
 
 def inclusive_sums(trace: Trace) -> pd.DataFrame:
@@ -29,8 +32,8 @@ def inclusive_sums(trace: Trace) -> pd.DataFrame:
 
     The range is empty outside all ranges. A kernel within two ranges of one name is one kernel and twice its time.
     """
-    kernels = trace.gpu[trace.gpu["kind"] == _KERNEL].reset_index(drop=True)
-    call = launching_calls(trace)[trace.gpu["kind"].to_numpy() == _KERNEL]
+    chosen = trace.of_gpu("kind") == _KERNEL
+    kernels, call = trace.gpu[chosen].reset_index(drop=True), launching_calls(trace)[chosen]
     row, owner = _containing(trace, call)
     outside = np.setdiff1d(np.arange(len(kernels)), row)
     row, owner = np.concatenate([row, outside]), np.concatenate([owner, np.full(len(outside), NONE)])
@@ -42,7 +45,7 @@ def inclusive_sums(trace: Trace) -> pd.DataFrame:
             "style": styles[np.append(trace.ranges["style"].to_numpy(), 2)[owner]],
             "pid": (thread >> 24) & 0xFFFFFF,
             "tid": thread & 0xFFFFFF,
-            "kernel": _texts(trace, kernels["name"])[row],
+            "kernel": _texts(trace, trace.of_gpu("name")[chosen])[row],
             "instance": pd.arrays.IntegerArray(owner.astype(np.int64), mask=owner == NONE),
             "row": row,
             "duration": (kernels["end"] - kernels["start"]).to_numpy()[row],
@@ -58,7 +61,7 @@ def projection(trace: Trace) -> pd.DataFrame:
 
     Columns name, start, duration, range_start, range_duration, pid, tid, num_launches, in order of start.
     """
-    chosen = trace.gpu["kind"].to_numpy() != _GRAPH
+    chosen = trace.of_gpu("kind") != _GRAPH
     gpu, call = trace.gpu[chosen].reset_index(drop=True), launching_calls(trace)[chosen]
     row, owner = _containing(trace, call)
     pairs = pd.DataFrame(
@@ -117,5 +120,5 @@ def _range_names(trace: Trace) -> np.ndarray:
     return np.array([*names, ""], dtype=object)
 
 
-def _texts(trace: Trace, keys: pd.Series) -> np.ndarray:
+def _texts(trace: Trace, keys: np.ndarray) -> np.ndarray:
     return np.array([trace.strings.get(key, "") for key in keys.tolist()], dtype=object)

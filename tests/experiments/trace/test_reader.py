@@ -25,7 +25,7 @@ def test_every_schema_reads_alike(synthetic: Synthetic, schema: str) -> None:
     trace = export.read()
     assert trace.schema == schema
     assert trace.product.startswith("202")
-    kernel = trace.gpu.iloc[0]
+    kernel = {**trace.gpu.iloc[0], **trace.specs.iloc[0]}
     assert (kernel["start"], kernel["end"], kernel["node"], kernel["grid_x"], kernel["block_x"]) == (30, 41, 6, 3, 128)
     assert (kernel["registers"], kernel["static_shared"], kernel["dynamic_shared"]) == (40, 0, 9)
     assert trace.strings[kernel["short"]] == "gemm"
@@ -63,8 +63,8 @@ def test_absent_optional_columns_have_defaults(synthetic: Synthetic) -> None:
     export.kernel("gemm", 7, 30, 41, graphNodeId=6)
     export.database.execute("ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL DROP COLUMN graphNodeId")
     export.database.execute("ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL DROP COLUMN registersPerThread")
-    kernel = export.read().gpu.iloc[0]
-    assert (kernel["node"], kernel["registers"]) == (-1, 0)
+    trace = export.read()
+    assert (trace.gpu["node"].tolist(), trace.specs["registers"].tolist()) == ([-1], [0])
 
 
 def test_an_absent_required_column_is_an_unknown_schema(synthetic: Synthetic) -> None:
@@ -83,11 +83,11 @@ def test_rows_of_all_kinds_come_in_order_of_start(synthetic: Synthetic) -> None:
         export.work("CUPTI_ACTIVITY_KIND_MEMCPY", start + 1, start + 1, start + 2, copyKind=8)
     export.work("CUPTI_ACTIVITY_KIND_MEMSET", 99, 0, 4)
     export.work("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", 98, 20, 25, graphId=12)
-    gpu = export.read().gpu
-    assert gpu["start"].tolist() == [0, 10, 11, 20, 30, 31, 50, 51]
-    kinds = np.array(list(GPU_TABLES))[gpu["kind"].to_numpy()]
+    trace = export.read()
+    assert trace.gpu["start"].tolist() == [0, 10, 11, 20, 30, 31, 50, 51]
+    kinds = np.array(list(GPU_TABLES))[trace.of_gpu("kind")]
     assert kinds.tolist() == ["memset", "kernel", "memcpy", "graph", "kernel", "memcpy", "kernel", "memcpy"]
-    assert gpu["detail"].tolist() == [-1, -1, 8, 12, -1, 8, -1, 8]
+    assert trace.of_gpu("detail").tolist() == [-1, -1, 8, 12, -1, 8, -1, 8]
 
 
 def test_only_calls_that_launched_something_are_kept(synthetic: Synthetic) -> None:

@@ -1,0 +1,111 @@
+"""The rows of a ledger: device work summed up by name, place and launch shape, and the timeline of one step."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from experiments.trace.grouping import group_codes
+from experiments.trace.ledger import KernelRow, TimelineRow
+from experiments.trace.reader import Trace
+from experiments.trace.schema import KINDS, NONE
+
+_COPIES = {1: "HtoD", 2: "DtoH", 8: "DtoD", 10: "PtoP"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The work between the first and the last step that count, row by row: arrays of one length, in order of start.
+
+    `spec` is a row of the trace's specs; `step` is -1 outside steps; phase, layer and op are places in `values` of
+    those names. `total_ns` is all the work of the trace, in the window or not.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    spec: np.ndarray
+    device: np.ndarray
+    call: np.ndarray
+    step: np.ndarray
+    covered: np.ndarray
+    phase: np.ndarray
+    layer: np.ndarray
+    op: np.ndarray
+    values: dict[str, list[str | None]]
+    total_ns: int
+
+    @property
+    def duration(self) -> np.ndarray:
+        """Nanoseconds of each row."""
+        duration: np.ndarray = self.end - self.start
+        return duration
+
+    def owner(self, row: int) -> dict[str, str | None]:
+        """Phase, layer and op of one row."""
+        return {field: values[getattr(self, field)[row]] for field, values in self.values.items()}
+
+
+def kernel_rows(window: Window, trace: Trace) -> list[KernelRow]:
+    """Everything in the window, largest first."""
+    columns = (window.spec, window.phase, window.layer, window.op, window.covered)
+    codes, firsts = group_codes(columns, len(window.spec))
+    # Integers below 2**53 add up exactly as floats.
+    counts, sums_ns = np.bincount(codes), np.bincount(codes, weights=window.duration)
+    specs = trace.specs.to_dict("records")
+    # Specs may differ by stream or device alone, which are one row of the ledger.
+    merged: dict[str, tuple[KernelRow, int, int]] = {}
+    for row, count, sum_ns in zip(firsts.tolist(), counts.tolist(), sums_ns.tolist(), strict=True):
+        empty = _empty_row(window, row, specs[window.spec[row]], trace.strings)
+        _, count_before, before_ns = merged.get(repr(empty), (empty, 0, 0))
+        merged[repr(empty)] = (empty, count_before + count, before_ns + int(sum_ns))
+    rows = [replace(empty, count=count, total_us=sum_ns / 1e3) for empty, count, sum_ns in merged.values()]
+    return sorted(rows, key=lambda row: (-row.total_us, row.name, row.layer or "", row.op or "", row.phase or ""))
+
+
+def _empty_row(window: Window, row: int, spec: dict[str, Any], strings: dict[int, str]) -> KernelRow:
+    name, signature = _names(spec, strings)
+    return KernelRow(
+        name=name,
+        kind=KINDS[spec["kind"]],
+        **window.owner(row),
+        count=0,
+        total_us=0.0,
+        grid=[spec[f"grid_{axis}"] for axis in "xyz"],
+        block=[spec[f"block_{axis}"] for axis in "xyz"],
+        registers=spec["registers"],
+        shared_bytes=spec["static_shared"] + spec["dynamic_shared"],
+        covered=bool(window.covered[row]),
+        signature=signature if signature != name else "",
+    )
+
+
+def timeline(window: Window, trace: Trace) -> list[TimelineRow]:
+    """The step in the middle, on the first device; nothing where there are no steps."""
+    steps = np.unique(window.step[window.step != NONE])
+    if not len(steps):
+        return []
+    chosen = np.flatnonzero((window.step == steps[len(steps) // 2]) & (window.device == window.device.min()))
+    specs = trace.specs.to_dict("records")
+    origin = window.start[chosen[0]]
+    return [
+        TimelineRow(
+            start_us=int(window.start[row] - origin) / 1e3,
+            duration_us=int(window.end[row] - window.start[row]) / 1e3,
+            name=_names(specs[window.spec[row]], trace.strings)[0],
+            **window.owner(row),
+            stream=specs[window.spec[row]]["stream"],
+        )
+        for row in chosen.tolist()
+    ]
+
+
+def _names(spec: dict[str, Any], strings: dict[int, str]) -> tuple[str, str]:
+    """The short and the full name of a piece of work."""
+    kind, detail = KINDS[spec["kind"]], spec["detail"]
+    if kind == "memcpy":
+        return (f"[memcpy {_COPIES.get(detail, detail)}]",) * 2
+    if kind == "memset":
+        return ("[memset]",) * 2
+    if kind == "graph":
+        return (f"[graph {detail}]",) * 2
+    return strings.get(spec["short"], "?"), strings.get(spec["name"], "?")
