@@ -45,7 +45,8 @@ class Trace:
     stream, process, name, short, detail (kind of a copy, id of a graph), grid_x..z, block_x..z, registers,
     static_shared, dynamic_shared.
     `calls` (the API calls that launched them): start, end, thread, correlation.
-    `ranges` (NVTX): start, end (OPEN_NS where still open), thread, domain, name, style (`push` or `start`), crosses.
+    `ranges` (NVTX): start, end (OPEN_NS where still open), thread, domain, name, style (0 push/pop, 1 start/end),
+    crosses (ends on another thread).
     `nodes` (of CUDA graphs): start, thread, node, original (-1 for a node that is no clone).
     Columns called `name` and `short` hold keys of `strings`; `domains` maps (process, domain) to a name.
     `last_nvtx_ns` is the instant of the last NVTX event of any kind.
