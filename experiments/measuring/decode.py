@@ -25,17 +25,18 @@ STEADY = 0.05  # Two halves of a warm-up block agree to this share.
 
 def measure_decode(session: Session, point: Point, protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:
     """(samples, the engine that ran)."""
-    timed_steps = protocol.windows * protocol.steps_per_window
-    most = point.length + max(timed_steps, protocol.warmup_max_steps) + 2 * SETTLE_STEPS
-    engine = session.engine(point.batch, most + 1, point.batch)
+    warmup_steps = protocol.warmup_max_steps + protocol.warmup_min_steps + 2
+    most_steps = SETTLE_STEPS + protocol.windows * protocol.steps_per_window
+    engine = session.engine(point.batch, point.length + max(warmup_steps, most_steps) + 2, point.batch)
     fill_with_noise(engine, session.request.seed)
-    with decoding(session, engine, point, point.length):
+    with decoding(session, engine, point, point.length, warmup_steps):
         step_ms = _warm_up(engine, protocol)
     steps = max(1, min(protocol.steps_per_window, int(protocol.window_ms / max(step_ms, 1e-6))))
+    timed_steps = protocol.windows * steps
     # Centred, so that the mean context of the timed steps is the cell's.
-    context = max(1, point.length - SETTLE_STEPS - protocol.windows * steps // 2)
+    context = point.length - SETTLE_STEPS - timed_steps // 2
     samples: dict[str, list[float]] = {"step_ms": []}
-    with decoding(session, engine, point, context):
+    with decoding(session, engine, point, context, SETTLE_STEPS + timed_steps):
         _run(engine, SETTLE_STEPS)
         for _ in range(protocol.windows):
             with undisturbed(engine):
@@ -55,11 +56,15 @@ def fill_with_noise(engine: Engine, seed: int) -> None:
 
 
 @contextmanager
-def decoding(session: Session, engine: Engine, point: Point, context: int) -> Iterator[None]:
-    """`point.batch` sequences decode inside the block, each with `context` tokens in the cache at its start."""
+def decoding(session: Session, engine: Engine, point: Point, context: int, steps: int) -> Iterator[None]:
+    """`point.batch` sequences decode for up to `steps` steps inside the block, from `context` tokens in the cache on.
+
+    They start earlier where so many steps would end past the last position that the model or the pages have.
+    """
     blocks_each = len(engine.blocks.blocks) // point.batch
     most_tokens = min(engine.config.max_model_len, blocks_each * engine.config.block_size)
-    sampling = SamplingParams(max_tokens=most_tokens - context - 1, ignore_eos=True)
+    context = max(1, min(context, most_tokens - 1 - steps))
+    sampling = SamplingParams(max_tokens=most_tokens - 1 - context, ignore_eos=True)
     for tokens in session.prompts(point, context + 1):
         engine.adopt(tokens, sampling)
     yield
@@ -75,6 +80,7 @@ def _warm_up(engine: Engine, protocol: ProtocolConfig) -> float:
     half = max(1, protocol.warmup_min_steps // 2)
     ran = settle(engine, lambda: _run(engine, 1), protocol.warmup_max_steps)
     before_ms = _run(engine, half)[0] / half
+    ran += half
     while True:
         after_ms = _run(engine, half)[0] / half
         ran += half
@@ -87,6 +93,7 @@ def _run(engine: Engine, steps: int) -> tuple[float, list[float]]:
     """(wall milliseconds, device milliseconds of each step but the first) of a free-running window."""
     cuda = engine.device.type == "cuda"
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps if cuda else 0)]
+    steps_before = engine.metrics.num_steps
     synchronize(engine)
     start = time.perf_counter()
     for step in range(steps):
@@ -95,6 +102,11 @@ def _run(engine: Engine, steps: int) -> tuple[float, list[float]]:
             events[step].record()
     synchronize(engine)
     wall_ms = (time.perf_counter() - start) * 1e3
+    launched = engine.metrics.num_steps - steps_before
+    if launched != steps:
+        raise RuntimeError(
+            f"the sequences ended after {launched} of {steps} steps: the context leaves no room for more"
+        )
     return wall_ms, [before.elapsed_time(after) for before, after in itertools.pairwise(events)]
 
 

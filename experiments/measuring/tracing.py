@@ -27,7 +27,8 @@ def trace(session: Session, request: Trace) -> int:
     if kind == "decode":
         engine = session.engine(point.batch, point.length + request.steps + 4 * SETTLE_STEPS + 1, point.batch)
         fill_with_noise(engine, session.request.seed)
-        with decoding(session, engine, point, max(1, point.length - SETTLE_STEPS - request.steps // 2)):
+        steps = SETTLE_STEPS + 1 + request.steps
+        with decoding(session, engine, point, point.length - steps // 2, steps):
             _run(engine, engine.step, request)
     elif kind == "prefill":
         engine = session.engine(point.batch, point.length + 1, point.batch * point.length)

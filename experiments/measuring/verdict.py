@@ -55,13 +55,13 @@ class Divergence:
     position_T: Tensor
 
     @classmethod
-    def between(cls, reference_TV: Tensor, logits_TV: Tensor) -> "Divergence":
+    def between(cls, reference_TV: Tensor, logits_TV: Tensor, position_T: Tensor) -> "Divergence":
         """Compare logits of the same positions, in fp64: a KL of 1e-8 is a difference of logarithms near it."""
         p, q = (F.log_softmax(x.double(), dim=-1) for x in (reference_TV, logits_TV))
         agree = reference_TV.argmax(-1) == logits_TV.argmax(-1)
         best, tokens = p.topk(min(CONTENDERS, p.shape[-1]), dim=-1)
         error = (best - q.gather(1, tokens)).abs().amax(-1)
-        return cls((p.exp() * (p - q)).sum(-1), agree, error, torch.arange(len(agree), device=agree.device))
+        return cls((p.exp() * (p - q)).sum(-1), agree, error, position_T)
 
     @classmethod
     def joined(cls, parts: list["Divergence"]) -> "Divergence":
@@ -157,8 +157,10 @@ def _teacher_forced(
     longest = max(len(tokens) for tokens, _ in answers)
     engine = session.engine(1, longest, longest, variant)
     for (tokens, _), reference in zip(answers, references, strict=True):
-        parts.append(Divergence.between(reference, prefill_logits(engine, tokens)))
-        parts.append(Divergence.between(reference, decode_logits(engine, tokens)))
+        position = torch.arange(len(tokens), device=tokens.device)
+        parts.append(Divergence.between(reference, prefill_logits(engine, tokens), position))
+        position, decoded = decode_logits(engine, tokens)
+        parts.append(Divergence.between(reference[position], decoded, position))
     del engine
     free_memory(session.device)
     return Divergence.joined(parts)
@@ -173,19 +175,21 @@ def prefill_logits(engine: Engine, tokens_T: Tensor) -> Tensor:
     return _logits(engine, batch)
 
 
-def decode_logits(engine: Engine, tokens_T: Tensor) -> Tensor:
-    """Logits [T, V] of the same positions through decode steps, as many positions a step as DECODE_SIZES says in turn.
+def decode_logits(engine: Engine, tokens_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(positions, their logits) through decode steps of DECODE_SIZES rows in turn; every size and position is met.
 
-    Each row of a step is the sequence cut off at another position; a prefill must have filled the pages before.
+    Each row of a step is the sequence cut off at another position, starting over at its end; a prefill must have filled
+    the pages before.
     """
-    parts, start, turn = [], 0, 0
-    while start < len(tokens_T):
-        end = min(len(tokens_T), start + DECODE_SIZES[turn % len(DECODE_SIZES)])
-        position = torch.arange(start, end, device=engine.device, dtype=torch.int32)
-        batch = Batch(tokens_T[start:end], position, position, _table(engine, end - start), position + 1, end - start)
+    positions, parts, start, turn = [], [], 0, 0
+    while start < len(tokens_T) or turn < len(DECODE_SIZES):
+        size = DECODE_SIZES[turn % len(DECODE_SIZES)]
+        position = torch.arange(start, start + size, device=engine.device, dtype=torch.int32) % len(tokens_T)
+        batch = Batch(tokens_T[position], position, position, _table(engine, size), position + 1, size)
+        positions.append(position)
         parts.append(_logits(engine, batch))
-        start, turn = end, turn + 1
-    return torch.cat(parts)
+        start, turn = start + size, turn + 1
+    return torch.cat(positions), torch.cat(parts)
 
 
 def _logits(engine: Engine, batch: Batch) -> Tensor:

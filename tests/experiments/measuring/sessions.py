@@ -1,0 +1,37 @@
+"""Sessions over tiny models, as a worker would load them."""
+
+from dataclasses import replace
+from typing import Any
+
+from engine.ops import Ops
+from experiments.config import ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.measuring.session import Session
+from experiments.messages import Load
+from experiments.records import Point
+
+PROTOCOL = ProtocolConfig(
+    rounds=1, windows=2, steps_per_window=4, window_ms=200.0, warmup_min_steps=2, warmup_max_steps=6,
+    verdict_tokens=48, load_timeout_s=60, cell_timeout_s=60,
+)  # fmt: skip
+WORKLOADS = (
+    WorkloadConfig("decode", "decode", [2], [24]),
+    WorkloadConfig("prefill", "prefill", [2], [24]),
+    WorkloadConfig("offline", "offline", [3], [0], input_tokens=[3, 9], output_tokens=[2, 6]),
+)
+
+
+def load(model: str = "tiny", variant: str = "baseline", **changes: Any) -> Load:
+    """A request to load a model on the CPU in fp32."""
+    defaults: dict[str, Any] = {
+        "device": "cpu", "dtype": "float32", "weights": "random", "seed": 0,
+        "points": (Point(model, "decode", 2, 24),), "workloads": WORKLOADS, "protocol": PROTOCOL,
+    }  # fmt: skip
+    return Load(model, VariantConfig(variant, variant), **{**defaults, **changes})
+
+
+def session_of(model: str = "tiny", variant: str = "baseline", ops: Ops | None = None, **changes: Any) -> Session:
+    """A loaded session; `ops` takes the place of the variant's own."""
+    session = Session(load(model, variant, **changes))
+    if ops is not None:
+        session.variant = replace(session.variant, ops=ops)
+    return session
