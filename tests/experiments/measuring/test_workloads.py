@@ -1,0 +1,185 @@
+"""What is timed: the right steps at the right contexts, over the right requests, and nothing that ended early."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine import Engine
+from experiments.config import WorkloadConfig
+from experiments.floors import nano_vllm_requests
+from experiments.measuring import decode, offline, prefill
+from experiments.measuring.decode import decoding, fill_with_noise, measure_decode
+from experiments.measuring.guard import Disturbed
+from experiments.measuring.offline import draw_requests, measure_offline
+from experiments.measuring.prefill import first_token_ms, measure_prefill
+from experiments.records import Point
+from tests.experiments.measuring.sessions import PROTOCOL, session_of
+
+DECODE, PREFILL, OFFLINE = (Point("tiny", kind, batch, length) for kind, batch, length in (
+    ("decode", 2, 24), ("prefill", 2, 24), ("offline", 3, 0),
+))  # fmt: skip
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The context lengths of each timed window's steps, as they run."""
+    windows: list[list[int]] = []
+    run = decode._run
+
+    def recorded(engine: Engine, steps: int) -> Any:
+        launch = engine.runner.launch
+        seen: list[int] = []
+
+        def launched(decodes: Any, prefills: Any) -> Any:
+            assert not prefills
+            assert len(decodes) == 2
+            seen.append(decodes[0].start)
+            return launch(decodes, prefills)
+
+        monkeypatch.setattr(engine.runner, "launch", launched)
+        result = run(engine, steps)
+        monkeypatch.setattr(engine.runner, "launch", launch)
+        windows.append(seen)
+        return result
+
+    monkeypatch.setattr(decode, "_run", recorded)
+    return windows
+
+
+@pytest.mark.parametrize("length", [24, 100, 1])
+def test_decode_windows_are_centred_on_the_context(length: int, contexts: list[list[int]]) -> None:
+    """The mean context of the timed steps is the cell's, to half a step; every step decodes every sequence."""
+    samples, engine = measure_decode(session_of(), replace(DECODE, length=length), PROTOCOL)
+    timed = [context for window in contexts[-PROTOCOL.windows :] for context in window]
+    assert len(timed) == PROTOCOL.windows * PROTOCOL.steps_per_window
+    assert timed == list(range(timed[0], timed[0] + len(timed)))
+    if length > len(timed):
+        assert abs(sum(timed) / len(timed) - length) <= 0.5
+    assert len(samples["step_ms"]) == PROTOCOL.windows
+    assert all(value > 0 for value in samples["step_ms"])
+    assert set(samples) == {"step_ms"}, "device times need a device"
+    assert not engine.has_work
+
+
+def test_decode_at_the_last_position_is_moved_back(contexts: list[list[int]]) -> None:
+    """A context of all positions a model has: the steps end there, and none is lost."""
+    session = session_of("tiny-llama")
+    measure_decode(session, Point("tiny-llama", "decode", 2, 2048), PROTOCOL)
+    timed = [context for window in contexts[-PROTOCOL.windows :] for context in window]
+    assert len(timed) == PROTOCOL.windows * PROTOCOL.steps_per_window
+    # The last token computed is at position 2046: what it predicts is the last that the model has a position for.
+    assert timed[-1] == 2046
+
+
+def test_slow_steps_make_short_windows(contexts: list[list[int]]) -> None:
+    """One step at least, whatever a window's milliseconds say."""
+    samples, _ = measure_decode(session_of(), DECODE, replace(PROTOCOL, window_ms=0.0))
+    assert [len(window) for window in contexts[-2:]] == [1, 1]
+    assert len(samples["step_ms"]) == 2
+
+
+def test_steps_that_do_nothing_are_an_error() -> None:
+    """Sequences that have ended take no time at all: that must never be a sample."""
+    session = session_of()
+    engine = session.engine(2, 30, 2)
+    fill_with_noise(engine, seed=0)
+    with decoding(session, engine, DECODE, 24, 3), pytest.raises(RuntimeError, match=r"ended after \d+ of 90 steps"):
+        decode._run(engine, 90)
+
+
+def test_noise_fills_every_page_and_reproduces() -> None:
+    """Values of the size that keys and values have, the same for every variant."""
+    engines = [session_of("tiny", variant).engine(2, 100, 2) for variant in ("baseline", "folded")]
+    for engine in engines:
+        fill_with_noise(engine, seed=3)
+    for first, second in zip(engines[0].runner.caches, engines[1].runner.caches, strict=True):
+        assert first.k.equal(second.k)
+        assert not first.k.equal(first.v)
+        assert 0.9 < float(first.k.std()) < 1.1
+
+
+def test_a_disturbed_window_is_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture in the second window."""
+    run = decode._run
+    calls = {"left": 4}
+
+    def disturbing(engine: Engine, steps: int) -> Any:
+        calls["left"] -= steps == PROTOCOL.steps_per_window
+        engine.runner.graphs.num_captures += calls["left"] == 2
+        return run(engine, steps)
+
+    monkeypatch.setattr(decode, "_run", disturbing)
+    with pytest.raises(Disturbed, match="graph captures"):
+        measure_decode(session_of(), DECODE, PROTOCOL)
+
+
+def test_prefill_times_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many samples as windows times repeats, each with prompts of its own; every prompt gives its first token."""
+    served: list[list[list[int]]] = []
+
+    def recorded(engine: Engine, prompts: list[list[int]]) -> float:
+        served.append(prompts)
+        return first_token_ms(engine, prompts)
+
+    monkeypatch.setattr(prefill, "first_token_ms", recorded)
+    samples, engine = measure_prefill(session_of(), PREFILL, replace(PROTOCOL, window_ms=1e9))
+    count = PROTOCOL.windows * PROTOCOL.steps_per_window
+    assert len(samples["ttft_ms"]) == count
+    timed = served[-count:]
+    assert len({str(prompts) for prompts in timed}) == count
+    assert all([len(prompt) for prompt in prompts] == [24, 24] for prompts in timed)
+    assert engine.metrics.num_generated_tokens == 2 * len(served)
+    assert engine.metrics.num_prefilled_tokens == 48 * len(served)
+
+
+def test_prefill_that_fails_is_an_error() -> None:
+    """A prompt past the model's positions."""
+    engine = session_of().engine(1, 30, 30)
+    with pytest.raises(RuntimeError, match="exceed max_model_len=4096"):
+        first_token_ms(engine, [[1] * 4096])
+
+
+def test_offline_draws_are_nano_vllm_s() -> None:
+    """The lengths that the floor is computed from, in the same order."""
+    workload = WorkloadConfig("offline", "offline", [16], [0], input_tokens=[100, 1024], output_tokens=[100, 1024])
+    requests = draw_requests(16, workload, vocab_size=151_936)
+    lengths = [(len(prompt), sampling.max_tokens) for prompt, sampling in requests]
+    assert lengths == list(nano_vllm_requests(16))
+    assert all(sampling.greedy and sampling.ignore_eos for _, sampling in requests)
+    assert max(token for prompt, _ in requests for token in prompt) <= 10_000
+
+
+def test_offline_draws_fit_a_small_vocabulary() -> None:
+    """The lengths stay what they are."""
+    workload = WorkloadConfig("offline", "offline", [5], [0], input_tokens=[3, 50], output_tokens=[2, 6])
+    requests = draw_requests(5, workload, vocab_size=17)
+    assert all(0 <= token < 17 for prompt, _ in requests for token in prompt)
+    assert [len(p) for p, _ in requests] == [len(p) for p, _ in draw_requests(5, workload, vocab_size=151_936)]
+
+
+def test_offline_counts_every_output_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens over seconds of the second run, the first being warm-up."""
+    seconds = iter([100.0, 0.5])
+    run = offline.run
+
+    def timed(engine: Engine, requests: Any) -> float:
+        run(engine, requests)
+        return next(seconds)
+
+    monkeypatch.setattr(offline, "run", timed)
+    session = session_of()
+    samples, engine = measure_offline(session, OFFLINE, PROTOCOL)
+    requests = draw_requests(3, session.workloads["offline"], 256)
+    total = sum(sampling.max_tokens for _, sampling in requests)
+    assert samples == {"output_tokens_per_s": [total / 0.5]}
+    assert engine.metrics.num_generated_tokens == 2 * total
+
+
+def test_an_offline_request_that_ends_early_is_an_error() -> None:
+    """Its missing tokens would have been counted."""
+    session = session_of()
+    engine = session.engine(2, 20, 40)
+    workload = WorkloadConfig("offline", "offline", [2], [0], input_tokens=[5, 5], output_tokens=[4500, 4500])
+    with pytest.raises(RuntimeError, match=r"request 0 ended early: .* exceed max_model_len"):
+        offline.run(engine, draw_requests(2, workload, 256))
