@@ -55,10 +55,29 @@ class Session:
         self.device = torch.device(self.request.device)
         source = resolve_model(self.request.model, self.request.weights)
         self.original: LoadedModel = load_model(source, self.dtype, self.device, self.request.seed)
+        self._check_positions()
         self.weights_hash = hash_weights(self.original.weights)
         prepared = variant.prepare(self.original.weights, self.original.config)
         self.loaded = replace(self.original, weights=prepared)
         self.variant: Variant = replace(variant, prepare=keep)
+
+    def _check_positions(self) -> None:
+        """Every point must fit the model: the harness does not know the positions of a folder or a hub id."""
+        positions = self.original.config.max_position_embeddings
+        for point in self.request.points:
+            workload = self.workloads[point.workload]
+            match workload.kind:
+                case "offline":
+                    longest = workload.input_tokens[1] + workload.output_tokens[1]
+                case "prefill":
+                    longest = point.length + 1
+                case _:
+                    longest = point.length
+            if longest > positions:
+                raise UserError(
+                    f"workload.{point.workload}: {longest} tokens do not fit the {positions} positions of "
+                    f"{point.model}; shorten lengths, or leave the model out"
+                )
 
     @property
     def kernels(self) -> str:
