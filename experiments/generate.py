@@ -14,6 +14,7 @@ import yaml
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.errors import UserError as EngineUserError
+from engine.weights import ModelWeights
 from experiments.command_line import run_command
 from experiments.errors import UserError
 from experiments.fetch import MODELS, FetchError, fetch_model
@@ -35,6 +36,7 @@ class Options:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     max_model_len: int = 2048
 
@@ -96,10 +98,13 @@ def speed_line(engine: Engine, output: RequestOutput, seconds: float) -> str:
     read_bytes_per_s = measure_ceilings(engine.device).get("read_bytes_per_s")
     if read_bytes_per_s is None:
         return f"{line}; no bandwidth ceiling is measured on a CPU]"
-    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors(engine.model.weights))
-    if not engine.model.config.tie_word_embeddings:
-        weight_bytes -= engine.model.weights.embed_VH.numel() * engine.model.weights.embed_VH.element_size()
-    return f"{line}; {rate * weight_bytes / read_bytes_per_s:.0%} of the weight-read roofline]"
+    return f"{line}; {rate * read_bytes(engine.model.weights) / read_bytes_per_s:.0%} of the weight-read roofline]"
+
+
+def read_bytes(weights: ModelWeights) -> int:
+    """Bytes of weights that a step must read: all but the embedding, of which it reads a row (a tied head is read)."""
+    every = sum(tensor.numel() * tensor.element_size() for tensor in tensors(weights))
+    return every - weights.embed_VH.numel() * weights.embed_VH.element_size()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,6 +131,7 @@ def answer(prompt: str, options: Options) -> int:
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
