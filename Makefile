@@ -39,9 +39,12 @@ help:
 # Threads that wait must not spin: where another program has a core, a step would take many times as long.
 demo test: export OMP_WAIT_POLICY ?= passive
 
+FETCH = $(BIN)/python -m experiments.fetch smollm2-135m >/dev/null || echo 'fusebench: no real model: $(WITHOUT)' >&2
+demo: WITHOUT = going on with seeded random weights of the same shape
+test: WITHOUT = the tests that need one skip
+
 demo: env
-	@$(BIN)/python -m experiments.fetch smollm2-135m >/dev/null \
-	  || echo 'demo: the model could not be fetched; going on with seeded random weights of the same shape' >&2
+	@$(FETCH)
 	$(BIN)/fusebench sweep experiment=demo
 	$(BIN)/fusebench report experiment=demo
 	@echo "demo: the report is $(CURDIR)/reports/demo/index.html"
@@ -49,6 +52,7 @@ demo: env
 	  xdg-open reports/demo/index.html >/dev/null 2>&1 || true; fi
 
 test: env
+	@$(FETCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory lint
 
