@@ -11,50 +11,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from engine import ranges
-from engine.batch import Batch, Context, LayerCache, Stream
-from engine.model import hidden, logits, next_token, select
+from engine.batch import Batch, LayerCache, Stream
 from engine.ops import Ops
-from engine.rope import rope_tables
 from engine.variant import BASELINE, Variant
 from engine.weights import Linear
+from tests.engine.steps import context_of, empty_cache, noise, prefill_batch
 from tests.engine.tiny import CONFIG, GREEDY, PROMPTS, expected, serve, tiny_engine, tiny_model
 from tests.shipped import VARIANTS
 
 OPS = Ops()
 REGIONS = {"norm", "norm_linear", "qkv_post", "attention", "mlp", "layer", "logits", "next_token"}
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Seeded normal values."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-def prefill_batch(lengths: list[int], num_decode: int = 0) -> Batch:
-    """Sequences with all their tokens in one step, one page range each; the first `num_decode` have one token."""
-    counts = [1] * num_decode + lengths
-    tables = torch.arange(len(counts) * 2, dtype=torch.int32).reshape(-1, 2)
-    slots = torch.cat([tables[i, 0] * 16 + torch.arange(n) for i, n in enumerate(counts)]).int()
-    positions = torch.cat([torch.arange(n) for n in counts]).int()
-    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    tokens = torch.arange(sum(counts), dtype=torch.int32) % CONFIG.vocab_size
-    return Batch(
-        tokens, positions, slots, tables, torch.tensor(counts, dtype=torch.int32), num_decode,
-        cu_seqlens if lengths else None, max(lengths, default=1),
-    )  # fmt: skip
-
-
-def empty_cache(num_blocks: int = 16) -> LayerCache:
-    """Pages full of NaN, so that reading what was never written shows."""
-    shape = (num_blocks, 16, CONFIG.num_kv_heads, CONFIG.head_dim)
-    return LayerCache(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
-
-
-def context_of(batch: Batch) -> Context:
-    """The context of the tiny model."""
-    return Context(CONFIG, batch, *rope_tables(CONFIG, 64))
 
 
 def test_every_op_has_a_range_and_only_regions_have_none() -> None:
@@ -123,25 +91,6 @@ def test_mixed_attention_equals_its_parts() -> None:
     assert together.shape == (12, CONFIG.q_size)
     torch.testing.assert_close(together[:2], OPS.attention(q[:2], cache, context_of(decodes)))
     torch.testing.assert_close(together[2:], OPS.attention(q[2:], cache, context_of(chunks)))
-
-
-def test_hidden_keeps_the_rows_that_are_wanted() -> None:
-    """`logit_rows` in any order, repeats too; logits of some rows are those rows of all logits."""
-    model, batch = tiny_engine().model, prefill_batch([5, 9])
-    caches = [empty_cache() for _ in model.weights.layers]
-    every = logits(model, OPS, hidden(model, OPS, batch, caches))
-    rows = torch.tensor([13, 4, 4])
-    stream = hidden(model, OPS, Batch(**{**vars(batch), "logit_rows": rows}), caches)
-    torch.testing.assert_close(logits(model, OPS, stream), every[rows])
-    assert next_token(model, OPS, stream).tolist() == every[rows].argmax(-1).tolist()
-
-
-def test_select_leaves_what_is_not_there() -> None:
-    """A stream without residual stays one; sums of squares go with their rows."""
-    stream = select(Stream(noise(4, 3), None, noise(4, 2)), torch.tensor([2]))
-    assert stream.residual_TH is None
-    torch.testing.assert_close(stream.delta_TH, noise(4, 3)[[2]])
-    torch.testing.assert_close(stream.square_sums_TJ, noise(4, 2)[[2]])
 
 
 @contextmanager
