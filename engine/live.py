@@ -23,7 +23,7 @@ class LiveRequest:
         """A request of which nothing is computed. One without a seed gets its own from the engine's and its id."""
         stop_ids = {stop for stop in sampling.stop if isinstance(stop, int)}
         if not sampling.ignore_eos:
-            stop_ids.update(loaded.config.eos_token_ids)
+            stop_ids.update(loaded.config.eos_token_ids, () if loaded.tokenizer is None else loaded.tokenizer.eos_ids)
         seed = sampling.seed if sampling.seed is not None else (engine_seed * 1_000_003 + request_id) % 2**63
         sequence = SequenceState(request_id, list(tokens), len(tokens), sampling, frozenset(stop_ids), seed)
         output = RequestOutput(request_id, list(tokens), logprobs=None if sampling.logprobs is None else [])

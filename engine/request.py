@@ -33,7 +33,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop))
+        stops = (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop)
+        if not all(isinstance(stop, str) or hasattr(stop, "__index__") for stop in stops):
+            raise RequestError(f"stop={self.stop!r} must hold strings and token ids")
+        stops = tuple(stop if isinstance(stop, str) else operator.index(stop) for stop in stops)
+        object.__setattr__(self, "stop", stops)
         for key in ("top_k", "max_tokens", "seed", "logprobs"):
             value = getattr(self, key)
             if value is None and key in ("seed", "logprobs"):

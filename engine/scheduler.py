@@ -34,6 +34,7 @@ class Scheduler:
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
         self._free_rows = list(range(max_num_seqs))[::-1]
+        self._refused: tuple[SequenceState | None, int] = (None, 0)
         self.num_preemptions = 0
 
     @property
@@ -115,20 +116,29 @@ class Scheduler:
 
     def _admit(self, sequence: SequenceState, budget: int) -> Scheduled | None:
         # A preempted sequence's last token may still be on its way.
-        if sequence.num_in_flight or not self.blocks.num_free:
+        if sequence.num_in_flight or not self._may_fit(sequence):
             return None
         cached = self.blocks.match_prefix(sequence)
-        length = min(len(sequence.tokens) - len(cached) * self.blocks.block_size, budget)
+        # Room for all of it, though a chunk may be all that is computed now: half a prompt only keeps others waiting.
         reusable_free = sum(self.blocks.blocks[block].refs == 0 for block in cached)
-        end = len(cached) * self.blocks.block_size + length
-        if self.blocks.blocks_for(end) - len(cached) > self.blocks.num_free - reusable_free:
+        missing = self.blocks.blocks_for(len(sequence.tokens)) - len(cached)
+        if missing > self.blocks.num_free - reusable_free:
+            self._refused = (sequence, self.blocks.num_free)
             return None
+        self._refused = (None, 0)
+        start = len(cached) * self.blocks.block_size
+        length = min(len(sequence.tokens) - start, budget)
         self.waiting.popleft()
         self.blocks.admit(sequence, cached)
-        self.blocks.grow(sequence, end)
+        self.blocks.grow(sequence, start + length)
         sequence.row = self._free_rows.pop()
         self.running.append(sequence)
         return self._take(sequence, length)
+
+    def _may_fit(self, sequence: SequenceState) -> bool:
+        """Whether looking for cached blocks, which reads the whole prompt, is worth it: not until more are free."""
+        refused, num_free = self._refused
+        return self.blocks.num_free > (num_free if refused is sequence else 0)
 
     def _preempt(self, sequence: SequenceState) -> None:
         self.num_preemptions += 1

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engine import RequestError, RequestOutput, SamplingParams, UserError
+from engine.loading.tokenizer import Tokenizer
 from tests.engine.tiny import (
     GREEDY,
     PROMPTS,
@@ -37,6 +38,15 @@ def test_an_end_token_ends_the_answer_and_is_part_of_its_tokens() -> None:
     assert (stopped.token_ids, stopped.finish_reason) == (cut, "stop")
     assert (ignored.token_ids, ignored.finish_reason) == (tokens, "length")
     assert (named.token_ids, named.finish_reason) == (cut, "stop")
+
+
+def test_a_tokenizer_s_end_token_counts_too() -> None:
+    """Where a model's config names none."""
+    tokens = expected([PROMPTS[3]])[0]
+    tokenizer = Tokenizer(tiny_tokenizer()._backend, eos_ids=(tokens[5],))
+    loaded = replace(tiny_model(), config=replace(tiny_model().config, eos_token_ids=()), tokenizer=tokenizer)
+    output = tiny_engine(loaded=loaded).generate([PROMPTS[3]], SamplingParams(max_tokens=24))[0]
+    assert output.token_ids == tokens[: tokens.index(tokens[5]) + 1]
 
 
 def test_a_stop_string_ends_the_answer() -> None:

@@ -18,7 +18,7 @@ NAN = float("nan")
         {"temperature": -0.1}, {"temperature": NAN}, {"top_k": -1}, {"top_k": 2.5}, {"top_k": None}, {"top_p": 0.0},
         {"top_p": 1.1}, {"top_p": NAN}, {"min_p": -0.1}, {"min_p": 1.1}, {"max_tokens": 0}, {"max_tokens": 3.0},
         {"seed": 2**63}, {"seed": "one"}, {"logprobs": -1}, {"repetition_penalty": 0.0}, {"repetition_penalty": NAN},
-        {"stop": ""}, {"stop": ("a", "")},
+        {"stop": ""}, {"stop": ("a", "")}, {"stop": ("a", 2.5)}, {"stop": (None,)},
     ],
     ids=str,
 )  # fmt: skip
@@ -32,7 +32,7 @@ def test_stop_takes_one_or_many() -> None:
     """A single string or id is a list of one."""
     assert SamplingParams(stop="END").stop == ("END",)
     assert SamplingParams(stop=7).stop == (7,)
-    assert SamplingParams(stop=["a", 7]).stop == ("a", 7)  # type: ignore[arg-type]
+    assert SamplingParams(stop=["a", np.int64(7)]).stop == ("a", 7)  # type: ignore[arg-type]
 
 
 def test_unknown_parameters_are_errors() -> None:

@@ -100,6 +100,36 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert step(scheduler) == {1: (16, 3, True)}
 
 
+def test_a_prompt_is_not_begun_without_room_for_all_of_it() -> None:
+    """Chunk by chunk it would fill the pool, be preempted by itself, and start over: 22 times in this case once."""
+    scheduler = scheduler_of(num_blocks=12, budget=32)
+    add(scheduler, 0, 90, max_tokens=60)
+    for _ in range(4):
+        step(scheduler)
+    add(scheduler, 1, 128, max_tokens=3)
+    computed = 0
+    while not scheduler.idle:
+        computed += sum(length for start, length, _ in step(scheduler).values() if start < 128 and length > 1)
+    assert scheduler.num_preemptions == 0
+    assert computed == 128
+
+
+def test_a_waiting_prompt_is_looked_up_only_when_blocks_come_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for its prefix reads all of it: not in every step that it waits."""
+    scheduler = scheduler_of(num_blocks=5)
+    add(scheduler, 0, 17, max_tokens=40)
+    looked: list[int] = []
+    match = scheduler.blocks.match_prefix
+    monkeypatch.setattr(
+        scheduler.blocks, "match_prefix", lambda sequence: (looked.append(sequence.request_id), match(sequence))[1]
+    )
+    step(scheduler)
+    add(scheduler, 1, 64, max_tokens=2)
+    while not scheduler.idle:
+        step(scheduler)
+    assert looked == [0, 1, 1]
+
+
 def test_preempted_requests_keep_their_order() -> None:
     """Two victims of one step return to the head of the queue, the older first."""
     scheduler = scheduler_of(num_blocks=4)
