@@ -35,7 +35,7 @@ def trace(session: Session, request: Trace) -> int:
         prompts = session.prompts(point, point.length)
         _run(engine, lambda: first_token_ms(engine, prompts), request)
     else:
-        raise UserError(f"a {kind} cell is not one step: trace a decode or a prefill cell")
+        raise UserError(f"a cell of kind {kind} is not one step: trace a decode or a prefill cell")
     return request.steps
 
 

@@ -16,7 +16,7 @@ from engine.model import Model
 from engine.ops import Ops
 from engine.rope import rope_tables
 from tests.engine.checkpoints import tiny_checkpoint
-from tests.engine.test_runner import graph_engine
+from tests.engine.replay import graph_engine
 from tests.engine.tiny import GREEDY, PROMPTS, expected, prompt_of, run, serve, tiny_engine, tiny_model
 
 

@@ -1,49 +1,14 @@
-"""Steps in padded layouts, as CUDA graphs replay them: the graphs here are the captured functions, run again on a CPU.
-
-Whatever a replay reads must lie in static buffers, so a captured function sees the step of the moment and nothing else.
-"""
+"""Steps in padded layouts, as CUDA graphs replay them: the graphs here are the captured functions, run again."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from engine import Engine, SamplingParams
-from engine.graphs import Graph, GraphCache, GraphKey, Step
+from engine import SamplingParams
+from tests.engine.replay import graph_engine
 from tests.engine.tiny import GREEDY, PROMPTS, expected, prompt_of, run, serve, tiny_engine
 from tests.shipped import VARIANTS
-
-
-class Replayed(GraphCache):
-    """Captures by keeping the function and what it returned; replays by running it into the same tensors."""
-
-    def __post_init__(self) -> None:
-        self.steps: dict[GraphKey, Step] = {}
-
-    def capture(self, key: GraphKey, step: Step) -> Graph:
-        """Run once to compile and once to capture, as on a GPU."""
-        step()
-        tokens, logits = step()
-        self.graphs[key] = Graph(None, tokens, logits)  # type: ignore[arg-type]
-        self.steps[key] = step
-        self.num_captures += 1
-        return self.graphs[key]
-
-    def replay(self, key: GraphKey) -> Graph:
-        """The outputs keep their addresses."""
-        graph = self.graphs[key]
-        for kept, new in zip((graph.tokens, graph.logits), self.steps[key](), strict=True):
-            if kept is not None and new is not None:
-                kept.copy_(new)
-        self.num_hits += 1
-        return graph
-
-
-def graph_engine(**changes: Any) -> Engine:
-    """A tiny engine that replays its steps."""
-    engine = tiny_engine(**changes)
-    engine.runner.graphs = Replayed(enabled=True)
-    return engine
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)

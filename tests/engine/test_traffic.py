@@ -1,9 +1,11 @@
 """Hypothesis drives scheduler, block manager and engine together: arrivals, aborts, preemptions, shared prefixes."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from tests.engine import soak
 from tests.engine.traffic import Traffic, draw_engine
 
 
@@ -57,3 +59,22 @@ TestEngineUnderTraffic.settings = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+def test_a_soak_prints_the_seed_of_its_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that `--seed N --minutes 0` runs that round again."""
+    assert soak.main(["--minutes", "0", "--seed", "40"]) == 0
+    assert capsys.readouterr().out.startswith("soak: 1 rounds without a violation: ")
+    real = soak.run_round
+
+    def run_round(seed: int) -> dict[str, float]:
+        assert seed != 42, "a block is lost"
+        return real(seed)
+
+    monkeypatch.setattr(soak, "run_round", run_round)
+    assert soak.main(["--minutes", "5", "--seed", "41"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "soak: round with --seed 42 failed\n"
+    assert "a block is lost" in said.err

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine import Engine, RequestOutput, SamplingParams
+from tests.engine.replay import graph_engine
 from tests.engine.tiny import CONFIG, alone, prompt_of, tiny_engine
+from tests.shipped import VARIANTS
 
 MAX_STEPS_AFTER = 3000
 
@@ -29,9 +31,11 @@ class Asked:
 
 
 def draw_engine(draw: Draw) -> Engine:
-    """An engine with a pool, a batch and a token budget so small that they run out all the time."""
+    """An engine of any variant, with a pool, a batch and a token budget so small that they run out all the time."""
     max_num_seqs = draw.integer(1, 5)
-    return tiny_engine(
+    build = graph_engine if draw.integer(0, 1) else tiny_engine
+    return build(
+        variant=list(VARIANTS.values())[draw.integer(0, len(VARIANTS) - 1)],
         num_kv_blocks=draw.integer(4, 12),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=draw.integer(max_num_seqs, 60),
