@@ -53,6 +53,10 @@ class FusedOps(Ops):
         """Whether a rung's kernel takes this product."""
         return self.switches[rung] and pays(rung, x_TK.shape[0], *linear.weight_NK.shape)
 
+    def _attends_at_once(self, batch: Batch) -> bool:
+        """Whether one kernel leads from the QKV projection to the attention output."""
+        return self.switches["attention"] and self.switches["qkv_post"] and pays("attention", batch.num_decode, 0, 0)
+
     @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
         """(linear(norm(stream)), the stream as one tensor)."""
@@ -102,7 +106,7 @@ class FusedOps(Ops):
     def attend(self, qkv_TO: Tensor, layer: LayerWeights, cache: LayerCache, ctx: Context) -> Tensor:
         """From the packed projection to the attention output [T, N * D]: one kernel where every row decodes."""
         config, batch = ctx.config, ctx.batch
-        if batch.cu_seqlens_B1 is not None or not (self.switches["attention"] and self.switches["qkv_post"]):
+        if batch.cu_seqlens_B1 is not None or not self._attends_at_once(ctx.batch):
             return self.attention(self.qkv_post(qkv_TO, layer, cache, ctx), cache, ctx)
         o = decode_qkv_attention(
             qkv_TO, layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
