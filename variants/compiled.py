@@ -65,6 +65,8 @@ class CompiledOps(Ops):
 
     @cached_property
     def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        # A verdict tries many batch sizes and table lengths; past the limit Dynamo would silently run eagerly.
+        torch._dynamo.config.recompile_limit = 256
         compiled = (torch.compile(part, dynamic=True, fullgraph=True) for part in (before_attention, after_attention))
         first, second = compiled
         return first, second
