@@ -106,6 +106,10 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
+    elif command == "traffic":
+        from experiments.traffic.command import parse as parse_traffic
+
+        parse_traffic(arguments)
     else:
         assert command == "doctor"
         assert not arguments

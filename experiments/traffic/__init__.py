@@ -1,0 +1,16 @@
+"""The books of several engines under the same traffic: which blocks are held, wasted, shared and taken back.
+
+Schedulers and block managers run as they are; no model runs, since the answers are given. What comes out is exact and
+the same on every machine.
+
+requests -> Books (ours, nano-vLLM's, vLLM's) -> drive -> Usage -> results/traffic/<run_id>/traffic.json
+"""
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    from experiments.traffic import command
+
+    return command.main(argv)

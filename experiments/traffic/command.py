@@ -1,0 +1,149 @@
+"""`fusebench traffic`: the same traffic through several engines' schedulers and block managers, without a model.
+
+Blocks held, wasted, shared and taken back, tokens computed twice, requests kept waiting: exact on any machine.
+
+fusebench traffic
+fusebench traffic engines=[ours,nano_vllm,vllm] nano_vllm_path=CHECKOUT
+
+    engines=[ours]         ours, nano_vllm, vllm: the last two run their own code, from a checkout or the package
+    nano_vllm_path=FOLDER  a checkout of nano-vLLM
+    traffics=[...]         bench, tight, chat, arrivals; all unless given
+    results_dir=results    the table goes to <results_dir>/traffic/<run_id>/traffic.json
+
+An engine that cannot be had is a line that says why. Exit code 1 when any traffic was not served to its end.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import plain
+from experiments.command_line import run_command
+from experiments.compose import suggest
+from experiments.durable import write_json
+from experiments.environment import code
+from experiments.errors import UserError
+from experiments.traffic.drive import drive
+from experiments.traffic.nano_vllm import NanoVllm
+from experiments.traffic.ours import Ours
+from experiments.traffic.records import Books, Limits, Usage
+from experiments.traffic.requests import TRAFFICS
+from experiments.traffic.vllm import Vllm
+
+ENGINES = ("ours", "nano_vllm", "vllm")
+LOG_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of the usage above, as typed."""
+
+    engines: tuple[str, ...] = ("ours",)
+    traffics: tuple[str, ...] = tuple(TRAFFICS)
+    nano_vllm_path: str = ""
+    results_dir: str = "results"
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from the command line; UserError names what is unknown."""
+    known = {field.name for field in fields(Options)}
+    values: dict[str, str | tuple[str, ...]] = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in known or not value:
+            raise UserError(
+                f"traffic does not know {argument!r}{suggest(key, known)}; it takes {', '.join(sorted(known))}"
+            )
+        listed = key in ("engines", "traffics")
+        values[key] = tuple(filter(None, value.strip("[]").split(","))) if listed else value
+    options = Options(**values)  # type: ignore[arg-type]
+    for key, asked, there in (("engines", options.engines, ENGINES), ("traffics", options.traffics, tuple(TRAFFICS))):
+        for name in asked:
+            if name not in there:
+                raise UserError(f"{key}: {name} is not one of {', '.join(there)}{suggest(name, there)}")
+    if "nano_vllm" in options.engines and not options.nano_vllm_path:
+        raise UserError("engines: nano_vllm needs nano_vllm_path=FOLDER, a checkout of it")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Drive, print and store; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    return run_command(lambda: run(parse(arguments)))
+
+
+def run(options: Options) -> int:
+    """Every engine under every traffic, stored as one file."""
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    usages = []
+    for name in options.engines:
+        build = _builder(name, options)
+        for traffic in (TRAFFICS[traffic]() for traffic in options.traffics):
+            try:
+                books, version = build(traffic.limits)
+            except UserError as error:
+                console.print(f"{name} is left out: {error}", markup=False)
+                break
+            usages.append(drive(books, name, version, traffic))
+    path = _store(options, usages)
+    _show(console, usages)
+    console.print(f"kept in {path}", markup=False)
+    return 0 if usages and all(usage.answered == usage.requests for usage in usages) else 1
+
+
+def _builder(name: str, options: Options) -> Callable[[Limits], tuple[Books, str]]:
+    def build(limits: Limits) -> tuple[Books, str]:
+        match name:
+            case "nano_vllm":
+                books: Ours | NanoVllm | Vllm = NanoVllm(limits, Path(options.nano_vllm_path).expanduser())
+            case "vllm":
+                books = Vllm(limits)
+            case _:
+                books = Ours(limits)
+        return books, books.version
+
+    return build
+
+
+def _store(options: Options, usages: Sequence[Usage]) -> Path:
+    now, measured = datetime.now(UTC), code()
+    folder = Path(options.results_dir) / "traffic" / f"{now:%Y%m%d-%H%M%S}-{measured.commit[:7]}"
+    folder.mkdir(parents=True)
+    made = {
+        "schema": 1,
+        "created": now.isoformat(timespec="seconds"),
+        "commit": measured.commit,
+        "dirty": measured.dirty,
+    }
+    traffics = {name: plain.encode(TRAFFICS[name]().description) for name in options.traffics}
+    path = folder / "traffic.json"
+    write_json(path, {**made, "traffics": traffics, "rows": [plain.encode(usage) for usage in usages]})
+    return path
+
+
+def _show(console: Console, usages: Sequence[Usage]) -> None:
+    columns = ("traffic", "engine", "answered", "steps", "computed / needed", "reused", "preempted", "used", "waste")
+    table = Table(*columns, "stalled steps", "longest stall")
+    for u in usages:
+        table.add_row(
+            u.traffic,
+            u.engine,
+            f"{u.answered}/{u.requests}" + (f" ({u.reason})" if u.reason else ""),
+            f"{u.steps:,}",
+            f"{u.computed_tokens / u.needed_tokens:.3f}",
+            f"{u.reused_tokens / u.needed_tokens:.1%}",
+            f"{u.preemptions:,}",
+            f"{u.mean_used:.1%}",
+            f"{u.mean_waste:.2%}",
+            f"{u.stalled_steps:,}",
+            f"{u.longest_stall:,}",
+        )
+    console.print(table)

@@ -1,0 +1,51 @@
+"""`fusebench traffic`: what it prints and keeps, and how it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.durable import read_json
+from experiments.traffic.command import main, parse
+from experiments.traffic.requests import TRAFFICS
+
+
+def test_a_run_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["traffics=bench", f"results_dir={tmp_path}"]) == 0
+    assert "256/256" in capsys.readouterr().out
+    (path,) = (tmp_path / "traffic").glob("*/traffic.json")
+    kept = read_json(path)
+    (row,) = kept["rows"]
+    assert (row["engine"], row["traffic"], row["answered"]) == ("ours", "bench", 256)
+    assert row["computed_tokens"] == row["needed_tokens"]
+    assert kept["traffics"] == {"bench": TRAFFICS["bench"]().description}
+    assert kept["commit"]
+
+
+def test_an_engine_that_cannot_be_had_is_said_and_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["engines=nano_vllm", f"nano_vllm_path={tmp_path}", f"results_dir={tmp_path}"]
+    assert main(arguments) == 1
+    assert "nano_vllm is left out: nano_vllm_path=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("engine=ours", "'engine=ours'; did you mean 'engines'"),
+        ("engines=[our]", "our is not one of ours, nano_vllm, vllm"),
+        ("traffics=[chatty]", "chatty is not one of bench, tight, chat, arrivals"),
+        ("engines=[nano_vllm]", "needs nano_vllm_path=FOLDER"),
+        ("engines=", "does not know 'engines='"),
+    ],
+)
+def test_bad_input_is_one_line(argument: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([argument]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_defaults_are_every_traffic_through_this_engine() -> None:
+    assert parse([]).engines == ("ours",)
+    assert parse([]).traffics == tuple(TRAFFICS)
