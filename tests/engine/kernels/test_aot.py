@@ -81,6 +81,12 @@ def test_fits_sm_90(case, compiled):
     assert_fits(compiled[case.name])
 
 
+def test_what_each_kernel_takes_is_recorded(compiled):
+    from tests.record_resources import assert_recorded
+
+    assert_recorded(compiled)
+
+
 def test_tensor_cores_and_asynchronous_copies_are_used(compiled):
     prefill_ptx = compiled["prefill d=128 max_query=2048 block_size=64 window=False"].ptx
     assert "wgmma.mma_async" in prefill_ptx

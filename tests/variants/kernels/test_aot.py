@@ -143,6 +143,12 @@ def test_fits_sm_90(case, compiled):
     assert_fits(compiled[case.name])
 
 
+def test_what_each_kernel_takes_is_recorded(compiled):
+    from tests.record_resources import assert_recorded
+
+    assert_recorded(compiled)
+
+
 def test_weights_are_loaded_before_the_wait(compiled):
     head = compiled["norm_linear 1x4096x1024"].ptx.partition("griddepcontrol.wait")[0]
     # 8 rows of 1024 weights over 128 threads, 16 bytes a load.
