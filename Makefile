@@ -25,13 +25,14 @@ CONSTRAINTS :=
 EXTRAS := dev,gpu
 endif
 
-.PHONY: help demo test lint env headline clean
+.PHONY: help demo test lint docs env headline clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      compare the baseline with the fused engine on a real model, and write the report'
 	@echo 'make test      every test, lint and type check'
 	@echo 'make lint      ruff, mypy and the import rules alone'
+	@echo 'make docs      the documents as a site, in site/'
 	@echo 'make headline  the published figures: needs one H200'
 	@echo 'make env       the environment alone, in .venv'
 	@echo 'make clean     remove .venv and the caches; results/ and reports/ stay'
@@ -62,6 +63,10 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
 
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: the site is $(CURDIR)/site/index.html"
+
 headline: env
 	$(BIN)/fusebench sweep experiment=headline
 	$(BIN)/fusebench trace experiment=headline
@@ -84,5 +89,5 @@ $(READY): pyproject.toml constraints-cpu.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

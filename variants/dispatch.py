@@ -1,7 +1,7 @@
 """Where a rung pays: decided per product, from its rows and its weight's shape.
 
-The bounds come from measurements on an H200 (docs/challenges.md): each fused kernel in a CUDA graph against what it
-replaces, weights cold in L2. Other GPUs use them until they are measured there.
+The bounds were set on an H200: each fused kernel in a CUDA graph against what it replaces, weights cold in L2. The
+timings were not kept (docs/challenges.md), so they are to be measured again. Other GPUs use the same.
 """
 
 # Above this many weights a product is bound by bytes and its launch matters less.

@@ -15,6 +15,7 @@ from experiments.reporting.blocks import BLOCKS
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- /generated:(?P=name) -->)", re.DOTALL)
 
+
 def refresh(root: Path = ROOT) -> list[str]:
     """Rewrite every block that is stale; returns the files changed."""
     changed = []

@@ -1,8 +1,10 @@
 """What the documents show is true: links lead somewhere, commands are understood, generated tables are fresh."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,46 @@ def test_every_config_composes(group: str) -> None:
         check(compose(overrides))
         if group == "model":
             assert find_model(name).max_positions
+
+
+PARTS = ["Overview", "Background", "Analysis and Findings", "Key Insights", "References"]
+NUMBERED = sorted((ROOT / "docs").glob("[0-9][0-9]_*.md"))
+
+
+@pytest.mark.parametrize("document", NUMBERED, ids=relative)
+def test_numbered_documents_have_five_parts(document: Path) -> None:
+    """In this order, none of them empty, and each document is in the index."""
+    sections = re.split(r"^## (.+)$", prose(document), flags=re.MULTILINE)[1:]
+    assert sections[::2] == PARTS
+    assert all(body.strip() for body in sections[1::2])
+    assert f"({document.name})" in (ROOT / "docs/README.md").read_text()
+
+
+def test_all_ten_are_there() -> None:
+    assert [int(document.name[:2]) for document in NUMBERED] == list(range(1, 11))
+
+
+SNIPPETS = [
+    document for document in DOCUMENTS if "```python\n" in document.read_text() and document != ROOT / "CONTRIBUTING.md"
+]
+
+
+@pytest.mark.parametrize("document", SNIPPETS, ids=relative)
+def test_snippets_run(document: Path) -> None:
+    """A document's Python blocks, one after the other; CONTRIBUTING's have a test of their own (test_recipes.py)."""
+    code = "\n".join(body for kind, body in FENCE.findall(document.read_text()) if kind == "python")
+    exec(compile(code, relative(document), "exec"), {"__name__": relative(document)})
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """As `make docs` builds it."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr.strip()
+    assert "Three engines, one traffic" in (tmp_path / "site/02_memory_management/index.html").read_text()
+    assert (tmp_path / "site/CONTRIBUTING/index.html").is_file()
 
 
 def test_nothing_names_one_machine() -> None:
