@@ -13,7 +13,13 @@ def _result(workload: str, **samples: list[float]) -> CellResult:
 
 
 @pytest.mark.parametrize(
-    ("workload", "name"), [("decode", "step_ms"), ("prefill", "ttft_ms"), ("offline", "output_tokens_per_s")]
+    ("workload", "name"), [
+        ("decode", "step_ms"),
+        ("prefill", "ttft_ms"),
+        ("shared_prefix", "warm_ttft_ms"),
+        ("offline", "output_tokens_per_s"),
+        ("serving", "itl_p50_ms"),
+    ],
 )
 def test_each_workload_has_one_primary_metric_and_lists_it_first(workload: str, name: str) -> None:
     primary = primary_metric(workload)
@@ -24,8 +30,8 @@ def test_each_workload_has_one_primary_metric_and_lists_it_first(workload: str, 
 
 
 def test_an_unknown_workload_has_no_metric() -> None:
-    assert primary_metric("serving") is None
-    assert metrics_of("serving") == []
+    assert primary_metric("mystery") is None
+    assert metrics_of("mystery") == []
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))

@@ -17,6 +17,12 @@ WORKLOADS = (
     WorkloadConfig("decode", "decode", [2], [24]),
     WorkloadConfig("prefill", "prefill", [2], [24]),
     WorkloadConfig("offline", "offline", [3], [0], input_tokens=[3, 9], output_tokens=[2, 6]),
+    WorkloadConfig("ragged", "decode", [8], [40], sigma=1.0),
+    WorkloadConfig("shared_prefix", "shared_prefix", [3], [150], prefix_tokens=130),
+    WorkloadConfig(
+        "serving", "serving", [8], [0], rates=[400.0], input_tokens=[3, 9], output_tokens=[2, 6],
+        max_num_seqs=2, ttft_slo_ms=1e6, itl_slo_ms=1e6,
+    ),
 )
 
 

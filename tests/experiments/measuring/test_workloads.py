@@ -9,7 +9,7 @@ from engine import Engine
 from experiments.config import WorkloadConfig
 from experiments.floors import nano_vllm_requests
 from experiments.measuring import decode, offline, prefill
-from experiments.measuring.decode import decoding, fill_with_noise, measure_decode
+from experiments.measuring.decode import decode_engine, decoding, fill_with_noise, measure_decode
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import draw_requests, measure_offline
 from experiments.measuring.prefill import first_token_ms, measure_prefill
@@ -82,9 +82,8 @@ def test_slow_steps_make_short_windows(contexts: list[list[int]]) -> None:
 def test_steps_that_do_nothing_are_an_error() -> None:
     """Sequences that have ended take no time at all: that must never be a sample."""
     session = session_of()
-    engine = session.engine(2, 30, 2)
-    fill_with_noise(engine, seed=0)
-    with decoding(session, engine, DECODE, 24, 3), pytest.raises(RuntimeError, match=r"ended after \d+ of 90 steps"):
+    engine = decode_engine(session, [24, 24], 3)
+    with decoding(session, engine, DECODE, [24, 24], 3), pytest.raises(RuntimeError, match="ended after 3 of 90 steps"):
         decode._run(engine, 90)
 
 
