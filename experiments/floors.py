@@ -120,7 +120,7 @@ def _decode_work(d: _Dims, batch: int, cached_tokens: int) -> Work:
 
 
 def prefill_work(model: Mapping[str, Any], lengths: Sequence[int], dtype_bytes: int, shared: int = 0) -> Work:
-    """One prefill of these prompts, up to the logits of each last token; all begin with the same `shared` cached tokens."""
+    """One prefill of these prompts, up to the logits of each last token; their first `shared` tokens are cached."""
     d = _Dims(model, dtype_bytes)
     tokens, batch = sum(length - shared for length in lengths), len(lengths)
     moved = d.weight_bytes + d.seen(shared) * d.kv_bytes + tokens * (d.kv_bytes + d.e * d.h) + batch * d.e * d.vocab

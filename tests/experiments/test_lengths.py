@@ -8,7 +8,9 @@ import pytest
 from experiments.lengths import lognormal_lengths
 
 
-@pytest.mark.parametrize(("count", "mean", "sigma"), [(1, 7, 1.0), (4, 128, 0.8), (64, 1024, 1.5), (9, 1, 2.0), (5, 3, 300)])
+@pytest.mark.parametrize(
+    ("count", "mean", "sigma"), [(1, 7, 1.0), (4, 128, 0.8), (64, 1024, 1.5), (9, 1, 2.0), (5, 3, 300)]
+)
 def test_the_sum_is_exact_and_nothing_is_empty(count: int, mean: int, sigma: float) -> None:
     """Whatever the spread: the floor and the memory of a ragged batch are those of its total."""
     lengths = lognormal_lengths(count, mean, sigma, "s")

@@ -1,7 +1,7 @@
 """The table of serving: what users of an engine wait for, by rate of arrival."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from experiments.records import CellResult, Status
@@ -37,16 +37,19 @@ def serving(analysis: Analysis) -> Content | None:
         Column("backlog", "Backlog", Kind.COUNT),
         Column("saturated", "Saturated", Kind.COUNT),
     )
-    info = analysis.run.info
     groups: dict[tuple[Value, ...], list[CellResult]] = defaultdict(list)
-    for result in analysis.run.results:
-        point = result.cell.point
-        workload = info.workload(point.workload)
-        if workload.kind == "serving" and result.status is Status.OK:
-            name = labelled(result.cell.variant, result.kernels)
-            rate = workload.rates[0] if workload.rates else None
-            groups[point.model, point.workload, rate, point.batch, name].append(result)
+    for rate, result in sorted(_served(analysis), key=lambda served: served[0]):
+        point, name = result.cell.point, labelled(result.cell.variant, result.kernels)
+        groups[point.model, point.workload, rate, point.batch, name].append(result)
     return Content(columns, [(*place, *_figures(cells)) for place, cells in groups.items()])
+
+
+def _served(analysis: Analysis) -> Iterator[tuple[float, CellResult]]:
+    """(rate, cell) of every serving cell that is ok."""
+    for result in analysis.run.results:
+        rates = analysis.run.info.workload(result.cell.point.workload).rates
+        if rates and result.status is Status.OK:
+            yield rates[0], result
 
 
 def _figures(cells: Sequence[CellResult]) -> tuple[Value, ...]:

@@ -25,9 +25,7 @@ def test_a_workload_is_read_as_far_as_it_is_known() -> None:
     """Keys of another version are passed over; one that the manifest lacks is of the kind that its name says."""
     workload = {"name": "short", "kind": "offline", "input_tokens": [10, 20], "output_tokens": [5, 5], "since": 3}
     info = run_info({"config": {"workloads": [workload, {"name": "prefill"}]}})
-    assert info.workload("short") == WorkloadConfig(
-        "short", "offline", input_tokens=[10, 20], output_tokens=[5, 5]
-    )
+    assert info.workload("short") == WorkloadConfig("short", "offline", input_tokens=[10, 20], output_tokens=[5, 5])
     assert [info.kind(name) for name in ("short", "prefill", "decode")] == ["offline", "prefill", "decode"]
 
 
