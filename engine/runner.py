@@ -87,6 +87,14 @@ class Runner:
             for width in self.table_widths:
                 self._captured(Layout(size, size, size, width), greedy)
 
+    def capture_all(self) -> None:
+        """Capture every graph that greedy steps of this engine can ask for: whatever comes, none is captured later."""
+        self.warm_up(self.decode_sizes)
+        budget = self.config.max_num_batched_tokens
+        for num_tokens in (size for size in PREFILL_SIZES if size <= budget and self.graphs.enabled):
+            for num_seqs in self.prefill_seq_sizes:
+                self._captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
+
     def run_largest(self) -> None:
         """One step of the largest size on padding, so that its memory use can be seen."""
         size = self.config.max_num_seqs

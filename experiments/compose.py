@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from experiments.config import ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.config import REQUEST_KINDS, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.errors import UserError
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def compose(overrides: Sequence[str]) -> ExperimentConfig:
     kept = {field.name for field in dataclasses.fields(ExperimentConfig)} - {"variants", "workloads", "protocol"}
     return ExperimentConfig(
         variants=[_part("variant", VariantConfig, name, asked.variant) for name in asked.variants],
-        workloads=[_sized(_part("workload", WorkloadConfig, name, asked.workload), asked) for name in asked.workloads],
+        workloads=[workload for name in asked.workloads for workload in _workloads(name, asked)],
         protocol=_build(ProtocolConfig, "protocol.", composed.protocol),
         **{name: getattr(asked, name) for name in kept},
     )
@@ -154,9 +154,22 @@ def _part(group: str, kind: type[T], name: str, all_changes: Mapping[str, Any]) 
     return _build(kind, f"{group}.{name}.", base, changes, {"name": name})
 
 
+def _workloads(name: str, asked: Asked) -> list[WorkloadConfig]:
+    """The workload called `name`, or one for each of its rates: NAME-2rps, NAME-0_5rps."""
+    workload = _sized(_part("workload", WorkloadConfig, name, asked.workload), asked)
+    if not workload.rates:
+        return [workload]
+    return [dataclasses.replace(workload, name=f"{name}-{_in_name(rate)}rps", rates=[rate]) for rate in workload.rates]
+
+
+def _in_name(rate: float) -> str:
+    """A number as file names take it: 2, 0_5."""
+    return f"{rate:.6f}".rstrip("0").rstrip(".").replace(".", "_")
+
+
 def _sized(workload: WorkloadConfig, asked: Asked) -> WorkloadConfig:
     """The workload with the batches and lengths that were asked for over its own, the other of the two kept."""
-    if workload.kind == "offline" or (asked.batches is None and asked.lengths is None):
+    if workload.kind in REQUEST_KINDS or (asked.batches is None and asked.lengths is None):
         return workload
     batches = sorted({batch for batch, _ in workload.pairs()}) if asked.batches is None else asked.batches
     lengths = sorted({length for _, length in workload.pairs()}) if asked.lengths is None else asked.lengths

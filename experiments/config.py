@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from experiments.errors import UserError
+from experiments.lengths import lognormal_lengths
 
-WORKLOAD_KINDS = ("prefill", "decode", "offline")
+WORKLOAD_KINDS = ("prefill", "shared_prefix", "decode", "offline", "serving")
+REQUEST_KINDS = ("offline", "serving")  # Their batch is a number of requests, each with lengths of its own.
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 WEIGHTS = ("auto", "random", "real")
@@ -34,9 +36,16 @@ class VariantConfig:
 class WorkloadConfig:
     """Where an engine is measured: the product of batches and lengths, or exactly `points` where given.
 
-    `length` is the prompt of a prefill, the context of a decode step. For `offline` a batch is a number of requests,
-    lengths are [0], and each request's prompt and answer are drawn from the two token ranges, ends included.
-    Where `models` is not empty, only those models run it.
+    `length` is the prompt of a prefill, the context of a decode step. For `offline` and `serving` a batch is a number
+    of requests, lengths are [0], and each request's prompt and answer are drawn from the two token ranges, ends
+    included. Where `models` is not empty, only those models run it.
+
+    `decode`: with `sigma` above 0 the contexts of a batch are log-normal, `length` on average.
+    `shared_prefix`: `batch` prompts whose first `prefix_tokens` are in the cache.
+    `serving`: requests arrive at each of `rates` per second (composing makes a workload of each), the gaps with this
+    coefficient of variation: 1 is Poisson, above 1 comes in bursts, 0 is a metronome. At most `max_num_seqs` run at
+    once. A request is good where its first token comes within `ttft_slo_ms` and its others `itl_slo_ms` apart on
+    average.
     """
 
     name: str
@@ -47,6 +56,13 @@ class WorkloadConfig:
     input_tokens: list[int] = field(default_factory=list)
     output_tokens: list[int] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    sigma: float = 0.0
+    prefix_tokens: int = 0
+    rates: list[float] = field(default_factory=list)
+    arrival_cv: float = 1.0
+    max_num_seqs: int = 256
+    ttft_slo_ms: float = 0.0
+    itl_slo_ms: float = 0.0
 
     def is_for(self, model: str) -> bool:
         """Whether a model of this name runs the workload."""
@@ -60,6 +76,18 @@ class WorkloadConfig:
         if self.points:
             return [(batch, length) for batch, length in self.points]
         return [(batch, length) for batch in self.batches for length in self.lengths]
+
+    def contexts(self, batch: int, length: int, seed: int) -> list[int]:
+        """Tokens that each sequence of a decode step has in the cache; `seed` is the run's."""
+        if self.sigma == 0:
+            return [length] * batch
+        return lognormal_lengths(batch, length, self.sigma, f"{seed}/{batch}/{length}")
+
+    def longest(self, batch: int, length: int, seed: int) -> int:
+        """Tokens of the longest sequence at a point."""
+        if self.kind in REQUEST_KINDS:
+            return self.input_tokens[1] + self.output_tokens[1]
+        return max(self.contexts(batch, length, seed))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,12 @@ per element, B batch, L context of a decode step, T prompt tokens.
                   FLOP  = B (2 (l layer + V h) + 4 l q D L)
     prefill       bytes = W + B T (KV + e h) + B e V              the LM head sees the last token only
                   FLOP  = B (2 T l layer + 2 l q D T^2 + 2 V h)   causal attention is half a square
+    shared prefix the same with T the prompt's own tokens, P those it shares: their keys are read once, and seen by all
+                  bytes = W + P KV + B T (KV + e h) + B e V
+                  FLOP  = B (2 T l layer + 2 l q D ((P + T)^2 - P^2) + 2 V h)
     offline       the sum over an ideal schedule: every prompt in one prefill pass, then decode steps that shrink as
                   requests finish, each step at its own floor
+    serving       one decode step of one sequence with the shortest prompt behind it: the least time between two tokens
 
     floor  = max(bytes / read bandwidth, FLOP / bf16 rate)
 
@@ -26,7 +30,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from experiments.config import WorkloadConfig
+
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+NANO_VLLM_TOKENS = (100, 1024)  # Least and most of a prompt, and of an answer.
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,12 @@ def _decode_work(d: _Dims, batch: int, cached_tokens: int) -> Work:
     return Work(moved, flop)
 
 
-def prefill_work(model: Mapping[str, Any], lengths: Sequence[int], dtype_bytes: int) -> Work:
-    """One prefill of these prompts, up to the logits of each last token."""
+def prefill_work(model: Mapping[str, Any], lengths: Sequence[int], dtype_bytes: int, shared: int = 0) -> Work:
+    """One prefill of these prompts, up to the logits of each last token; their first `shared` tokens are cached."""
     d = _Dims(model, dtype_bytes)
-    tokens, batch = sum(lengths), len(lengths)
-    moved = d.weight_bytes + tokens * (d.kv_bytes + d.e * d.h) + batch * d.e * d.vocab
-    pairs = sum(map(d.causal_pairs, lengths))
+    tokens, batch = sum(length - shared for length in lengths), len(lengths)
+    moved = d.weight_bytes + d.seen(shared) * d.kv_bytes + tokens * (d.kv_bytes + d.e * d.h) + batch * d.e * d.vocab
+    pairs = sum(d.causal_pairs(length) - d.causal_pairs(shared) for length in lengths)
     return Work(moved, 2 * tokens * d.linear + 4 * d.layers * d.q_size * pairs + batch * 2 * d.vocab * d.h)
 
 
@@ -128,22 +135,31 @@ def floor_ms(
     length: int,
     ceilings: Ceilings | Mapping[str, Any] | None,
     dtype_bytes: int,
-    requests: Sequence[tuple[int, int]] | None = None,
+    config: WorkloadConfig | None = None,
+    seed: int = 0,
 ) -> Floor | None:
-    """Floor of a `decode` step, a `prefill` or a whole `offline` run of `requests` (nano-vLLM's, unless given).
+    """Floor of one point of a workload of this kind; `config` says of it what batch and length do not (offline without
+    one is nano-vLLM's), `seed` is the run's.
 
     None without measured ceilings, without the model's sizes, or for a workload that has no formula.
     """
     measured = ceilings if isinstance(ceilings, Ceilings) else Ceilings.of(ceilings)
+    config = config or WorkloadConfig(workload, workload)
     if measured is None or not model_dims:
         return None
-    if workload == "decode":
-        return _floor([decode_work(model_dims, [length] * batch, dtype_bytes)], measured, batch)
-    if workload == "prefill":
-        return _floor([prefill_work(model_dims, [length] * batch, dtype_bytes)], measured, batch * length)
-    if workload == "offline":
-        asked = nano_vllm_requests(batch) if requests is None else requests
-        return _floor(offline_work(model_dims, asked, dtype_bytes), measured, sum(output for _, output in asked))
+    match workload:
+        case "decode":
+            contexts = config.contexts(batch, length, seed)
+            return _floor([decode_work(model_dims, contexts, dtype_bytes)], measured, batch)
+        case "prefill" | "shared_prefix":
+            work = prefill_work(model_dims, [length] * batch, dtype_bytes, config.prefix_tokens)
+            return _floor([work], measured, batch * (length - config.prefix_tokens))
+        case "serving" if config.input_tokens:
+            return _floor([decode_work(model_dims, config.input_tokens[:1], dtype_bytes)], measured, 1)
+        case "offline":
+            prompt, output = (tuple(ends) or NANO_VLLM_TOKENS for ends in (config.input_tokens, config.output_tokens))
+            asked = nano_vllm_requests(batch, prompt=prompt, output=output)
+            return _floor(offline_work(model_dims, asked, dtype_bytes), measured, sum(output for _, output in asked))
     return None
 
 
@@ -158,7 +174,7 @@ def offline_work(model: Mapping[str, Any], requests: Sequence[tuple[int, int]], 
 
 @lru_cache(maxsize=8)
 def nano_vllm_requests(
-    count: int, *, prompt: tuple[int, int] = (100, 1024), output: tuple[int, int] = (100, 1024)
+    count: int, *, prompt: tuple[int, ...] = NANO_VLLM_TOKENS, output: tuple[int, ...] = NANO_VLLM_TOKENS
 ) -> tuple[tuple[int, int], ...]:
     """(prompt, output) tokens of nano-vLLM's bench: its draws from seed 0, each prompt's length, then its tokens."""
     draw = random.Random(0)

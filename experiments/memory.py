@@ -1,6 +1,6 @@
 """Do the warm workers of a model fit on the GPU together? An idle worker holds its weights and its CUDA context."""
 
-from experiments.config import ExperimentConfig, WorkloadConfig
+from experiments.config import REQUEST_KINDS, ExperimentConfig, WorkloadConfig
 from experiments.floors import DTYPE_BYTES, decode_work
 from experiments.models import Model
 
@@ -29,8 +29,11 @@ def warm_bytes(model: Model, config: ExperimentConfig) -> float:
 
 def _contexts(workload: WorkloadConfig) -> list[int]:
     """Tokens in the cache of each sequence at the workload's largest point."""
-    if workload.kind == "offline":
+    if workload.kind in REQUEST_KINDS:
         longest = workload.input_tokens[1] + workload.output_tokens[1]
-        return [longest] * max(batch for batch, _ in workload.pairs())
-    batch, length = max(workload.pairs(), key=lambda pair: pair[0] * pair[1])
-    return [length] * batch
+        most = max(batch for batch, _ in workload.pairs())
+        return [longest] * (min(most, workload.max_num_seqs) if workload.kind == "serving" else most)
+    # One more prompt puts a shared prefix into the cache. Ragged contexts add up to what equal ones do.
+    first = workload.kind == "shared_prefix"
+    batch, length = max(workload.pairs(), key=lambda pair: (pair[0] + first) * pair[1])
+    return [length] * (batch + first)

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from experiments.floors import Floor
 from experiments.records import CellResult
-from experiments.stats import cell_value
+from experiments.stats import cell_value, percentile
 
 
 class Better(StrEnum):
@@ -28,7 +28,7 @@ class Metric:
 
     `workloads` are kinds of workload. `value` gives a round's value from a cell that ended ok: None where the cell did
     not sample it, SampleError where its samples are no measurement. `primary` marks the one that verdicts are counted
-    on; `sampled` names the raw samples behind it.
+    on; `sampled` names the raw samples behind it; `bounded` says whether the workload's floor bounds it.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Metric:
     primary: bool
     definition: str
     value: CellValue
+    bounded: bool = True
 
     def floor(self, floor: Floor) -> float:
         """The physical bound of this metric, in its unit: a least time, or a greatest rate."""
@@ -53,14 +54,14 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    unit: str, better: Better, workloads: tuple[str, ...], sampled: str, primary: bool = False
+    unit: str, better: Better, workloads: tuple[str, ...], sampled: str, primary: bool = False, bounded: bool = True
 ) -> Callable[[CellValue], CellValue]:
     """Register the decorated function under its own name."""
 
     def register(value: CellValue) -> CellValue:
         name = value.__name__
         definition = " ".join((value.__doc__ or "").split())
-        METRICS[name] = Metric(name, unit, better, workloads, sampled, primary, definition, value)
+        METRICS[name] = Metric(name, unit, better, workloads, sampled, primary, definition, value, bounded)
         return value
 
     return register
@@ -123,3 +124,60 @@ def decode_tokens_per_s(result: CellResult) -> float | None:
 def prefill_tokens_per_s(result: CellResult) -> float | None:
     """Prompt tokens taken in per second over the whole batch: batch x length / ttft_ms."""
     return _rate(result, "ttft_ms", result.cell.point.batch * result.cell.point.length)
+
+
+@metric("ms", Better.LOWER, ("shared_prefix",), "warm_ttft_ms", primary=True)
+def warm_ttft_ms(result: CellResult) -> float | None:
+    """Wall time from handing over the prompts whose prefix is in the cache until the first token of each is on the
+    host; the median over the repeats of a round."""
+    return _sampled(result, "warm_ttft_ms")
+
+
+@metric("ms", Better.LOWER, ("shared_prefix",), "cold_ttft_ms", bounded=False)
+def cold_ttft_ms(result: CellResult) -> float | None:
+    """The same for the one prompt that comes first and brings its prefix into the cache."""
+    return _sampled(result, "cold_ttft_ms")
+
+
+def _percentiles(name: str, what: str, primary: str = "", bounded: bool = False) -> None:
+    """Register `NAME_p50_ms`, `..._p90_ms` and `..._p99_ms` of serving; the high ones only where n supports them."""
+    for quantile in (0.5, 0.9, 0.99):
+        sampled = f"{name}_ms"
+
+        def value(result: CellResult, quantile: float = quantile, sampled: str = sampled) -> float | None:
+            middle = _sampled(result, sampled)
+            return middle if quantile == 0.5 or middle is None else percentile(result.samples[sampled], quantile)
+
+        value.__name__ = f"{name}_p{100 * quantile:.0f}_ms"
+        value.__doc__ = f"Percentile {100 * quantile:.0f} over a round's {what}"
+        metric("ms", Better.LOWER, ("serving",), sampled, value.__name__ == primary, bounded)(value)
+
+
+_percentiles(
+    "itl",
+    "tokens of the time between one token of a request and its next, as they reach the host.",
+    primary="itl_p50_ms",
+    bounded=True,
+)
+_percentiles("ttft", "requests of the time from when a request was due until its first token is on the host.")
+_percentiles("e2e", "requests of the time from when a request was due until its last token is on the host.")
+
+
+@metric("requests/s", Better.HIGHER, ("serving",), "goodput_requests_per_s", bounded=False)
+def goodput_requests_per_s(result: CellResult) -> float | None:
+    """Requests within both limits of the workload (first token by ttft_slo_ms, the others itl_slo_ms apart on average)
+    over the time from the first arrival to the last token; the median over the windows of a round. No value where no
+    request was: the table of serving says so."""
+    return _sampled(result, "goodput_requests_per_s")
+
+
+@metric("requests/s", Better.HIGHER, ("serving",), "requests_per_s", bounded=False)
+def requests_per_s(result: CellResult) -> float | None:
+    """All requests over the same time: about the rate of arrival until the engine is saturated."""
+    return _sampled(result, "requests_per_s")
+
+
+@metric("tokens/s", Better.HIGHER, ("serving",), "output_tokens_per_s", bounded=False)
+def served_tokens_per_s(result: CellResult) -> float | None:
+    """Output tokens over the same time."""
+    return _sampled(result, "output_tokens_per_s")

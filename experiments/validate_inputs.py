@@ -1,5 +1,6 @@
 """Everything that can be known to be wrong before a worker starts, each as one line that names the key."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from experiments.config import (
     BASELINE,
     DEVICES,
     DTYPES,
+    REQUEST_KINDS,
     WEIGHTS,
     WORKLOAD_KINDS,
     ExperimentConfig,
@@ -16,6 +18,17 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.models import Model, find_model
+
+# Keys that only some kinds of workload read; elsewhere a value would be silently without effect.
+_KEYS_OF = {
+    "decode": {"sigma"},
+    "shared_prefix": {"prefix_tokens"},
+    "offline": {"input_tokens", "output_tokens"},
+    "serving": {
+        *("input_tokens", "output_tokens", "rates", "arrival_cv"),
+        *("max_num_seqs", "ttft_slo_ms", "itl_slo_ms"),
+    },
+}
 
 
 def check(config: ExperimentConfig) -> list[Model]:
@@ -31,6 +44,7 @@ def check(config: ExperimentConfig) -> list[Model]:
     _check_protocol(config.protocol)
     for workload in config.workloads:
         _check_workload(workload)
+        _check_duration(workload, config.protocol)
     models = [find_model(source) for source in config.models]
     _check_unique("models", [model.name for model in models])
     _check_unique("workloads", [workload.name for workload in config.workloads])
@@ -42,7 +56,7 @@ def check(config: ExperimentConfig) -> list[Model]:
         if not workloads:
             raise UserError(f"models: {model.name} has nothing to run, for every workload is kept to other models")
         for workload in workloads:
-            _check_positions(model, workload)
+            _check_positions(model, workload, config.seed)
     return models
 
 
@@ -73,22 +87,65 @@ def _check_workload(workload: WorkloadConfig) -> None:
     _check_choice(f"{where}.kind", workload.kind, WORKLOAD_KINDS)
     if not workload.pairs():
         raise UserError(f"{where} has no points: give it batches and lengths, or points")
-    offline = workload.kind == "offline"
     for batch, length in workload.pairs():
         _check_above(f"{where}: batch", batch, 0)
-        _check_above(f"{where}: length", length, -1 if offline else 0)
+        _check_above(f"{where}: length", length, -1 if workload.kind in REQUEST_KINDS else 0)
     _check_unique(where, [f"[{batch}, {length}]" for batch, length in workload.pairs()])
-    if offline:
+    _check_unused(where, workload)
+    if workload.kind in REQUEST_KINDS:
         for key in ("input_tokens", "output_tokens"):
             _check_range(f"{where}.{key}", getattr(workload, key))
+    _check_above(f"{where}.sigma", workload.sigma, -1e-9)
+    if workload.kind == "shared_prefix":
+        _check_prefix(where, workload)
+    if workload.kind == "serving":
+        _check_serving(where, workload)
 
 
-def _check_positions(model: Model, workload: WorkloadConfig) -> None:
+def _check_unused(where: str, workload: WorkloadConfig) -> None:
+    blank = WorkloadConfig(workload.name, workload.kind)
+    mine = _KEYS_OF.get(workload.kind, set())
+    for key in sorted(set().union(*_KEYS_OF.values()) - mine):
+        if getattr(workload, key) != getattr(blank, key):
+            raise UserError(f"{where}.{key} has no meaning for kind={workload.kind}: leave it out")
+
+
+def _check_prefix(where: str, workload: WorkloadConfig) -> None:
+    _check_above(f"{where}.prefix_tokens", workload.prefix_tokens, 0)
+    shortest = min(length for _, length in workload.pairs())
+    if workload.prefix_tokens >= shortest:
+        raise UserError(
+            f"{where}.prefix_tokens={workload.prefix_tokens} must be below the shortest length, {shortest}: every "
+            "prompt needs a token of its own"
+        )
+
+
+def _check_serving(where: str, workload: WorkloadConfig) -> None:
+    if len(workload.rates) != 1 or not 0 < workload.rates[0] < math.inf:
+        raise UserError(f"{where}.rates={workload.rates} must be a list of positive requests per second")
+    if workload.output_tokens[0] < 2:
+        raise UserError(f"{where}.output_tokens={workload.output_tokens} must be 2 or more: one has no time between")
+    _check_above(f"{where}.arrival_cv", workload.arrival_cv, -1e-9)
+    for key in ("max_num_seqs", "ttft_slo_ms", "itl_slo_ms"):
+        _check_above(f"{where}.{key}", getattr(workload, key), 0)
+
+
+def _check_duration(workload: WorkloadConfig, protocol: ProtocolConfig) -> None:
+    """A window of serving lasts at least as long as its requests take to arrive, and one more warms up."""
+    if workload.kind != "serving":
+        return
+    requests = max(batch for batch, _ in workload.pairs())
+    least_s = (protocol.windows + 1) * requests / workload.rates[0]
+    if least_s >= protocol.cell_timeout_s:
+        raise UserError(
+            f"workload.{workload.name}: {requests} requests at {workload.rates[0]:g} per second, {protocol.windows} "
+            f"windows and a warm-up, take {least_s:.0f} s, protocol.cell_timeout_s is {protocol.cell_timeout_s:g}"
+        )
+
+
+def _check_positions(model: Model, workload: WorkloadConfig, seed: int) -> None:
     """Every length must fit the model's positions, where they are known; a worker checks the rest when it loads."""
-    if workload.kind == "offline":
-        longest = workload.input_tokens[1] + workload.output_tokens[1]
-    else:
-        longest = max(length for _, length in workload.pairs())
+    longest = max(workload.longest(batch, length, seed) for batch, length in workload.pairs())
     if model.max_positions is not None and longest > model.max_positions:
         raise UserError(
             f"workload.{workload.name}: length {longest} is longer than the {model.max_positions} positions of "

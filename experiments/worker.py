@@ -10,10 +10,10 @@ import datetime
 import sys
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
-from engine import Engine
 from engine.errors import UserError as EngineUserError
 from experiments.config import ProtocolConfig
 from experiments.errors import UserError as HarnessUserError
@@ -22,7 +22,9 @@ from experiments.measuring.decode import measure_decode
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import measure_offline
 from experiments.measuring.prefill import measure_prefill
+from experiments.measuring.serving import measure_serving
 from experiments.measuring.session import Session, free_memory
+from experiments.measuring.shared_prefix import measure_shared_prefix
 from experiments.measuring.telemetry import Evidence
 from experiments.measuring.tracing import trace
 from experiments.measuring.verdict import verify
@@ -42,11 +44,21 @@ from experiments.messages import (
 )
 from experiments.records import Cell, CellResult, Point, Status, Verdict
 
-Measurement = Callable[[Session, Point, ProtocolConfig], tuple[dict[str, list[float]], Engine]]
+
+class Ran(Protocol):
+    """What ran a cell, an engine as a rule: its figures are the cell's counters."""
+
+    def snapshot(self) -> dict[str, float]:
+        """Every figure by name."""
+
+
+Measurement = Callable[[Session, Point, ProtocolConfig], tuple[dict[str, list[float]], Ran]]
 MEASUREMENTS: dict[str, Measurement] = {
     "decode": measure_decode,
     "prefill": measure_prefill,
+    "shared_prefix": measure_shared_prefix,
     "offline": measure_offline,
+    "serving": measure_serving,
 }
 
 
@@ -100,9 +112,9 @@ class Worker:
         kind = session.workloads[cell.point.workload].kind
         with Evidence(session.device) as evidence:
             try:
-                samples, engine = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
-                counters = engine.snapshot()
-                del engine
+                samples, ran = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
+                counters = ran.snapshot()
+                del ran
             except Disturbed as error:
                 status, reason = Status.INVALID, str(error)
             except Exception as error:

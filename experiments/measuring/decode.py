@@ -1,5 +1,7 @@
 """Time of a decode step: `batch` sequences with `length` tokens of context, on average over the timed steps.
 
+In a ragged workload (`sigma` above 0) `length` is the mean over the sequences too, and their sum is exact.
+
 The context is not prefilled: pages are filled with seeded noise, since a step costs the same whatever they hold. Steps
 run free, as in use: no synchronisation inside a window, one at its end. Two clocks: host wall time over a window
 divided by its steps (`step_ms`), and CUDA events between neighbouring steps on the GPU's own timeline
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 
 import torch
 
-from engine import Engine, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams
 from experiments.config import ProtocolConfig
 from experiments.measuring.guard import settle, undisturbed
 from experiments.measuring.session import Session
@@ -25,18 +27,21 @@ STEADY = 0.05  # Two halves of a warm-up block agree to this share.
 
 def measure_decode(session: Session, point: Point, protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:
     """(samples, the engine that ran)."""
+    contexts = session.contexts(point)
     warmup_steps = protocol.warmup_max_steps + protocol.warmup_min_steps + 2
     most_steps = SETTLE_STEPS + protocol.windows * protocol.steps_per_window
-    engine = session.engine(point.batch, point.length + max(warmup_steps, most_steps) + 2, point.batch)
-    fill_with_noise(engine, session.request.seed)
-    with decoding(session, engine, point, point.length, warmup_steps):
+    engine = decode_engine(session, contexts, max(warmup_steps, most_steps))
+    with decoding(session, engine, point, contexts, warmup_steps):
         step_ms = _warm_up(engine, protocol)
-    steps = max(1, min(protocol.steps_per_window, int(protocol.window_ms / max(step_ms, 1e-6))))
+    steps = window_steps(protocol, step_ms)
     timed_steps = protocol.windows * steps
     # Centred, so that the mean context of the timed steps is the cell's.
-    context = point.length - SETTLE_STEPS - timed_steps // 2
+    first = -(timed_steps // 2)
+    # The last steps once before: a longer block table is another graph, which must not be captured while timed.
+    with decoding(session, engine, point, _moved(contexts, first + timed_steps - SETTLE_STEPS), SETTLE_STEPS):
+        _run(engine, SETTLE_STEPS)
     samples: dict[str, list[float]] = {"step_ms": []}
-    with decoding(session, engine, point, context, SETTLE_STEPS + timed_steps):
+    with decoding(session, engine, point, _moved(contexts, first - SETTLE_STEPS), SETTLE_STEPS + timed_steps):
         _run(engine, SETTLE_STEPS)
         for _ in range(protocol.windows):
             with undisturbed(engine):
@@ -45,6 +50,25 @@ def measure_decode(session: Session, point: Point, protocol: ProtocolConfig) -> 
             if device_ms:
                 samples.setdefault("step_device_ms", []).extend(device_ms)
     return samples, engine
+
+
+def window_steps(protocol: ProtocolConfig, step_ms: float) -> int:
+    """How many steps of this length a window holds."""
+    return max(1, min(protocol.steps_per_window, int(protocol.window_ms / max(step_ms, 1e-6))))
+
+
+def _moved(contexts: list[int], by: int) -> list[int]:
+    return [context + by for context in contexts]
+
+
+def decode_engine(session: Session, contexts: list[int], steps: int) -> Engine:
+    """An engine for sequences with these contexts and so many steps after them, its pages filled with noise."""
+    tokens = [context + 1 + steps for context in contexts]
+    # Room for their sum and a page broken by each: as much for ragged contexts as for equal ones.
+    blocks = sum(tokens) // EngineConfig.block_size + len(tokens)
+    engine = session.engine(len(contexts), max(tokens), len(contexts), num_kv_blocks=blocks)
+    fill_with_noise(engine, session.request.seed)
+    return engine
 
 
 def fill_with_noise(engine: Engine, seed: int) -> None:
@@ -56,17 +80,16 @@ def fill_with_noise(engine: Engine, seed: int) -> None:
 
 
 @contextmanager
-def decoding(session: Session, engine: Engine, point: Point, context: int, steps: int) -> Iterator[None]:
-    """`point.batch` sequences decode for up to `steps` steps inside the block, from `context` tokens in the cache on.
+def decoding(session: Session, engine: Engine, point: Point, contexts: list[int], steps: int) -> Iterator[None]:
+    """The point's sequences decode for `steps` steps inside the block, from `contexts` tokens in the cache on.
 
-    They start earlier where so many steps would end past the last position that the model or the pages have.
+    One starts earlier where so many steps would end past the last position that the model has, later where its context
+    would be empty.
     """
-    blocks_each = len(engine.blocks.blocks) // point.batch
-    most_tokens = min(engine.config.max_model_len, blocks_each * engine.config.block_size)
-    context = max(1, min(context, most_tokens - 1 - steps))
-    sampling = SamplingParams(max_tokens=most_tokens - 1 - context, ignore_eos=True)
-    for tokens in session.prompts(point, context + 1):
-        engine.adopt(tokens, sampling)
+    sampling = SamplingParams(max_tokens=steps, ignore_eos=True)
+    fitting = [max(1, min(context, engine.config.max_model_len - 1 - steps)) for context in contexts]
+    for tokens, context in zip(session.prompts(point, max(fitting) + 1), fitting, strict=True):
+        engine.adopt(tokens[: context + 1], sampling)
     yield
     engine.abort_all()
 

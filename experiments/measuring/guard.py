@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from engine import Engine
 from engine.compilations import Compilations
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,18 @@ def settle(engine: Engine, action: Callable[[], object], attempts: int) -> int:
         if not Disturbances.now(engine).since(before):
             return attempt
     return attempts
+
+
+def undisturbed_result(engine: Engine, action: Callable[[], T], attempts: int) -> tuple[T, int]:
+    """(what the first undisturbed run of a timed action gave, how many disturbed ones were thrown away before it).
+
+    For regions whose shapes depend on their own timing, so that no warm-up meets all of them. Raises Disturbed where
+    every attempt was.
+    """
+    for thrown in range(attempts):
+        before = Disturbances.now(engine)
+        result = action()
+        happened = Disturbances.now(engine).since(before)
+        if not happened:
+            return result, thrown
+    raise Disturbed(f"inside the timed region, {attempts} times over: {happened}")

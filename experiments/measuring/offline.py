@@ -17,7 +17,7 @@ LARGEST_TOKEN_ID = 10_000
 Requests = list[tuple[list[int], SamplingParams]]
 
 
-def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: int = 0) -> Requests:
+def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: int | str = 0) -> Requests:
     """Prompts and parameters in nano-vLLM's order of draws: each prompt's length, then its tokens; then the answers."""
     draw = random.Random(seed)
     largest = LARGEST_TOKEN_ID

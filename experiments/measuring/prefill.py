@@ -8,7 +8,7 @@ import time
 
 from engine import Engine, SamplingParams
 from experiments.config import ProtocolConfig
-from experiments.measuring.decode import synchronize
+from experiments.measuring.decode import synchronize, window_steps
 from experiments.measuring.guard import settle, undisturbed
 from experiments.measuring.session import Session
 from experiments.records import Point
@@ -20,8 +20,7 @@ def measure_prefill(session: Session, point: Point, protocol: ProtocolConfig) ->
     prompts = session.prompts(point, point.length)
     attempts = max(2, protocol.warmup_max_steps)
     settle(engine, lambda: first_token_ms(engine, prompts), attempts)
-    one_ms = first_token_ms(engine, prompts)
-    repeats = max(1, min(protocol.steps_per_window, int(protocol.window_ms / max(one_ms, 1e-6))))
+    repeats = window_steps(protocol, first_token_ms(engine, prompts))
     samples = []
     for window in range(protocol.windows):
         for repeat in range(repeats):

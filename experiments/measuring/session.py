@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,13 +67,9 @@ class Session:
         positions = self.original.config.max_position_embeddings
         for point in self.request.points:
             workload = self.workloads[point.workload]
-            match workload.kind:
-                case "offline":
-                    longest = workload.input_tokens[1] + workload.output_tokens[1]
-                case "prefill":
-                    longest = point.length + 1
-                case _:
-                    longest = point.length
+            longest = workload.longest(point.batch, point.length, self.request.seed)
+            if workload.kind in ("prefill", "shared_prefix"):
+                longest += 1  # The first token.
             if longest > positions:
                 raise UserError(
                     f"workload.{point.workload}: {longest} tokens do not fit the {positions} positions of "
@@ -94,8 +91,17 @@ class Session:
         self.original = self.loaded
         free_memory(self.device)
 
-    def engine(self, num_seqs: int, tokens_per_seq: int, step_tokens: int, variant: Variant | None = None) -> Engine:
-        """A fresh engine that holds `num_seqs` sequences of `tokens_per_seq` tokens; a step takes `step_tokens`."""
+    def contexts(self, point: Point) -> list[int]:
+        """Tokens that each sequence of a decode point has in the cache."""
+        return self.workloads[point.workload].contexts(point.batch, point.length, self.request.seed)
+
+    def engine(
+        self, num_seqs: int, tokens_per_seq: int, step_tokens: int, variant: Variant | None = None, **changes: Any
+    ) -> Engine:
+        """A fresh engine that holds `num_seqs` sequences of `tokens_per_seq` tokens; a step takes `step_tokens`.
+
+        `changes` are keys of its config.
+        """
         loaded = self.loaded if variant is None else self.original
         positions = loaded.config.max_position_embeddings
         block_size = EngineConfig.block_size
@@ -110,7 +116,7 @@ class Session:
             enable_prefix_caching=False,
             seed=self.request.seed,
         )
-        return Engine(config, variant or self.variant, loaded)
+        return Engine(replace(config, **changes), variant or self.variant, loaded)
 
     def prompts(self, point: Point, length: int, salt: int = 0) -> list[list[int]]:
         """Random prompts, the same for every variant: seeded by the run, the point and `salt`."""

@@ -12,7 +12,7 @@ import torch
 from engine import Engine
 from engine.ranges import detail, mirrored, span
 from experiments.errors import UserError
-from experiments.measuring.decode import SETTLE_STEPS, decoding, fill_with_noise, synchronize
+from experiments.measuring.decode import SETTLE_STEPS, decode_engine, decoding, synchronize
 from experiments.measuring.prefill import first_token_ms
 from experiments.measuring.session import Session
 from experiments.messages import Trace
@@ -25,10 +25,10 @@ def trace(session: Session, request: Trace) -> int:
     point = request.cell.point
     kind = session.workloads[point.workload].kind
     if kind == "decode":
-        engine = session.engine(point.batch, point.length + request.steps + 4 * SETTLE_STEPS + 1, point.batch)
-        fill_with_noise(engine, session.request.seed)
+        contexts = session.contexts(point)
         steps = SETTLE_STEPS + 1 + request.steps
-        with decoding(session, engine, point, point.length - steps // 2, steps):
+        engine = decode_engine(session, contexts, steps)
+        with decoding(session, engine, point, [context - steps // 2 for context in contexts], steps):
             _run(engine, engine.step, request)
     elif kind == "prefill":
         engine = session.engine(point.batch, point.length + 1, point.batch * point.length)

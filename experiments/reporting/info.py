@@ -5,16 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import plain
-from experiments.config import BASELINE
-from experiments.floors import DTYPE_BYTES, Ceilings, nano_vllm_requests
-from experiments.records import Cell, Point
-
-Range = tuple[int, int]
+from experiments.config import BASELINE, WorkloadConfig
+from experiments.floors import DTYPE_BYTES, Ceilings
+from experiments.records import Cell
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Who, where, what and how of a run. `kinds` maps a workload's name to its kind, `models` a name to its sizes.
+    """Who, where, what and how of a run. `workloads` are by name, `models` maps a name to its sizes.
 
     `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
     `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
@@ -37,8 +35,7 @@ class RunInfo:
     weights: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
-    kinds: dict[str, str] = field(default_factory=dict)
-    requests: dict[str, tuple[Range, Range]] = field(default_factory=dict)
+    workloads: dict[str, WorkloadConfig] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     by_process: tuple[str, ...] = ()
@@ -48,16 +45,13 @@ class RunInfo:
         """Bytes of one weight."""
         return DTYPE_BYTES.get(self.dtype, 2)
 
-    def kind(self, workload: str) -> str:
-        """Kind of a workload: prefill, decode or offline."""
-        return self.kinds.get(workload, workload)
+    def workload(self, name: str) -> WorkloadConfig:
+        """A workload as the manifest has it; one that it does not is of the kind that it is named after."""
+        return self.workloads.get(name) or WorkloadConfig(name, kind=name)
 
-    def offline_requests(self, point: Point) -> Sequence[tuple[int, int]] | None:
-        """(prompt, output) tokens of an offline point, where the workload states its ranges."""
-        if point.workload not in self.requests:
-            return None
-        prompt, output = self.requests[point.workload]
-        return nano_vllm_requests(point.batch, prompt=prompt, output=output)
+    def kind(self, workload: str) -> str:
+        """Kind of a workload: prefill, decode, offline, ..."""
+        return self.workload(workload).kind
 
 
 def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = "") -> RunInfo:
@@ -85,8 +79,7 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         weights={name: str(words) for name, words in sorted(_mapping(manifest, "weights").items())},
         controls=_controls(variants),
         variants=tuple(v["name"] for v in variants),
-        kinds={w["name"]: str(w.get("kind", w["name"])) for w in workloads},
-        requests={w["name"]: (_range(w["input_tokens"]), _range(w["output_tokens"])) for w in workloads if _offline(w)},
+        workloads={w["name"]: _workload(w) for w in workloads},
         protocol=_mapping(config, "protocol"),
         seed=config.get("seed"),
         by_process=tuple(map(str, _mapping(manifest, "plan").get("by_process") or ())),
@@ -124,9 +117,6 @@ def _text(data: Mapping[str, Any], key: str) -> str:
     return "" if value is None else str(value)
 
 
-def _offline(workload: Mapping[str, Any]) -> bool:
-    return all(len(workload.get(key) or []) == 2 for key in ("input_tokens", "output_tokens"))
-
-
-def _range(bounds: Sequence[int]) -> Range:
-    return int(bounds[0]), int(bounds[1])
+def _workload(data: Mapping[str, Any]) -> WorkloadConfig:
+    known = {key: value for key, value in data.items() if key in WorkloadConfig.__dataclass_fields__}
+    return WorkloadConfig(**{"kind": data["name"], **known})

@@ -67,11 +67,10 @@ def analyse(run: Run) -> Analysis:
 def _floor(run: Run, point: Point) -> Floor | None:
     """The floor of a point, where this machine's ceilings were measured."""
     info = run.info
-    model, kind = info.models.get(point.model, {}), info.kind(point.workload)
+    model, workload = info.models.get(point.model, {}), info.workload(point.workload)
+    at = (workload.kind, point.batch, point.length)
     try:
-        return floor_ms(
-            model, kind, point.batch, point.length, info.ceilings, info.dtype_bytes, info.offline_requests(point)
-        )
+        return floor_ms(model, *at, info.ceilings, info.dtype_bytes, workload, info.seed or 0)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -130,7 +129,7 @@ def _worst(failed: Sequence[tuple[Status, str, int]], rounds: int) -> tuple[Stat
 
 
 def _with_floor(row: Row, metric: Metric, floor: Floor | None) -> Row:
-    if floor is None or row.median is None:
+    if floor is None or row.median is None or not metric.bounded:
         return row
     bound = metric.floor(floor)
     return replace(row, floor=bound, share_of_floor=metric.share_of_floor(row.median, bound))

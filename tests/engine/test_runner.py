@@ -1,5 +1,6 @@
 """Steps in padded layouts, as CUDA graphs replay them: the graphs here are the captured functions, run again."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,6 +81,28 @@ def test_warm_up_leaves_nothing_to_capture() -> None:
     before = engine.runner.graphs.num_captures
     run(engine)
     assert engine.runner.graphs.num_captures == before
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"max_num_seqs": 3, "max_num_batched_tokens": 100}, {"max_model_len": 512}], ids=str
+)
+def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any]) -> None:
+    """Alone, in batches, as prompts come and go: whatever traffic makes of a step has its graph, or never had one."""
+    engine = graph_engine(num_kv_blocks=200, **config)
+    engine.runner.capture_all()
+    before = engine.runner.graphs.num_captures
+    for size in range(1, engine.config.max_num_seqs + 1):
+        for i, prompt in enumerate((PROMPTS * 2)[size : 2 * size]):
+            engine.add_request(prompt, replace(GREEDY, max_tokens=3 + i))
+        run(engine)
+    assert engine.runner.graphs.num_captures == before > 0
+    assert engine.runner.graphs.num_hits > 0
+
+
+def test_without_graphs_there_is_nothing_to_capture() -> None:
+    engine = tiny_engine()
+    engine.runner.capture_all()
+    assert engine.runner.graphs.num_captures == 0
 
 
 def test_the_largest_step_runs_on_padding() -> None:

@@ -1,5 +1,6 @@
 """Every YAML composes, overrides do what they say, and what is misspelt is named in one line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_every_variant_and_workload_composes(key: str, name: str) -> None:
     listed = f"[{BASELINE},{name}]" if name != BASELINE and key == "variants" else f"[{name}]"
     config = compose([f"{key}={listed}"])
     part = getattr(config, key)[-1]
-    assert part.name == name
+    assert part.name == name or part.rates
     check(config)
 
 
@@ -68,6 +69,16 @@ def test_batches_and_lengths_replace_points() -> None:
     assert decode.pairs() == [(2, 128), (2, 1024), (4, 128), (4, 1024)]
     assert offline.pairs() == [(256, 0)]
     assert compose([*base, "lengths=64"]).workloads[0].pairs() == [(1, 64), (8, 64), (64, 64), (256, 64)]
+
+
+def test_each_rate_is_a_workload_of_its_own() -> None:
+    """Tables, comparisons and resumed runs tell them apart by name; everything else is the same."""
+    asked = ["workloads=[serving,decode]", "workload.serving.rates=[2,0.5]", "batches=[3]"]
+    two, half, decode = compose(asked).workloads
+    assert [(w.name, w.rates) for w in (two, half)] == [("serving-2rps", [2.0]), ("serving-0_5rps", [0.5])]
+    assert replace(two, name="", rates=[]) == replace(half, name="", rates=[])
+    assert two.pairs() == [(100, 0)], "a number of requests is no batch size"
+    assert decode.pairs()[0][0] == 3
 
 
 def test_explicit_points_win_over_the_product() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments.config import WorkloadConfig
 from experiments.floors import Ceilings, decode_work, floor_ms, nano_vllm_requests, offline_work, prefill_work
 
 QWEN3_06B = {
@@ -123,4 +124,37 @@ def test_no_floor_is_claimed_without_measured_ceilings(ceilings: dict | None) ->
 
 
 def test_no_floor_for_a_workload_without_a_formula() -> None:
-    assert floor_ms(SMOLLM2, "serving", 1, 8, H200, 2) is None
+    assert floor_ms(SMOLLM2, "mystery", 1, 8, H200, 2) is None
+    assert floor_ms(SMOLLM2, "serving", 1, 0, H200, 2) is None, "its prompts are not known"
+
+
+def test_a_ragged_step_is_charged_its_own_contexts() -> None:
+    """Their sum, which is that of equal ones; under a sliding window less, since a long context is cut off there."""
+    ragged = WorkloadConfig("ragged", "decode", sigma=1.0)
+    even, uneven = (floor_ms(SMOLLM2, "decode", 16, 512, H200, 2, config, 3) for config in (None, ragged))
+    assert even == uneven
+    windowed = SMOLLM2 | {"sliding_window": 512}
+    even, uneven = (floor_ms(windowed, "decode", 16, 512, H200, 2, config, 3) for config in (None, ragged))
+    assert even is not None
+    assert uneven is not None
+    contexts = ragged.contexts(16, 512, 3)
+    kv = 2 * 30 * 3 * 64 * 2
+    assert even.bytes - uneven.bytes == kv * sum(max(0, context - 512) for context in contexts)
+
+
+def test_a_shared_prefix_is_read_once_and_seen_by_all() -> None:
+    """Against prompts without one: what is computed less, by its own formula."""
+    whole, shared = prefill_work(SMOLLM2, [300] * 4, 2), prefill_work(SMOLLM2, [300] * 4, 2, shared=200)
+    prefix = prefill_work(SMOLLM2, [200] * 4, 2)
+    kv, h, head = 2 * 30 * 3 * 64 * 2, 576, 2 * 4 * 49152 * 576
+    assert whole.flop - shared.flop == prefix.flop - head
+    assert whole.bytes - shared.bytes == 4 * 200 * (kv + 2 * h) - 200 * kv
+    config = WorkloadConfig("w", "shared_prefix", prefix_tokens=200)
+    floor = floor_ms(SMOLLM2, "shared_prefix", 4, 300, H200, 2, config)
+    assert floor is not None
+    assert (floor.bytes, floor.flop, floor.tokens) == (shared.bytes, shared.flop, 400)
+
+
+def test_no_token_of_serving_comes_sooner_than_one_step_of_one_sequence() -> None:
+    config = WorkloadConfig("w", "serving", input_tokens=[32, 256], output_tokens=[2, 9])
+    assert floor_ms(QWEN3_06B, "serving", 100, 0, H200, 2, config) == floor_ms(QWEN3_06B, "decode", 1, 32, H200, 2)

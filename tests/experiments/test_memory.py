@@ -35,5 +35,26 @@ def test_headline_pairs_stay_warm_on_an_h200(name: str) -> None:
     assert not fit_together(find_model(name), HEADLINE, 8 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("name", "sequences", "tokens"),
+    [
+        ("serving", 32, 256 + 64),  # Of 100 requests 32 run at once, each as long as it can be.
+        ("shared_prefix", 4 + 1, 256),
+        ("ragged", 4, 128),
+    ],
+)
+def test_the_cache_of_every_kind_counts(name: str, sequences: int, tokens: int) -> None:
+    model = find_model("qwen3-8b")
+    large = [f"workload.{name}.input_tokens=[32,256000]"] if name == "serving" else [f"lengths=[{1000 * tokens}]"]
+    small, grown = (
+        warm_bytes(model, replace(compose([f"workloads=[{name}]", *overrides]), dtype="bfloat16"))
+        for overrides in ([], large)
+    )
+    cache = sequences * 147_456 * ((256_000 + 64) if name == "serving" else 1000 * tokens)
+    # The small cache is below what the reference takes, the grown one above.
+    reference = 6 * (8.19e9 - 151936 * 4096)
+    assert grown - small == pytest.approx(cache - reference, rel=0.02)
+
+
 def test_unknown_sizes_are_taken_to_fit() -> None:
     assert fit_together(Model("hub", "a/hub"), HEADLINE, GIB)

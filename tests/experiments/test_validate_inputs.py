@@ -10,6 +10,7 @@ from experiments.errors import UserError
 from experiments.models import find_model
 from experiments.validate_inputs import check
 
+SERVING = ["workloads=serving"]
 BAD = [
     (["models=[]"], "models is empty"),
     (["variants=[]"], "variants is empty"),
@@ -27,7 +28,23 @@ BAD = [
     (["workloads=offline", "models=llama-3.2-1b", "workload.offline.input_tokens=[9,2]"], r"input_tokens=\[9, 2\]"),
     (["workloads=offline", "workload.offline.output_tokens=[100,4000]"], "length 5024 is longer"),
     (["workload.decode.points=[[1]]"], "must be a pair"),
-    (["workload.decode.kind=decoding"], "decoding is not one of prefill, decode, offline"),
+    (["workload.decode.kind=decoding"], "decoding is not one of prefill, shared_prefix, decode, offline, serving"),
+    (["workload.decode.rates=[1]"], "rates has no meaning for kind=decode"),
+    (["workload.prefill.sigma=0.5"], "sigma has no meaning for kind=prefill"),
+    (["workload.decode.sigma=-1"], "sigma=-1.0 must be 0 or more"),
+    (["workloads=ragged", "lengths=[4000]"], r"ragged: length \d+ is longer than the 4096 positions"),
+    (["workloads=shared_prefix", "lengths=[64]"], "prefix_tokens=192 must be below the shortest length, 64"),
+    (["workloads=shared_prefix", "workload.shared_prefix.prefix_tokens=0"], "prefix_tokens=0 must be positive"),
+    ([*SERVING, "workload.serving.rates=[]"], r"serving.rates=\[\] must be a list of positive requests per second"),
+    ([*SERVING, "workload.serving.rates=[2,0]"], r"serving-0rps.rates=\[0.0\] must be"),
+    ([*SERVING, "workload.serving.rates=[2,inf]"], r"must be a list of positive"),
+    ([*SERVING, "workload.serving.rates=[2,2]"], "workloads has serving-2rps twice"),
+    ([*SERVING, "workload.serving.output_tokens=[1,8]"], "must be 2 or more"),
+    ([*SERVING, "workload.serving.arrival_cv=-1"], "arrival_cv=-1.0 must be 0 or more"),
+    ([*SERVING, "workload.serving.itl_slo_ms=0"], "itl_slo_ms=0.0 must be positive"),
+    ([*SERVING, "workload.serving.max_num_seqs=0"], "max_num_seqs=0 must be positive"),
+    ([*SERVING, "workload.serving.output_tokens=[16,4096]"], "length 4352 is longer"),
+    ([*SERVING, "workload.serving.rates=[0.5]"], "100 requests at 0.5 per second, 2 windows and a warm-up, take 600 s"),
     (["protocol.rounds=-1"], "protocol.rounds=-1 must be positive"),
     (["protocol.windows=0"], "protocol.windows=0 must be positive"),
     (["protocol.warmup_min_steps=-1"], "must be 0 or more"),

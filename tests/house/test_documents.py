@@ -127,9 +127,10 @@ def first_column(document: str, title: str) -> list[str]:
 
 
 def test_tables_of_names_are_complete() -> None:
-    """Every command, variant and switch is in its table, and nothing else."""
+    """Every command, variant, workload and switch is in its table, and nothing else."""
     assert first_column("README.md", "command") == list(COMMAND_MODULES)
     assert sorted(first_column("README.md", "variant")) == names("variant")
+    assert sorted(first_column("README.md", "workload")) == names("workload")
     switches = [switch for variant in names("variant") for switch in load_yaml("variant", variant).get("switches", {})]
     assert sorted(first_column("docs/06_fusion_design.md", "switch")) == sorted(switches)
 

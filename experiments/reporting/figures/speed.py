@@ -32,8 +32,9 @@ _COLUMNS = ("model", "workload", "batch", "length", "variant", "metric")
 
 
 def workloads(analysis: Analysis) -> list[tuple[str, str]]:
-    """Every (model, workload), sorted."""
-    return sorted({(p.model, p.workload) for p in analysis.run.points})
+    """Every (model, workload) that is a grid of batches and lengths, sorted; serving is a line of rates."""
+    kind = analysis.run.info.kind
+    return sorted({(p.model, p.workload) for p in analysis.run.points if kind(p.workload) != "serving"})
 
 
 def where(row: Row) -> str:

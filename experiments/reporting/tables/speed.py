@@ -42,8 +42,9 @@ def summary(analysis: Analysis) -> Content | None:
 
 @table("Every point at a glance", "faster")
 def headline(analysis: Analysis) -> Content | None:
-    """Median of the primary metric by variant (ms per step or prefill, tokens/s offline); then speed-up, interval,
-    verdict and share of the physical floor of the variant that the report leads with."""
+    """Median of the primary metric by variant (ms per step, per prefill and between tokens of serving; tokens/s
+    offline); then speed-up, interval, verdict and share of the physical floor of the variant that the report leads
+    with."""
     lead = lead_variant(analysis)
     variants = analysis.run.variants
     by_point: dict[tuple[Value, ...], dict[str, Row]] = defaultdict(dict)

@@ -4,7 +4,7 @@ import pytest
 
 from engine import compilations
 from engine.compilations import Compilations
-from experiments.measuring.guard import Disturbances, Disturbed, settle, undisturbed
+from experiments.measuring.guard import Disturbances, Disturbed, settle, undisturbed, undisturbed_result
 from tests.engine.tiny import tiny_engine
 
 
@@ -81,6 +81,23 @@ def test_settling_repeats_until_nothing_happens() -> None:
     assert settle(engine, action, attempts=10) == 4
     left = [1] * 5
     assert settle(engine, action, attempts=5) == 5
+
+
+def test_disturbed_results_are_thrown_away_and_counted() -> None:
+    """What an undisturbed run gave is kept; where there is none, that is an error."""
+    engine = tiny_engine()
+    disturbed = [2, 1, 0, 0]
+
+    def action() -> int:
+        engine.runner.graphs.num_captures += disturbed[0]
+        return disturbed.pop(0)
+
+    assert undisturbed_result(engine, action, attempts=3) == (0, 2)
+    assert disturbed == [0]
+    disturbed = [1] * 4
+    with pytest.raises(Disturbed, match="inside the timed region, 2 times over: 1 graph captures"):
+        undisturbed_result(engine, action, attempts=2)
+    assert disturbed == [1, 1]
 
 
 def test_differences_read_as_words() -> None:

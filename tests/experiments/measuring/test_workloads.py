@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 
 from engine import Engine
+from engine.runner import Runner
 from experiments.config import WorkloadConfig
 from experiments.floors import nano_vllm_requests
 from experiments.measuring import decode, offline, prefill
-from experiments.measuring.decode import decoding, fill_with_noise, measure_decode
+from experiments.measuring.decode import decode_engine, decoding, fill_with_noise, measure_decode
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import draw_requests, measure_offline
 from experiments.measuring.prefill import first_token_ms, measure_prefill
 from experiments.records import Point
-from tests.experiments.measuring.sessions import PROTOCOL, session_of
+from tests.experiments.measuring.sessions import PROTOCOL, session_of, with_graphs
 
 DECODE, PREFILL, OFFLINE = (Point("tiny", kind, batch, length) for kind, batch, length in (
     ("decode", 2, 24), ("prefill", 2, 24), ("offline", 3, 0),
@@ -72,6 +73,40 @@ def test_decode_at_the_last_position_is_moved_back(contexts: list[list[int]]) ->
     assert timed[-1] == 2046
 
 
+def test_a_longer_block_table_is_met_before_the_clock_runs() -> None:
+    """Contexts from 268 to 332 tokens: beyond 320, which steps of the warm-up never reach, is another graph."""
+    session = with_graphs(session_of())
+    samples, engine = measure_decode(
+        session, replace(DECODE, length=300), replace(PROTOCOL, steps_per_window=32, window_ms=1e6)
+    )
+    assert len(samples["step_ms"]) == PROTOCOL.windows
+    assert {key.table_width * engine.config.block_size for key in engine.runner.graphs.graphs} == {320, 1280}
+
+
+def test_ragged_contexts_step_together_and_average_to_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sequence at its own context, moved alike; the last page of each fits the pool, and nobody is preempted."""
+    session = session_of()
+    point = Point("tiny", "ragged", 8, 40)
+    wanted = session.contexts(point)
+    starts: list[list[int]] = []
+    launch = Runner.launch
+
+    def launched(runner: Runner, decodes: Any, prefills: Any) -> Any:
+        starts.append([item.start for item in decodes])
+        return launch(runner, decodes, prefills)
+
+    monkeypatch.setattr(Runner, "launch", launched)
+    _, engine = measure_decode(session, point, PROTOCOL)
+    assert len(set(wanted)) > 4
+    timed = starts[-PROTOCOL.windows * PROTOCOL.steps_per_window :]
+    for sequence, context in enumerate(wanted):
+        mean = sum(step[sequence] for step in timed) / len(timed)
+        # Those shorter than the steps before the middle start at one token.
+        least = 1 + decode.SETTLE_STEPS + (len(timed) - 1) / 2
+        assert mean == pytest.approx(max(context, least), abs=0.5)
+    assert engine.scheduler.num_preemptions == 0
+
+
 def test_slow_steps_make_short_windows(contexts: list[list[int]]) -> None:
     """One step at least, whatever a window's milliseconds say."""
     samples, _ = measure_decode(session_of(), DECODE, replace(PROTOCOL, window_ms=0.0))
@@ -82,9 +117,8 @@ def test_slow_steps_make_short_windows(contexts: list[list[int]]) -> None:
 def test_steps_that_do_nothing_are_an_error() -> None:
     """Sequences that have ended take no time at all: that must never be a sample."""
     session = session_of()
-    engine = session.engine(2, 30, 2)
-    fill_with_noise(engine, seed=0)
-    with decoding(session, engine, DECODE, 24, 3), pytest.raises(RuntimeError, match=r"ended after \d+ of 90 steps"):
+    engine = decode_engine(session, [24, 24], 3)
+    with decoding(session, engine, DECODE, [24, 24], 3), pytest.raises(RuntimeError, match="ended after 3 of 90 steps"):
         decode._run(engine, 90)
 
 

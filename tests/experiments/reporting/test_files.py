@@ -215,8 +215,8 @@ BROKEN: dict[str, tuple[Callable[[], Run], list[str]]] = {
         ["1 problem in reading them", "a.json: truncated"],
     ),
     "unknown workload": (
-        lambda: Synthetic(**(SMALL | {"workloads": ("serving",)}), rounds=1).run(),
-        ["workload serving: no metric is registered for it", "16 planned, 16 ok"],
+        lambda: Synthetic(**(SMALL | {"workloads": ("mystery",)}), rounds=1).run(),
+        ["workload mystery: no metric is registered for it", "16 planned, 16 ok"],
     ),
     "disturbed": (
         lambda: Synthetic(**SMALL, mend=_change(status=Status.INVALID, reason="a kernel was compiled")).run(),

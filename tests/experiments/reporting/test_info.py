@@ -1,6 +1,6 @@
 """What the report takes from a manifest, and what it makes of one that says little."""
 
-from experiments.records import Point
+from experiments.config import WorkloadConfig
 from experiments.reporting.info import planned_cells, run_info
 from experiments.reporting.methods import methods
 from experiments.reporting.rows import analyse
@@ -21,15 +21,12 @@ def test_a_control_is_the_baseline_under_another_name() -> None:
     assert run_info({"config": {"variants": variants}}).controls == ("control",)
 
 
-def test_an_offline_point_has_the_requests_of_its_workload() -> None:
-    workload = {"name": "short", "kind": "offline", "input_tokens": [10, 20], "output_tokens": [5, 5]}
-    info = run_info({"config": {"workloads": [workload]}})
-    requests = info.offline_requests(Point("m", "short", 7, 0))
-    assert requests is not None
-    assert len(requests) == 7
-    assert all(10 <= prompt <= 20 and output == 5 for prompt, output in requests)
-    assert info.kind("short") == "offline"
-    assert info.offline_requests(Point("m", "decode", 7, 64)) is None
+def test_a_workload_is_read_as_far_as_it_is_known() -> None:
+    """Keys of another version are passed over; one that the manifest lacks is of the kind that its name says."""
+    workload = {"name": "short", "kind": "offline", "input_tokens": [10, 20], "output_tokens": [5, 5], "since": 3}
+    info = run_info({"config": {"workloads": [workload, {"name": "prefill"}]}})
+    assert info.workload("short") == WorkloadConfig("short", "offline", input_tokens=[10, 20], output_tokens=[5, 5])
+    assert [info.kind(name) for name in ("short", "prefill", "decode")] == ["offline", "prefill", "decode"]
 
 
 def test_a_planned_cell_that_cannot_be_read_is_a_problem() -> None:
