@@ -73,7 +73,8 @@ class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
     Metrics: `step_ms` and `ttft_ms` (host wall clock over a free-running window, per step), `step_device_ms` (CUDA
-    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`.
+    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`. `shard` names the
+    process that measured it, where a run was spread over several.
     """
 
     cell: Cell
@@ -88,6 +89,7 @@ class CellResult:
     verdict: Verdict | None = None
     started: str = ""
     duration_s: float = 0.0
+    shard: str = ""
 
 
 @dataclass(frozen=True)
