@@ -91,8 +91,8 @@ class ClusterConfig:
     """Where a sweep is measured: `none` is this process, `local` processes of this host, `slurm` jobs of one node each.
 
     The points are split into `shards` (None: one per group of GPUs here, one per model on Slurm), and each shard sees
-    `gpus_per_node` GPUs. Shards on unlike machines are refused unless `mixed`. Without `wait` the command ends once they
-    are submitted. The keys from `timeout_min` on are Slurm's; `sbatch` is for any other option of sbatch.
+    `gpus_per_node` GPUs. Shards on unlike machines are refused unless `mixed`. Without `wait` the command only submits
+    them. The keys from `timeout_min` on are Slurm's; `sbatch` is for any other option of sbatch.
     """
 
     kind: str = "none"

@@ -1,6 +1,6 @@
 """The folder of a run: results/<experiment>/<run_id>/{manifest.json, cells/<cell>.json, logs/}.
 
-One process writes a run at a time, or several shards that have no cell in common; each finished cell is one file, durable
+One process writes a run at a time, or several shards with no cell in common; each finished cell is one file, durable
 before the next cell starts. A file that is truncated or changed is named and set aside as *.corrupt, and never counted.
 """
 

@@ -95,7 +95,7 @@ class Prepared:
 
 
 def prepare(config: ExperimentConfig, environment: Environment | None = None) -> Prepared:
-    """Check, resolve and plan, for this machine unless given; UserError for whatever is wrong. Starts and writes nothing."""
+    """Check, resolve and plan, for this machine unless given; UserError for whatever is wrong. Starts nothing."""
     models = check(config)
     environment = environment or machine()
     device = resolve_device(config.device, environment)

@@ -1,4 +1,4 @@
-"""Shards as processes of this host or as Slurm jobs, by submitit: started, watched, cancelled. No scheduling of our own.
+"""Shards as processes of this host or as Slurm jobs, by submitit: started, watched, cancelled. It schedules nothing.
 
 Whether a Slurm job is still to be waited for is asked of squeue: submitit asks sacct, which many clusters do not have,
 and without it a job that was killed would run for ever.
@@ -117,7 +117,7 @@ class SlurmExecutor(Executor):
 
 
 def slurm_queue(name: str) -> dict[str, str] | None:
-    """The jobs of this name that Slurm holds, queued, running or about to be requeued, by id; None without an answer."""
+    """The jobs of this name that Slurm has queued or running, by id; None without an answer."""
     lines = run_quietly("squeue", f"--name={name}", "--noheader", "--array", "--format=%i %T")
     if lines is None:
         return None

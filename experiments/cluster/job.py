@@ -1,7 +1,7 @@
 """One shard, in a process that submitit started: what is still missing of it is measured into the run's folder.
 
-It may be started again at any time, on any node: killed, preempted, out of time, requeued. What the folder holds already
-is not measured again, so a job needs no other state than where its run is.
+It may be started again at any time, on any node: killed, preempted, out of time, requeued. What the folder holds is not
+measured again, so a job needs no other state than where its run is.
 """
 
 import os
@@ -63,7 +63,7 @@ class ShardStore(RunStore):
     """A run as one shard writes it: its own cells, and what it learns to its own record."""
 
     def __init__(self, path: Path, manifest: Manifest, record: ShardRecord) -> None:
-        # Every shard must load the weights whose hashes are known, but says itself what they are and what its GPU reaches.
+        # The hashes of all shards bind this one; words and measured rates are its own.
         own = replace(manifest, weights=record.weights, ceilings=record.ceilings)
         super().__init__(path, own, shared=True)
         self._record = record

@@ -78,15 +78,11 @@ def device_groups(prepared: Prepared) -> list[list[int]]:
     visible = _visible(prepared.environment)
     for device in config.devices:
         if device not in visible:
-            raise UserError(
-                f"devices={config.devices}: there is no GPU {device}; nvidia-smi shows {visible} to this user"
-            )
+            raise UserError(f"devices={config.devices}: there is no GPU {device}, only {visible}")
     devices, each = config.devices or visible, max(1, cluster.gpus_per_node)
     groups = [devices[start : start + each] for start in range(0, len(devices) - each + 1, each)]
     if not groups or len(groups) < (cluster.shards or 0):
-        raise UserError(
-            f"cluster.shards={cluster.shards or 1} of {each} GPUs each do not fit on GPUs {devices} at once"
-        )
+        raise UserError(f"cluster.shards={cluster.shards or 1} of {each} GPUs each need more than the GPUs {devices}")
     return groups[: cluster.shards]
 
 

@@ -1,8 +1,8 @@
 """A plan cut into shards. All variants and rounds of a point stay in one shard, so pairs share a node and a GPU.
 
-The points stay in the order planned, model after model, and are cut where each shard has its share of the cells: a cell
-takes about as long as any other, since the protocol bounds its windows by time. A model is loaded once more for each cut
-through it, so a cut moves to the end of a model that is near.
+The points stay in the order planned, model after model, and are cut where each shard has its share of the cells; a cell
+takes about as long as any other, since the protocol bounds its windows by time. Each cut through a model means that it
+is loaded once more, so a cut moves to the end of a model that is near.
 """
 
 from collections import Counter

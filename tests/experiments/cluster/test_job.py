@@ -1,6 +1,5 @@
 """A shard measures what is missing of it, on a machine like the run's, and keeps what it learnt to itself."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,10 +37,10 @@ class Node:
 
 
 @pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+def node(monkeypatch: pytest.MonkeyPatch) -> Node:
     monkeypatch.setattr(job_module, "GRACE_S", 0)
     monkeypatch.setattr(job_module, "code", lambda: CODE)
-    yield Node(monkeypatch)
+    return Node(monkeypatch)
 
 
 class Launched:
