@@ -94,7 +94,10 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one variant at one point, over all rounds: a row of summary.json (design section 7)."""
+    """One metric of one variant at one point, over all rounds: a row of summary.json (design section 7).
+
+    `machine` is the GPU it was measured on, where the points of the run are from unlike machines; empty else.
+    """
 
     model: str
     workload: str
@@ -116,3 +119,4 @@ class Row:
     verdict: str = ""
     floor: float | None = None
     share_of_floor: float | None = None
+    machine: str = ""

@@ -57,8 +57,8 @@ def why_not() -> str:
 
 @contextlib.contextmanager
 def one_node_slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """Start it; yields the environment in which sbatch and its kin find it. `folder` must have a short path, for it holds
-    a socket."""
+    """Start it; yields the environment in which sbatch and its kin find it. `folder` must have a short path, for it
+    holds a socket."""
     host = socket.gethostname().partition(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir()

@@ -80,6 +80,6 @@ def test_a_run_whose_jobs_are_queued_is_not_resumed(tmp_path: Path, capsys: pyte
 
 
 def test_what_slurm_does_not_take_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Slurm did not take the shards: .*[Pp]artition"):
+    with pytest.raises(UserError, match=r"Slurm did not take the shards: .*[Pp]artition"):
         sweep(tmp_path, *SLURM, "cluster.partition=nonsense")
     assert not list(tmp_path.glob("results/*/*"))
