@@ -34,6 +34,8 @@ def missing_cells(cells: Sequence[Cell], done: Collection[Cell]) -> list[Cell]:
 
 def make_shards(plan: Plan, cells: Sequence[Cell], count: int, launch: int = 1) -> tuple[Shard, ...]:
     """At most `count` shards that hold the points of `cells`, each point once."""
+    if not cells:
+        return ()
     weight = Counter(cell.point for cell in cells)
     points = [point for model in plan.models for point in model.points if point in weight]
     before = [0, *accumulate(weight[point] for point in points)]

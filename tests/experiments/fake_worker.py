@@ -95,6 +95,10 @@ class FakeWorker:
             case "kill_harness":
                 os.kill(os.getppid(), signal.SIGKILL)
                 time.sleep(60)
+            case "preempt":
+                # What Slurm sends before it takes a node away, or when the time is nearly up.
+                os.kill(os.getppid(), signal.SIGUSR2)
+                time.sleep(60)
             case "requeue":
                 # Slurm ends this job, and starts it again.
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)

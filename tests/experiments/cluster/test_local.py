@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cluster import launch as launch_module
+from experiments.cluster.hosts import device_groups
 from experiments.compose import compose
 from experiments.environment import ROOT, Environment, Gpu
 from experiments.errors import UserError
@@ -33,10 +33,12 @@ def test_a_shard_that_is_killed_is_resumed_and_the_run_is_as_if_it_were_one(
 ) -> None:
     whole = unsharded(tmp_path)
     capsys.readouterr()
-    kill = {"do": "kill_harness", "on": "measure", "variant": "fused", "batch": 2, "round": 0, "times": 1}
-    lost = sweep(tmp_path, *LOCAL, rules=[kill])
+    when = {"on": "measure", "variant": "fused", "times": 1}
+    rules = [{"do": "kill_harness", "batch": 2, "round": 0, **when}, {"do": "preempt", "batch": 1, "round": 1, **when}]
+    lost = sweep(tmp_path, *LOCAL, rules=rules)
     said = capsys.readouterr()
     assert lost.code == 1
+    # Who is preempted goes on by itself; who is killed is lost.
     assert {r.shard for r in lost.results.values() if r.cell.point.batch == 1} == {"01-00"}
     assert sum(r.cell.point.batch == 1 for r in lost.results.values()) == 8
     assert sum(r.cell.point.batch == 2 for r in lost.results.values()) <= 3
@@ -100,7 +102,7 @@ def test_tensor_parallel_cells_take_several_gpus(monkeypatch: pytest.MonkeyPatch
 
     def groups(*overrides: str) -> list[list[int]]:
         asked = compose(arguments(tmp_path, "device=cuda", "cluster=local", *overrides))
-        return launch_module.device_groups(prepare(asked, four))
+        return device_groups(prepare(asked, four))
 
     assert groups("cluster.gpus_per_node=2") == [[0, 1], [2, 3]]
     assert groups("cluster.gpus_per_node=2", "devices=[3,1,0]") == [[3, 1]]

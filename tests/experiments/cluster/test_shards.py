@@ -29,7 +29,7 @@ plans = st.builds(make_plan, st.lists(st.integers(1, 12), min_size=1, max_size=5
 def test_every_missing_cell_is_in_one_shard(plan: Plan, count: int, data: st.DataObject) -> None:
     done = data.draw(st.sets(st.sampled_from(plan.cells)))
     missing = missing_cells(plan.cells, done)
-    shards = make_shards(plan, missing, count) if missing else ()
+    shards = make_shards(plan, missing, count)
     owner = {point: shard.id for shard in shards for point in shard.points}
     assert sum(len(shard.points) for shard in shards) == len(owner)
     assert owner.keys() == {cell.point for cell in missing}
