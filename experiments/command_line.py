@@ -61,9 +61,8 @@ def composed(arguments: Sequence[str], usage: str) -> ExperimentConfig | None:
 def help_text(usage: str) -> str:
     """The command's own words, every key with its default, and every name that a key can take."""
     keys = (files("configs") / "config.yaml").read_text(encoding="utf-8")
-    known = [
-        f"{group}: {', '.join(names(group))}" for group in ("experiment", "model", "variant", "workload", "protocol")
-    ]
+    groups = ("experiment", "model", "variant", "workload", "protocol", "cluster")
+    known = [f"{group}: {', '.join(names(group))}" for group in groups]
     return "\n".join([usage.strip(), "", *known, "", "Keys and defaults (configs/config.yaml):", "", keys.rstrip()])
 
 

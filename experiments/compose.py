@@ -16,19 +16,28 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from experiments.config import REQUEST_KINDS, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.config import (
+    REQUEST_KINDS,
+    ClusterConfig,
+    ExperimentConfig,
+    ProtocolConfig,
+    VariantConfig,
+    WorkloadConfig,
+)
 from experiments.errors import UserError
 
 T = TypeVar("T")
 
 # Mappings that take any key: Hydra would want a `+` before the first change to an entry.
-_OPEN = ("variant.", "workload.")
-_LISTS = ("models", "variants", "workloads", "batches", "lengths")
+_OPEN = ("variant.", "workload.", "cluster.sbatch.")
+# Its YAMLs state only the keys that mean something there.
+_PARTIAL = ("cluster.",)
+_LISTS = ("models", "variants", "workloads", "batches", "lengths", "devices")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """config.yaml's own keys, as typed: names not yet looked up, `protocol` already chosen by Hydra."""
+    """config.yaml's own keys, as typed: names not yet looked up, `protocol` and `cluster` already chosen by Hydra."""
 
     name: str
     question: str
@@ -48,6 +57,8 @@ class Asked:
     reports_dir: str
     dry_run: bool
     resume: str | None
+    cluster: dict[str, Any]
+    devices: list[int]
 
 
 def compose(overrides: Sequence[str]) -> ExperimentConfig:
@@ -57,11 +68,17 @@ def compose(overrides: Sequence[str]) -> ExperimentConfig:
     for key in ("models", "variants", "workloads"):
         if not all(isinstance(name, str) for name in getattr(asked, key)):
             raise UserError(f"{key} must be a list of names, not {getattr(asked, key)}")
-    kept = {field.name for field in dataclasses.fields(ExperimentConfig)} - {"variants", "workloads", "protocol"}
+    kept = {field.name for field in dataclasses.fields(ExperimentConfig)} - {
+        "variants",
+        "workloads",
+        "protocol",
+        "cluster",
+    }
     return ExperimentConfig(
         variants=[_part("variant", VariantConfig, name, asked.variant) for name in asked.variants],
         workloads=[workload for name in asked.workloads for workload in _workloads(name, asked)],
         protocol=_build(ProtocolConfig, "protocol.", composed.protocol),
+        cluster=_build(ClusterConfig, "cluster.", composed.cluster),
         **{name: getattr(asked, name) for name in kept},
     )
 
@@ -124,7 +141,7 @@ def _prepare(text: str) -> str:
         raise UserError(f"{key} is not a key of an experiment{suggest(key, _known_keys())}")
     if key in _LISTS and value != "null" and not value.startswith("["):
         value = f"[{value}]"
-    return f"++{text}" if key.startswith(_OPEN) else f"{key}={value}"
+    return f"++{text}" if key.startswith((*_OPEN, *_PARTIAL)) else f"{key}={value}"
 
 
 def _explain(message: str) -> str:
@@ -136,7 +153,9 @@ def _explain(message: str) -> str:
 
 def _known_keys() -> list[str]:
     top = [field.name for field in dataclasses.fields(Asked) if f"{field.name}." not in _OPEN]
-    return [*top, "experiment", *(f"protocol.{field.name}" for field in dataclasses.fields(ProtocolConfig))]
+    parts = {"protocol": ProtocolConfig, "cluster": ClusterConfig}
+    inside = [f"{part}.{field.name}" for part, kind in parts.items() for field in dataclasses.fields(kind)]
+    return [*top, "experiment", *inside]
 
 
 def _part(group: str, kind: type[T], name: str, all_changes: Mapping[str, Any]) -> T:

@@ -1,6 +1,7 @@
 """What an experiment is, as plain frozen values. `experiments.compose` makes them from YAML and overrides."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from experiments.errors import UserError
 from experiments.lengths import lognormal_lengths
@@ -10,6 +11,7 @@ REQUEST_KINDS = ("offline", "serving")  # Their batch is a number of requests, e
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 WEIGHTS = ("auto", "random", "real")
+CLUSTERS = ("none", "local", "slurm")
 BASELINE = "baseline"
 
 
@@ -113,6 +115,27 @@ class ProtocolConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """Where a sweep is measured: `none` is this process, `local` processes of this host, `slurm` jobs of one node each.
+
+    The points are split into `shards` (None: one per group of GPUs here, one per model on Slurm), and each shard sees
+    `gpus_per_node` GPUs. Shards on unlike machines are refused unless `mixed`. Without `wait` the command only submits
+    them. The keys from `timeout_min` on are Slurm's; `sbatch` is for any other option of sbatch.
+    """
+
+    kind: str = "none"
+    shards: int | None = None
+    gpus_per_node: int = 1
+    mixed: bool = False
+    wait: bool = True
+    timeout_min: int = 720
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    sbatch: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """A whole experiment, checked: what `fusebench --cfg job` prints and a run's manifest keeps."""
 
@@ -130,3 +153,10 @@ class ExperimentConfig:
     reports_dir: str = "reports"
     dry_run: bool = False
     resume: str | None = None
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    devices: list[int] = field(default_factory=list)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the sweep is split into shards, each a process of its own."""
+        return self.cluster.kind != "none" or bool(self.devices)

@@ -19,7 +19,7 @@ CODE = ("engine", "variants", "experiments/worker.py", "experiments/measuring")
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU that nvidia-smi lists, and how many there are."""
+    """The first of the visible GPUs, and how many are visible."""
 
     name: str
     driver: str
@@ -64,7 +64,12 @@ def find_gpu() -> Gpu | None:
     """The NVIDIA GPU that torch would see, or None; asks nvidia-smi, so that the harness needs no CUDA context."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return None
-    lines = run_quietly("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits")
+    query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits")
+    # nvidia-smi knows no MIG slices by that name, and shows the whole GPUs then.
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    lines = (run_quietly("nvidia-smi", f"--id={chosen}", *query) if chosen else None) or run_quietly(
+        "nvidia-smi", *query
+    )
     fields = [[part.strip() for part in line.split(",")] for line in (lines or "").splitlines()]
     gpus = [row for row in fields if len(row) == 3 and row[2].isdigit()]
     if not gpus:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from experiments import plain
-from experiments.config import ExperimentConfig
+from experiments.config import ClusterConfig, ExperimentConfig
 from experiments.environment import Code, Environment
 from experiments.models import Model
 from experiments.plan import Plan
@@ -98,11 +98,19 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
         found.append("the plan is ordered differently")
     if old.source_hash != new.source_hash:
         found.append(f"the code under engine/ or variants/ changed since commit {old.commit[:7]}")
-    found += _changes({"gpu": old.gpu, "device": old.device}, {"gpu": new.gpu, "device": new.device})
-    if not old.gpu:
-        found += _changes({"cpu": old.machine.get("cpu")}, {"cpu": new.machine.get("cpu")})
+    found += _changes({"device": old.device}, {"device": new.device})
     pinned_old, pinned_new = ({name: run.software.get(name) for name in _PINNED} for run in (old, new))
-    return [*found, *_changes(pinned_old, pinned_new)]
+    return [*found, *_changes(pinned_old, pinned_new), *unlike_machines(old, new)]
+
+
+def unlike_machines(old: Manifest, new: Manifest) -> list[str]:
+    """How the machine of `new` differs from that of the run `old`; empty where one of them is not known yet, for
+    a cluster's nodes are known only once a shard has started."""
+    if not (old.machine and new.machine):
+        return []
+    if not old.gpu and not new.gpu:
+        return list(_changes({"cpu": old.machine.get("cpu")}, {"cpu": new.machine.get("cpu")}))
+    return list(_changes({"gpu": old.gpu}, {"gpu": new.gpu}))
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -138,11 +146,10 @@ def _machine(environment: Environment) -> dict[str, str]:
 
 
 def _without_paths(config: ExperimentConfig, models: list[Model]) -> ExperimentConfig:
-    """The configuration with models by their short names, and without what only places or resumes the run."""
+    """The configuration with models by their short names, and without what only places, spreads or resumes the run."""
     names = [model.name for model in models]
-    return dataclasses.replace(
-        config, models=names, results_dir="results", reports_dir="reports", dry_run=False, resume=None
-    )
+    kept = dataclasses.replace(config, models=names, cluster=ClusterConfig(), devices=[])
+    return dataclasses.replace(kept, results_dir="results", reports_dir="reports", dry_run=False, resume=None)
 
 
 def _summary(plan: Plan) -> PlanSummary:

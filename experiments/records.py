@@ -73,7 +73,8 @@ class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
     Metrics: `step_ms` and `ttft_ms` (host wall clock over a free-running window, per step), `step_device_ms` (CUDA
-    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`.
+    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`. `shard` names the
+    process that measured it, where a run was spread over several.
     """
 
     cell: Cell
@@ -88,11 +89,15 @@ class CellResult:
     verdict: Verdict | None = None
     started: str = ""
     duration_s: float = 0.0
+    shard: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one variant at one point, over all rounds: a row of summary.json (design section 7)."""
+    """One metric of one variant at one point, over all rounds: a row of summary.json (design section 7).
+
+    `machine` is the GPU it was measured on, where the points of the run are from unlike machines; empty else.
+    """
 
     model: str
     workload: str
@@ -114,3 +119,4 @@ class Row:
     verdict: str = ""
     floor: float | None = None
     share_of_floor: float | None = None
+    machine: str = ""

@@ -1,9 +1,10 @@
 """The folder of a run: results/<experiment>/<run_id>/{manifest.json, cells/<cell>.json, logs/}.
 
-One process writes a run at a time; each finished cell is one file, durable before the next cell starts. A file that is
-truncated or changed is named and set aside as *.corrupt, and never counted.
+One process writes a run at a time, or several shards with no cell in common; each finished cell is one file, durable
+before the next cell starts. A file that is truncated or changed is named and set aside as *.corrupt, and never counted.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plain
+from experiments.cluster.records import disagreements, merged, read_records
 from experiments.durable import Damaged, NoSpace, make_folder, read_json, write_json
 from experiments.errors import UserError
 from experiments.manifest import SCHEMA, Manifest, differences
@@ -27,16 +29,21 @@ TRIES = 100
 class RunStore:
     """A run that this process writes. Close it, or leave a `with` block, to let another process go on."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, shared: bool = False) -> None:
         self.path = path
         self.manifest = manifest
-        self._lock = _lock(path)
+        self._lock = _lock(path, shared)
 
     def __enter__(self) -> "RunStore":
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
+
+    def share(self) -> None:
+        """Let shards write beside this process; nobody else may until all of them are done."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def discard(self) -> None:
         """Remove a run that holds no cell, so that nobody takes it for the latest."""
@@ -93,26 +100,29 @@ def resume_run(results_dir: Path, run_id: str, wanted: Manifest) -> tuple[RunSto
     store = RunStore(path, manifest)
     for leftover in path.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-    results, damaged = _read_cells(path, manifest)
+    results, damaged = read_cells(path, manifest)
     return store, results, damaged
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[CellResult], list[str]]:
-    """For readers: the manifest with its planned `cells` spelled out, every whole result, and what was damaged."""
+    """For readers: the manifest with its planned `cells` and its `shards` spelled out, every whole result, and what was
+    damaged."""
     manifest = read_manifest(path)
-    results, damaged = _read_cells(path, manifest)
-    spelled_out = plain.encode(manifest) | {"cells": [plain.encode(cell) for cell in manifest.plan.cells()]}
-    return spelled_out, results, damaged
+    results, damaged = read_cells(path, manifest)
+    shards, problems = read_records(path)
+    spelled_out = {"cells": plain.encode(manifest.plan.cells()), "shards": plain.encode(shards)}
+    return plain.encode(manifest) | spelled_out, results, [*damaged, *problems, *disagreements(shards)]
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a run folder; UserError where it is missing, damaged or of another version."""
+    """The manifest of a run folder, with what its shards learnt; UserError where it is missing, damaged or of another
+    version."""
     file = path / MANIFEST
     try:
         content = read_json(file)
         if isinstance(content, Mapping) and content.get("schema") != SCHEMA:
             raise Damaged(f"it has schema {content.get('schema')}, this version reads schema {SCHEMA}")
-        return plain.decode(Manifest, content)
+        return merged(plain.decode(Manifest, content), path)
     except FileNotFoundError:
         raise UserError(f"{path} has no {MANIFEST}: no sweep got as far as starting there") from None
     except (OSError, ValueError) as error:
@@ -131,7 +141,7 @@ def _find_run(folder: Path, run_id: str) -> Path:
     raise UserError(f"resume={run_id} is no run in {folder}; there are {', '.join(p.name for p in runs)}")
 
 
-def _read_cells(path: Path, manifest: Manifest) -> tuple[list[CellResult], list[str]]:
+def read_cells(path: Path, manifest: Manifest) -> tuple[list[CellResult], list[str]]:
     """Every whole result of a planned cell, and a line for every file that is not one."""
     planned = {cell.id: cell for cell in manifest.plan.cells()}
     results, problems = [], []
@@ -161,11 +171,11 @@ def _set_aside(file: Path) -> str:
     return f"set aside as {aside.name}, not counted"
 
 
-def _lock(path: Path) -> int:
-    """Hold the run's folder for this process; the system lets go of it however the process ends."""
+def _lock(path: Path, shared: bool) -> int:
+    """Hold the run's folder for this process, or share it; the system lets go of it however the process ends."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"run {path.name} is being written by another sweep; wait for it, or start a new run") from None

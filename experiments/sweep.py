@@ -4,12 +4,12 @@ fusebench sweep experiment=demo
 fusebench sweep experiment=headline models=[qwen3-0.6b] variants=[baseline,fused] batches=[1,8]
 fusebench sweep experiment=headline dry_run=true          print the plan
 fusebench sweep experiment=headline resume=latest         measure what the latest run still lacks
+fusebench sweep experiment=headline devices=[0,1]         spread the points over GPUs; cluster=slurm: over machines
 
 A list means "all of these". Failed cells are rows like any other. Exit code 0 when at least one cell of the run is ok,
-1 when none is, 2 for bad input, 130 after Ctrl-C; finished cells stay in every case.
+1 when none is or a shard was lost, 2 for bad input, 130 after Ctrl-C; finished cells stay in every case.
 """
 
-import shlex
 import sys
 import time
 from collections import Counter
@@ -31,11 +31,11 @@ from experiments.plan import ModelPlan, Plan, make_plan
 from experiments.pool import Pool
 from experiments.progress import Display, make_display
 from experiments.records import Cell, CellResult, Status, Verdict
+from experiments.run_end import how_to_go_on, show_table
 from experiments.store import RunStore, create_run, resume_run
 from experiments.validate_inputs import check
 from experiments.worker_process import WORKER_COMMAND
 
-LOG_WIDTH = 120
 OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
 
 
@@ -52,6 +52,10 @@ def _main(arguments: Sequence[str]) -> int:
 
 def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[str] = WORKER_COMMAND) -> int:
     """Plan, measure and store an experiment; `worker` is the command that starts a worker."""
+    if config.is_spread:
+        from experiments.cluster.launch import launch
+
+        return launch(config, arguments, worker)
     prepared = prepare(config)
     if config.dry_run:
         print(describe(prepared.plan))
@@ -63,7 +67,7 @@ def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequen
         print("\n".join(f"warning: {line}; it is measured again" for line in damaged), end="\n" if damaged else "")
     else:
         store, done = create_run(Path(config.results_dir), wanted), []
-    again = _again(arguments, store.manifest.run_id)
+    again = how_to_go_on(arguments, store.manifest.run_id)
     with store:
         try:
             with make_display(prepared.plan.cells, done) as display:
@@ -76,7 +80,7 @@ def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequen
                 raise UserError(f"{error} ({kept})") from error
             print(f"\nstopped; {kept}", file=sys.stderr)
             return INTERRUPTED
-    _show_table(config, store.manifest.run_id)
+    show_table(config, store.manifest.run_id)
     return 0 if display.counts[Status.OK] else 1
 
 
@@ -90,10 +94,10 @@ class Prepared:
     plan: Plan
 
 
-def prepare(config: ExperimentConfig) -> Prepared:
-    """Check, resolve and plan; UserError for whatever is wrong. Starts nothing and writes nothing."""
+def prepare(config: ExperimentConfig, environment: Environment | None = None) -> Prepared:
+    """Check, resolve and plan, for this machine unless given; UserError for whatever is wrong. Starts nothing."""
     models = check(config)
-    environment = machine()
+    environment = environment or machine()
     device = resolve_device(config.device, environment)
     config = replace(config, device=device, dtype=resolve_dtype(config.dtype, device))
     gpu = environment.gpu if device == "cuda" else None
@@ -193,23 +197,6 @@ class Sweep:
         )
         if told != manifest:
             self._store.write_manifest(told)
-
-
-def _again(arguments: Sequence[str], run_id: str) -> str:
-    kept = [argument for argument in arguments if not argument.startswith("resume=")]
-    return shlex.join(["fusebench", "sweep", *kept, f"resume={run_id}"])
-
-
-def _show_table(config: ExperimentConfig, run_id: str) -> None:
-    from rich.console import Console
-
-    from experiments.reporting.run import load_run
-    from experiments.reporting.terminal import show
-
-    # A log has no width of its own, and rich would squeeze the table into 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
-    show(load_run(Path(config.results_dir), config.name, run_id), console)
-    print(f"The report: fusebench report experiment={config.name} run={run_id}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 
 from experiments.config import (
     BASELINE,
+    CLUSTERS,
     DEVICES,
     DTYPES,
     REQUEST_KINDS,
     WEIGHTS,
     WORKLOAD_KINDS,
+    ClusterConfig,
     ExperimentConfig,
     ProtocolConfig,
     WorkloadConfig,
@@ -42,6 +44,7 @@ def check(config: ExperimentConfig) -> list[Model]:
     _check_choice("weights", config.weights, WEIGHTS)
     _check_variants(config)
     _check_protocol(config.protocol)
+    _check_cluster(config)
     for workload in config.workloads:
         _check_workload(workload)
         _check_duration(workload, config.protocol)
@@ -79,6 +82,22 @@ def _check_protocol(protocol: ProtocolConfig) -> None:
     least, most = protocol.warmup_min_steps, protocol.warmup_max_steps
     if most < least:
         raise UserError(f"protocol.warmup_max_steps={most} must not be below protocol.warmup_min_steps={least}")
+
+
+def _check_cluster(config: ExperimentConfig) -> None:
+    cluster, devices = config.cluster, config.devices
+    _check_choice("cluster.kind", cluster.kind, CLUSTERS)
+    _check_above("cluster.timeout_min", cluster.timeout_min, 0)
+    _check_above("cluster.gpus_per_node", cluster.gpus_per_node, -1)
+    if cluster.shards is not None:
+        _check_above("cluster.shards", cluster.shards, 0)
+    if not config.is_spread and cluster != ClusterConfig():
+        raise UserError("cluster.* is set, but nothing is spread: add cluster=slurm, cluster=local or devices=[...]")
+    if devices and cluster.kind == "slurm":
+        raise UserError("devices is for this host; on Slurm each shard gets cluster.gpus_per_node GPUs")
+    _check_unique("devices", [str(device) for device in devices])
+    for device in devices:
+        _check_above("devices", device, -1)
 
 
 def _check_workload(workload: WorkloadConfig) -> None:

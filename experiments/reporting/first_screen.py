@@ -14,6 +14,7 @@ from experiments.reporting.headline import (
     lead_variant,
 )
 from experiments.reporting.rows import Analysis
+from experiments.reporting.shards import places, unlike_machines
 
 TWIN_NOTE = (
     "Twin run: on this machine the kernels ran as their plain-PyTorch twins. The pipeline and the answers are real; "
@@ -63,6 +64,7 @@ def first_screen(analysis: Analysis) -> FirstScreen:
         _cells(analysis),
         *_below_floor(analysis),
         _machine(analysis),
+        *_shards(analysis),
         _code(analysis),
     )
     return FirstScreen(
@@ -183,6 +185,22 @@ def _machine(analysis: Analysis) -> Fact:
     else:
         parts.append("no ceilings measured, so no floor is claimed")
     return Fact("Machine", ", ".join(p for p in parts if p))
+
+
+def _shards(analysis: Analysis) -> list[Fact]:
+    """Over how many processes the run was spread, and what of that may have told on the times."""
+    found = places(analysis.run)
+    if not found:
+        return []
+    nodes = sorted({p.record.node for p in found})
+    text = f"{len(found)} on {', '.join(nodes)}"
+    crowded = [node for node in nodes if any(p.beside for p in found if p.record.node == node)]
+    if crowded:
+        text += f"; side by side on {', '.join(crowded)}, sharing its cores, memory and PCIe"
+    types = sorted(set(unlike_machines(analysis.run).values()))
+    if types:
+        text += f"; on unlike machines ({', '.join(types)}): compare variants at a point, not points with each other"
+    return [Fact("Shards", text, "warn" if crowded or types else "")]
 
 
 def _code(analysis: Analysis) -> Fact:

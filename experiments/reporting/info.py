@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import plain
+from experiments.cluster.records import ShardRecord
 from experiments.config import BASELINE, WorkloadConfig
 from experiments.floors import DTYPE_BYTES, Ceilings
 from experiments.records import Cell
@@ -16,6 +17,7 @@ class RunInfo:
 
     `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
     `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
+    `shards` are the processes that the run was spread over, wherever they ran.
     """
 
     experiment: str
@@ -39,6 +41,12 @@ class RunInfo:
     protocol: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     by_process: tuple[str, ...] = ()
+    shards: tuple[ShardRecord, ...] = ()
+
+    @property
+    def machine_type(self) -> str:
+        """What makes two machines alike: the name of the GPU, or of the CPU where none is used."""
+        return self.gpu or self.cpu
 
     @property
     def dtype_bytes(self) -> int:
@@ -59,6 +67,8 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
     config = _mapping(manifest, "config")
     machine = _mapping(manifest, "machine")
     workloads, variants = _named(config.get("workloads")), _named(config.get("variants"))
+    shards = tuple(plain.decode(ShardRecord, record) for record in manifest.get("shards") or [])
+    apart = {*(_mapping(manifest, "plan").get("by_process") or ()), *(name for s in shards for name in s.by_process)}
     return RunInfo(
         experiment=_text(manifest, "experiment") or _text(config, "name") or experiment,
         run_id=_text(manifest, "run_id") or run_id,
@@ -82,7 +92,8 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         workloads={w["name"]: _workload(w) for w in workloads},
         protocol=_mapping(config, "protocol"),
         seed=config.get("seed"),
-        by_process=tuple(map(str, _mapping(manifest, "plan").get("by_process") or ())),
+        by_process=tuple(sorted(map(str, apart))),
+        shards=shards,
     )
 
 

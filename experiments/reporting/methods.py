@@ -24,6 +24,11 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
         apart = (
             f" The engines of {names} do not fit on the device together: each variant and round had a fresh process."
         )
+    if info.shards:
+        apart += (
+            f" The points were spread over {len(info.shards)} shards, each with its own processes and GPUs and all "
+            "variants and rounds of its points; the table of shards says where, and which ran side by side."
+        )
     rounds = f"{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
     protocol = ", ".join(
         f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.config import BASELINE
-from experiments.floors import Floor, floor_ms
+from experiments.floors import Ceilings, Floor, floor_ms
 from experiments.metrics import METRICS, Better, Metric, metrics_of
 from experiments.records import CellResult, Point, Row, Status, Verdict
 from experiments.reporting.run import Run
+from experiments.reporting.shards import ceilings_at, unlike_machines
 from experiments.stats import MIN_ROUNDS, Claim, Estimate, SampleError, claim, estimate, holm, paired_ratios
 
 # Which status a row takes when its rounds ended differently: a wrong answer outweighs a missing one.
@@ -50,7 +51,8 @@ def analyse(run: Run) -> Analysis:
     groups: dict[tuple[Point, str], list[CellResult]] = defaultdict(list)
     for result in run.results:
         groups[result.cell.point, result.cell.variant].append(result)
-    floors = {point: floor for point in run.points if (floor := _floor(run, point)) is not None}
+    machines = unlike_machines(run)
+    floors = {p: floor for p in run.points if (floor := _floor(run, p, ceilings_at(run, machines, p))) is not None}
     order = {variant: index for index, variant in enumerate(run.variants)}
     rows: list[Row] = []
     values: dict[Key, dict[int, float]] = {}
@@ -58,19 +60,20 @@ def analyse(run: Run) -> Analysis:
         for metric in metrics_of(run.info.kind(point.workload)):
             row, by_round = _level(cells, metric)
             if row is not None:
-                rows.append(_with_floor(row, metric, floors.get(point)))
+                marked = replace(row, machine=machines.get(point, ""))
+                rows.append(_with_floor(marked, metric, floors.get(point)))
                 values[key_of(row)] = by_round
     ratios = _compare(rows, values)
     return Analysis(run, tuple(_with_speedups(rows, values, ratios)), values, ratios, floors)
 
 
-def _floor(run: Run, point: Point) -> Floor | None:
-    """The floor of a point, where this machine's ceilings were measured."""
+def _floor(run: Run, point: Point, ceilings: Ceilings | None) -> Floor | None:
+    """The floor of a point, where its machine's ceilings were measured."""
     info = run.info
     model, workload = info.models.get(point.model, {}), info.workload(point.workload)
     at = (workload.kind, point.batch, point.length)
     try:
-        return floor_ms(model, *at, info.ceilings, info.dtype_bytes, workload, info.seed or 0)
+        return floor_ms(model, *at, ceilings, info.dtype_bytes, workload, info.seed or 0)
     except (KeyError, TypeError, ValueError):
         return None
 

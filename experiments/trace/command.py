@@ -74,6 +74,8 @@ def run_trace(
     config: ExperimentConfig, options: Options, console: Console, worker: Sequence[str] = WORKER_COMMAND
 ) -> int:
     """Trace every job of an experiment, store the ledgers, print them; `worker` is the command that starts a worker."""
+    if config.is_spread:
+        raise UserError("trace runs on one GPU of this machine: leave out cluster and devices")
     prepared = prepare(config)
     jobs = list(plan_jobs(prepared))
     if not jobs:

@@ -92,6 +92,17 @@ class FakeWorker:
                 os._exit(3)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "kill_harness":
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(60)
+            case "preempt":
+                # What Slurm sends before it takes a node away, or when the time is nearly up.
+                os.kill(os.getppid(), signal.SIGUSR2)
+                time.sleep(60)
+            case "requeue":
+                # Slurm ends this job, and starts it again.
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+                time.sleep(60)
             case "orphan":
                 # A child that inherits the pipe and outlives its parent.
                 if os.fork() == 0:

@@ -12,7 +12,7 @@ from experiments.config import BASELINE, RuntimeConfig
 from experiments.errors import UserError
 from experiments.validate_inputs import check
 
-GROUPS = ("experiment", "model", "variant", "workload", "protocol")
+GROUPS = ("experiment", "model", "variant", "workload", "protocol", "cluster")
 
 
 @pytest.mark.parametrize("name", names("experiment"))

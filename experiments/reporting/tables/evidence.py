@@ -11,6 +11,7 @@ from experiments.reporting.formats import Column, Kind, Value
 from experiments.reporting.headline import correctness
 from experiments.reporting.ledgers import Ledger
 from experiments.reporting.rows import Analysis, point_of
+from experiments.reporting.shards import places
 from experiments.reporting.tables.registry import PLACE, VARIANT, Content, labelled, place, table
 
 
@@ -188,6 +189,28 @@ def telemetry(analysis: Analysis) -> Content | None:
         if (known := read.get((point_of(row), row.variant)))
     ]
     return Content(columns, rows)
+
+
+@table("Shards", "state")
+def shards(analysis: Analysis) -> Content | None:
+    """The processes that the run was spread over. All variants and rounds of a point were measured by one of them.
+    Those that ran side by side on one host shared its cores, memory and PCIe."""
+    columns = (
+        Column("shard", "Shard"),
+        Column("node", "Node"),
+        Column("device", "Device"),
+        Column("machine", "Machine"),
+        Column("points", "Points", Kind.COUNT),
+        Column("cells", "Cells", Kind.COUNT),
+        Column("seconds", "Seconds", Kind.NUMBER),
+        Column("beside", "Side by side with"),
+    )
+    rows = [
+        (r.id, r.node, r.device, r.machine_type, p.num_points, p.num_cells, p.end - p.start, ", ".join(p.beside))
+        for p in places(analysis.run)
+        for r in [p.record]
+    ]
+    return Content(columns, rows) if rows else None
 
 
 @table("How the planned cells ended", "missing")

@@ -108,17 +108,24 @@ def _result(row: Row) -> tuple[Value, ...]:
     return (*place(row), row.variant, row.metric, *level, *gain, *bound, row.kernels, row.status.value, row.reason)
 
 
+def _results(rows: list[Row]) -> Content:
+    """The rows, with the machine of each where they are unlike."""
+    if not any(row.machine for row in rows):
+        return Content(_RESULT, [_result(row) for row in rows])
+    return Content((*_RESULT, Column("machine", "Machine")), [(*_result(row), row.machine) for row in rows])
+
+
 @table("All results", "data", folded=True)
 def results(analysis: Analysis) -> Content | None:
     """Every (point, variant) on the primary metric of its workload: median over rounds and 95 % interval, paired
     speed-up over the baseline and 95 % interval, verdict, floor and share of it."""
-    return Content(_RESULT, [_result(r) for r in analysis.primary])
+    return _results(list(analysis.primary))
 
 
 @table("Secondary metrics", "data", folded=True, page_rows=300)
 def metrics(analysis: Analysis) -> Content | None:
     """The same for every other metric. Each is a family of its own in the correction for many comparisons."""
-    return Content(_RESULT, [_result(r) for r in analysis.rows if not METRICS[r.metric].primary])
+    return _results([r for r in analysis.rows if not METRICS[r.metric].primary])
 
 
 @table("Spread of the raw samples", "data", folded=True, page_rows=300)

@@ -166,6 +166,11 @@ def test_offline_alone_is_nothing_to_trace(tmp_path: Path) -> None:
         run(tmp_path, "workloads=[offline]")
 
 
+def test_a_spread_sweep_is_not_traced(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave out cluster and devices"):
+        run(tmp_path, "cluster=slurm")
+
+
 def test_nsys_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="profiler=nsys sees kernels of a GPU only"):
         run(tmp_path, options=Options(profiler="nsys"))

@@ -1,0 +1,132 @@
+"""A real Slurm of one node, from Debian's `slurm-wlm` and `munge`, for the length of a test. Everything of it lives in
+one folder, listens on the loopback, and ends with it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "setpriv")
+START_S = 30
+
+CONFIG = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldAddr=127.0.0.1
+SlurmctldPort={ctld_port}
+SlurmdPort={slurmd_port}
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+AuthType=auth/munge
+# How long a requeued job waits before it starts again, among other things.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
+KillWait=1
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+MpiDefault=none
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+"""
+
+
+def why_not() -> str:
+    """Why no Slurm can be started here; empty where one can."""
+    missing = [name for name in NEEDED if shutil.which(name, path=_path()) is None]
+    if missing:
+        return f"needs Debian's slurm-wlm and munge: there is no {missing[0]}"
+    return "" if os.geteuid() == 0 else "the daemons of Slurm must be started by root"
+
+
+@contextlib.contextmanager
+def one_node_slurm(folder: Path) -> Iterator[dict[str, str]]:
+    """Start it; yields the environment in which sbatch and its kin find it. `folder` must have a short path, for it
+    holds a socket."""
+    host = socket.gethostname().partition(".")[0]
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    ctld_port, slurmd_port = free_ports(2)
+    config = folder / "slurm.conf"
+    config.write_text(CONFIG.format(host=host, ctld_port=ctld_port, slurmd_port=slurmd_port, folder=folder))
+    environment = os.environ | {"SLURM_CONF": str(config), "PATH": _path()}
+    socket_, logs = folder / "munge.socket", f"--log-file={folder}/munge.log"
+    munged = ["munged", "--foreground", "--force", f"--socket={socket_}", f"--key-file={key}", logs]
+    munged += [f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed", "--num-threads=2"]
+    daemons = [munged, ["slurmctld", "-D", "-f", str(config)], ["slurmd", "-D", "-f", str(config)]]
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in daemons:
+            running.append(_start(command, environment, folder))
+            if command is munged:
+                _wait_for(socket_.exists, running, folder)
+        _wait_for(lambda: _node_state(environment) == "idle", running, folder)
+        yield environment
+    finally:
+        _stop(running, environment)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+def _start(command: list[str], environment: dict[str, str], folder: Path) -> "subprocess.Popen[bytes]":
+    """A daemon in a session of its own, which the kernel ends should this process be killed."""
+    with (folder / f"{command[0]}.out").open("wb") as out:
+        bound = ["setpriv", "--pdeathsig", "TERM", *command]
+        return subprocess.Popen(bound, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+
+def _node_state(environment: dict[str, str]) -> str:
+    command = ["sinfo", "--noheader", "--format=%T"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _wait_for(condition: object, running: "list[subprocess.Popen[bytes]]", folder: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in running):
+            logs = [file.read_text(errors="replace")[-2000:] for file in sorted(folder.glob("*.out"))]
+            raise RuntimeError("Slurm did not start:\n" + "\n".join(logs))
+        time.sleep(0.05)
+
+
+def _stop(running: "list[subprocess.Popen[bytes]]", environment: dict[str, str]) -> None:
+    """End jobs first, then the daemons in the reverse order of their start."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env=environment, timeout=10, check=False)
+    for daemon in reversed(running):
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(daemon.pid, how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(5)
