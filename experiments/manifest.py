@@ -42,7 +42,8 @@ class Manifest:
     """A run. `device` and `dtype` are resolved; `gpu` is empty on a CPU.
 
     Per model, as soon as a worker has loaded it: `models` its dimensions, `weights` what they are in words,
-    `weights_hash` which. `ceilings` is what this machine reached in this run: `read_bytes_per_s`, `bf16_flop_per_s`.
+    `weights_hash` which. `peers` says by variant what other engines are and chose. `ceilings` is what this machine
+    reached in this run: `read_bytes_per_s`, `bf16_flop_per_s`.
     """
 
     schema: int
@@ -64,6 +65,7 @@ class Manifest:
     weights: dict[str, str] = field(default_factory=dict)
     weights_hash: dict[str, str] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
+    peers: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def new_manifest(
@@ -140,9 +142,9 @@ def _machine(environment: Environment) -> dict[str, str]:
 def _without_paths(config: ExperimentConfig, models: list[Model]) -> ExperimentConfig:
     """The configuration with models by their short names, and without what only places or resumes the run."""
     names = [model.name for model in models]
-    return dataclasses.replace(
-        config, models=names, results_dir="results", reports_dir="reports", dry_run=False, resume=None
-    )
+    variants = [dataclasses.replace(variant, path="") for variant in config.variants]
+    placed = dataclasses.replace(config, results_dir="results", reports_dir="reports", dry_run=False, resume=None)
+    return dataclasses.replace(placed, models=names, variants=variants)
 
 
 def _summary(plan: Plan) -> PlanSummary:

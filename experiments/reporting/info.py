@@ -17,7 +17,8 @@ class RunInfo:
     """Who, where, what and how of a run. `kinds` maps a workload's name to its kind, `models` a name to its sizes.
 
     `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
-    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
+    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise. `peers` has what
+    other engines are and chose, by variant.
     """
 
     experiment: str
@@ -42,6 +43,7 @@ class RunInfo:
     protocol: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     by_process: tuple[str, ...] = ()
+    peers: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def dtype_bytes(self) -> int:
@@ -90,6 +92,7 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         protocol=_mapping(config, "protocol"),
         seed=config.get("seed"),
         by_process=tuple(map(str, _mapping(manifest, "plan").get("by_process") or ())),
+        peers={name: facts for name, facts in _mapping(manifest, "peers").items() if isinstance(facts, dict)},
     )
 
 

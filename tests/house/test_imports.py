@@ -29,6 +29,9 @@ BREACHES = [
     ("experiments/reporting/rows.py", "from transformers import AutoConfig", "libraries"),
     ("experiments/new_command.py", "import engine.kernels.norm", "engine"),
     ("experiments/stats.py", "import variants.baseline", "variants"),
+    ("experiments/peers/vllm.py", "import variants.baseline", "variants"),
+    ("experiments/pool.py", "def lazily():\n    from experiments.peers.adapter import adapter_of", "runners"),
+    ("experiments/measuring/decode.py", "import vllm", "libraries"),
     ("engine/scheduler.py", "from variants import load_variant", "variants"),
     ("experiments/plan.py", "def lazily():\n    from experiments.measuring import session", "runners"),
     ("engine/engine.py", "from experiments.errors import UserError", "engine-alone"),
@@ -51,7 +54,7 @@ def test_a_breach_is_found(tmp_path: Path, file: str, line: str, contract: str) 
 
 
 # Installed only where there is a GPU: the import's name and its package.
-ABSENT = {"pynvml": ["nvidia-ml-py"]}
+ABSENT = {"pynvml": ["nvidia-ml-py"], "vllm": ["vllm"]}
 
 
 def test_every_import_is_declared() -> None:
