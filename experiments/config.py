@@ -13,6 +13,8 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 WEIGHTS = ("auto", "random", "real")
 CLUSTERS = ("none", "local", "slurm")
 BASELINE = "baseline"
+# Kinds of variant that are somebody else's engine: experiments/peers/<kind>.py drives it.
+PEERS = ("transformers", "vllm", "nano_vllm")
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,22 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class VariantConfig:
-    """One way to differ from the baseline: `variants/<kind>.py` with its rungs switched on or off."""
+    """One way to differ from the baseline: `variants/<kind>.py` with its rungs switched on or off.
+
+    Where `kind` is one of PEERS it is another engine altogether. That has no switches; `path` is its checkout, for a
+    peer that is no package.
+    """
 
     name: str
     kind: str
     switches: dict[str, bool] = field(default_factory=dict)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    path: str = ""
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether this is another engine."""
+        return self.kind in PEERS
 
 
 @dataclass(frozen=True)

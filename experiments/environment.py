@@ -14,7 +14,14 @@ from experiments.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "transformers", "numpy", "nvidia-cuda-runtime", "nvidia-cublas", "vllm", "fusebench")
 # Whatever changes these files may change a measured time.
-CODE = ("engine", "variants", "experiments/worker.py", "experiments/measuring")
+CODE = (
+    "engine",
+    "variants",
+    "experiments/worker.py",
+    "experiments/measuring",
+    "experiments/peers",
+    "experiments/peer_worker.py",
+)
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,14 @@ MODELS = {
 }
 
 
+def cache_root() -> Path:
+    """`$FUSEBENCH_CACHE`, by default ~/.cache/fusebench."""
+    return Path(os.environ.get("FUSEBENCH_CACHE") or Path.home() / ".cache" / "fusebench").expanduser()
+
+
 def cache_dir() -> Path:
-    """`$FUSEBENCH_CACHE/models`, by default ~/.cache/fusebench/models."""
-    return Path(os.environ.get("FUSEBENCH_CACHE") or Path.home() / ".cache" / "fusebench").expanduser() / "models"
+    """Where fetched models are."""
+    return cache_root() / "models"
 
 
 def cached_model(name: str) -> Path | None:

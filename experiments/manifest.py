@@ -42,7 +42,8 @@ class Manifest:
     """A run. `device` and `dtype` are resolved; `gpu` is empty on a CPU.
 
     Per model, as soon as a worker has loaded it: `models` its dimensions, `weights` what they are in words,
-    `weights_hash` which. `ceilings` is what this machine reached in this run: `read_bytes_per_s`, `bf16_flop_per_s`.
+    `weights_hash` which. `peers` says by variant what other engines are and chose. `ceilings` is what this machine
+    reached in this run: `read_bytes_per_s`, `bf16_flop_per_s`.
     """
 
     schema: int
@@ -64,6 +65,7 @@ class Manifest:
     weights: dict[str, str] = field(default_factory=dict)
     weights_hash: dict[str, str] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
+    peers: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def new_manifest(
@@ -148,7 +150,8 @@ def _machine(environment: Environment) -> dict[str, str]:
 def _without_paths(config: ExperimentConfig, models: list[Model]) -> ExperimentConfig:
     """The configuration with models by their short names, and without what only places, spreads or resumes the run."""
     names = [model.name for model in models]
-    kept = dataclasses.replace(config, models=names, cluster=ClusterConfig(), devices=[])
+    variants = [dataclasses.replace(variant, path="") for variant in config.variants]
+    kept = dataclasses.replace(config, models=names, variants=variants, cluster=ClusterConfig(), devices=[])
     return dataclasses.replace(kept, results_dir="results", reports_dir="reports", dry_run=False, resume=None)
 
 

@@ -24,7 +24,9 @@ def warm_bytes(model: Model, config: ExperimentConfig) -> float:
     workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
     largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in workloads) - weights
     reference = decode_work(model.sizes, [], DTYPE_BYTES["float32"]).bytes
-    return len(config.variants) * (weights + CONTEXT_BYTES) + max(largest, reference + weights) + WORKSPACE_BYTES
+    # Another engine keeps its cache for as long as it lives; ours give theirs back after each cell.
+    kept = sum(variant.is_peer for variant in config.variants) * largest
+    return len(config.variants) * (weights + CONTEXT_BYTES) + kept + max(largest, reference + weights) + WORKSPACE_BYTES
 
 
 def _contexts(workload: WorkloadConfig) -> list[int]:

@@ -78,7 +78,8 @@ class Exit:
 class Ready:
     """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops.
 
-    `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only.
+    `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only;
+    `facts` what another engine is and chose, in words, sent by peers only.
     """
 
     weights: str
@@ -87,6 +88,7 @@ class Ready:
     replaced: tuple[str, ...] = ()
     memory_bytes: dict[str, int] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Traced:
 
 @dataclass(frozen=True)
 class Failed:
-    """A request that could not be done. `kind`: `oom`, `error`, or `user` (bad input, which ends the sweep)."""
+    """A request that could not be done. `kind`: `oom`, `error`, `skipped` (an engine that is not here or cannot do
+    this), or `user` (bad input, which ends the sweep)."""
 
     kind: str
     reason: str

@@ -12,7 +12,7 @@ from experiments.messages import Answer, Failed, Load, Measure, Measured, Ready,
 from experiments.models import Model
 from experiments.plan import ModelPlan
 from experiments.records import Cell, CellResult, Status, Verdict
-from experiments.worker_process import WORKER_COMMAND, WorkerLost, WorkerProcess, without_paths
+from experiments.worker_process import PEER_COMMAND, WORKER_COMMAND, WorkerLost, WorkerProcess, without_paths
 
 MOST_LOST_LOADS = 2
 
@@ -49,9 +49,12 @@ class Pool:
         verdicts: dict[str, Verdict],
         on_ready: OnReady,
         say: Callable[[str], None],
-        command: Sequence[str] = WORKER_COMMAND,
+        command: Sequence[str] | None = None,
     ) -> None:
-        """`verdicts` are those already earned on this model, by variant; new ones are added."""
+        """`verdicts` are those already earned on this model, by variant; new ones are added.
+
+        `command` starts the worker of any variant; without one it is that of the variant's kind.
+        """
         self._config, self._model, self._plan = config, model, plan
         self._logs, self._verdicts, self._on_ready, self._say, self._command = logs, verdicts, on_ready, say, command
         self._variants = {variant.name: variant for variant in config.variants}
@@ -112,7 +115,8 @@ class Pool:
 
     def _load(self, variant: str) -> None:
         self._say(f"loading {self._model.name}, {variant}")
-        worker = WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", self._command)
+        command = self._command or (PEER_COMMAND if self._variants[variant].is_peer else WORKER_COMMAND)
+        worker = WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
         self._workers[variant] = worker
         config, timeout_s = self._config, self._config.protocol.load_timeout_s
         request = Load(
@@ -161,6 +165,8 @@ class Pool:
             raise UserError(f"{self._model.name}, {variant}: {answer.reason}")
         if answer.kind == "oom" and status is Status.ERROR:
             status = Status.OOM
+        if answer.kind == "skipped":
+            status, what = Status.SKIPPED, "not run"
         self._unfit[variant] = Unfit(status, f"{what}: {without_paths(answer.reason)}")
         return CannotMeasure(self._unfit[variant])
 

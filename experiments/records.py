@@ -51,18 +51,19 @@ class Verdict:
     """Is the variant's answer still right? Against the fp32 reference engine on the same weights.
 
     `top1_agreement` in [0, 1] over teacher-forced positions, `kl_mean` and `kl_max` in nats, `kl_max_position` its
-    place, `first_divergence` the position of the first differing greedy token (None: none within the checked tokens)
-    and `divergence_margin` the reference's logit margin there. `unfused_kl_mean` is the baseline's own error on the
-    same weights, what a variant's is held against.
+    place: all three None for an engine that gives no logits, whose tokens alone are checked. `first_divergence` is the
+    position of the first differing greedy token (None: none within the checked tokens) and `divergence_margin` the
+    reference's logit margin there. `unfused_kl_mean` is the baseline's own error on the same weights, what a variant's
+    is held against.
     """
 
     ok: bool
     reason: str
     positions: int
     top1_agreement: float
-    kl_mean: float
-    kl_max: float
-    kl_max_position: int
+    kl_mean: float | None
+    kl_max: float | None
+    kl_max_position: int | None
     first_divergence: int | None = None
     divergence_margin: float | None = None
     unfused_kl_mean: float | None = None
@@ -73,8 +74,9 @@ class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
     Metrics: `step_ms` and `ttft_ms` (host wall clock over a free-running window, per step), `step_device_ms` (CUDA
-    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`. `shard` names the
-    process that measured it, where a run was spread over several.
+    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`; a peer's are its own:
+    `peer`, or `peer beside twins` where what it is compared with are twins. `shard` names the process that measured it,
+    where a run was spread over several.
     """
 
     cell: Cell

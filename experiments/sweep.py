@@ -34,7 +34,6 @@ from experiments.records import Cell, CellResult, Status, Verdict
 from experiments.run_end import how_to_go_on, show_table
 from experiments.store import RunStore, create_run, resume_run
 from experiments.validate_inputs import check
-from experiments.worker_process import WORKER_COMMAND
 
 OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
 
@@ -50,8 +49,8 @@ def _main(arguments: Sequence[str]) -> int:
     return 0 if config is None else run_sweep(config, arguments)
 
 
-def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[str] = WORKER_COMMAND) -> int:
-    """Plan, measure and store an experiment; `worker` is the command that starts a worker."""
+def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[str] | None = None) -> int:
+    """Plan, measure and store an experiment; `worker` is the command that starts any worker, instead of the usual."""
     if config.is_spread:
         from experiments.cluster.launch import launch
 
@@ -121,7 +120,12 @@ class Sweep:
     """Measures what a run lacks, model by model, in the order planned."""
 
     def __init__(
-        self, prepared: Prepared, store: RunStore, display: Display, done: Sequence[CellResult], worker: Sequence[str]
+        self,
+        prepared: Prepared,
+        store: RunStore,
+        display: Display,
+        done: Sequence[CellResult],
+        worker: Sequence[str] | None,
     ) -> None:
         self._prepared, self._store, self._display, self._worker = prepared, store, display, worker
         self._done = {result.cell for result in done}
@@ -194,6 +198,7 @@ class Sweep:
             weights=manifest.weights | {model: ready.weights},
             weights_hash=manifest.weights_hash | {model: ready.weights_hash},
             ceilings=manifest.ceilings or ready.ceilings,
+            peers=manifest.peers | ({variant: ready.facts} if ready.facts else {}),
         )
         if told != manifest:
             self._store.write_manifest(told)

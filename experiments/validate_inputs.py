@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from experiments.config import (
     BASELINE,
@@ -16,6 +17,7 @@ from experiments.config import (
     ClusterConfig,
     ExperimentConfig,
     ProtocolConfig,
+    VariantConfig,
     WorkloadConfig,
 )
 from experiments.errors import UserError
@@ -68,8 +70,20 @@ def _check_variants(config: ExperimentConfig) -> None:
     _check_unique("variants", names)
     for name in names:
         _check_name("variants", name)
+    for variant in config.variants:
+        _check_peer(variant)
     if BASELINE not in names:
         raise UserError(f"variants={names} lacks {BASELINE!r}: every speed-up is against it, so add it to the list")
+
+
+def _check_peer(variant: VariantConfig) -> None:
+    where = f"variant.{variant.name}"
+    if variant.is_peer and variant.switches:
+        raise UserError(f"{where}.switches: {variant.kind} is another engine and has none of ours; take them out")
+    if variant.path and variant.kind != "nano_vllm":
+        raise UserError(f"{where}.path: only nano_vllm is run from a checkout; take it out")
+    if variant.path and not (Path(variant.path).expanduser() / "nanovllm").is_dir():
+        raise UserError(f"{where}.path={variant.path} holds no folder nanovllm; give a checkout of nano-vLLM")
 
 
 def _check_protocol(protocol: ProtocolConfig) -> None:

@@ -10,12 +10,14 @@ import datetime
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from engine.errors import UserError as EngineUserError
 from experiments.config import ProtocolConfig
+from experiments.errors import Unsupported
 from experiments.errors import UserError as HarnessUserError
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.measuring.decode import measure_decode
@@ -52,6 +54,7 @@ class Ran(Protocol):
         """Every figure by name."""
 
 
+Samples = tuple[dict[str, list[float]], dict[str, float]]
 Measurement = Callable[[Session, Point, ProtocolConfig], tuple[dict[str, list[float]], Ran]]
 MEASUREMENTS: dict[str, Measurement] = {
     "decode": measure_decode,
@@ -96,62 +99,70 @@ class Worker:
         ceilings = measure_ceilings(session.device) if session.variant.name == "baseline" else {}
         free_memory(session.device)
         allocated = torch.cuda.memory_allocated(session.device) if session.device.type == "cuda" else 0
-        kind = session.loaded.weights_kind
-        weights = f"{kind}: {session.request.model}" + (f", seed {request.seed}" if kind == "random" else "")
         return Ready(
-            weights, session.weights_hash, session.kernels, session.variant.replaced, {"weights": allocated}, ceilings
+            session.weights_words,
+            session.weights_hash,
+            session.kernels,
+            session.variant.replaced,
+            {"weights": allocated},
+            ceilings,
         )
 
     def _measure(self, cell: Cell) -> CellResult:
         session = self._session()
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        start = time.perf_counter()
-        status, reason = Status.OK, ""
-        samples: dict[str, list[float]] = {}
-        counters: dict[str, float] = {}
         kind = session.workloads[cell.point.workload].kind
-        with Evidence(session.device) as evidence:
-            try:
-                samples, ran = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
-                counters = ran.snapshot()
-                del ran
-            except Disturbed as error:
-                status, reason = Status.INVALID, str(error)
-            except Exception as error:
-                status, reason = Status(failure_kind(error, known=True)), failure_reason(error)
-        free_memory(session.device)
-        return CellResult(
-            cell=cell,
-            status=status,
-            reason=reason,
-            kernels=session.kernels,
-            samples=samples,
-            memory_bytes=evidence.memory_bytes,
-            clocks=evidence.clocks,
-            counters=counters,
-            verdict=self.verdict,
-            started=started,
-            duration_s=time.perf_counter() - start,
-        )
+
+        def measure() -> Samples:
+            samples, ran = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
+            return samples, ran.snapshot()
+
+        return replace(run_cell(cell, session.device, measure), kernels=session.kernels, verdict=self.verdict)
+
+
+def run_cell(cell: Cell, device: torch.device, measure: Callable[[], Samples]) -> CellResult:
+    """The result of a measurement (samples, counters), however it ends, with what the GPU did meanwhile."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    start = time.perf_counter()
+    result = CellResult(cell, Status.OK, started=started)
+    with Evidence(device) as evidence:
+        try:
+            samples, counters = measure()
+            result = replace(result, samples=samples, counters=counters)
+        except Disturbed as error:
+            result = replace(result, status=Status.INVALID, reason=str(error))
+        except Exception as error:
+            result = replace(result, status=Status(failure_kind(error, known=True)), reason=failure_reason(error))
+    free_memory(device)
+    duration_s = time.perf_counter() - start
+    return replace(result, memory_bytes=evidence.memory_bytes, clocks=evidence.clocks, duration_s=duration_s)
 
 
 def failure_kind(error: Exception, known: bool = False) -> str:
-    """`oom`, `user` (bad input) or `error`; a cell's status knows no `user`."""
+    """`oom`, `skipped` (this engine cannot), `user` (bad input) or `error`; a cell's status knows no `user`."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return "oom"
+    if isinstance(error, Unsupported):
+        return "skipped"
     return "user" if not known and isinstance(error, EngineUserError | HarnessUserError) else "error"
 
 
 def failure_reason(error: Exception) -> str:
     """One line."""
     text = str(error).strip() or type(error).__name__
-    named = text if isinstance(error, EngineUserError | HarnessUserError) else f"{type(error).__name__}: {text}"
+    spoken = isinstance(error, EngineUserError | HarnessUserError | Unsupported)
+    named = text if spoken else f"{type(error).__name__}: {text}"
     return " ".join(named.split())[:500]
 
 
-def serve(channel: WorkerChannel) -> int:
+class Answering(Protocol):
+    """A worker of any kind."""
+
+    def answer(self, request: object) -> Answer:
+        """The answer to one request; whatever goes wrong is an answer too."""
+
+
+def serve(channel: WorkerChannel, worker: Answering) -> int:
     """Answer requests until told to exit, or until the harness is gone."""
-    worker = Worker()
     while (request := channel.receive()) is not None and not isinstance(request, Exit):
         answer = worker.answer(request)
         if isinstance(answer, Failed):
@@ -161,4 +172,4 @@ def serve(channel: WorkerChannel) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(CHANNEL))
+    sys.exit(serve(CHANNEL, Worker()))

@@ -30,6 +30,7 @@ from experiments.records import Status
 
 # -P: a folder called `experiments` where the user stands must not be taken for ours.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "experiments.worker")
+PEER_COMMAND = (sys.executable, "-P", "-m", "experiments.peer_worker")
 ANSWERS = Ready | Verified | Measured | Traced | Failed | Progress
 EXIT_TIMEOUT_S = 10
 LOOK_S = 5.0

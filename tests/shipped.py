@@ -1,10 +1,8 @@
-"""What the configs ship, so that a new file is tested by existing."""
+"""What the configs ship, so that a new file is tested by existing. Peers are other engines, and not among it."""
 
-from importlib.resources import files
-
+from experiments.compose import load_yaml, names
+from experiments.config import PEERS
 from variants import load_variant
 
-VARIANT_NAMES = sorted(
-    file.name.removesuffix(".yaml") for file in (files("configs") / "variant").iterdir() if file.name.endswith(".yaml")
-)
+VARIANT_NAMES = [name for name in names("variant") if load_yaml("variant", name).kind not in PEERS]
 VARIANTS = {name: load_variant(name) for name in VARIANT_NAMES}

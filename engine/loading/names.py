@@ -36,19 +36,22 @@ def allocate(config: ModelConfig, dtype: torch.dtype, device: str | torch.device
         return torch.empty(shape, dtype=dtype, device=device)
 
     embed_VH = empty(config.vocab_size, config.hidden_size)
-    final_norm_H = empty(config.hidden_size)
-    slots = {EMBED: embed_VH, FINAL_NORM: final_norm_H}
-    lm_head = Linear(embed_VH)
-    if not config.tie_word_embeddings:
-        lm_head = Linear(empty(config.vocab_size, config.hidden_size))
-        slots[LM_HEAD] = lm_head.weight_NK
+    lm_head = Linear(embed_VH if config.tie_word_embeddings else empty(config.vocab_size, config.hidden_size))
+    layers = tuple(_allocate_layer(config, dtype, device) for _ in range(config.num_layers))
+    weights = ModelWeights(embed_VH, layers, empty(config.hidden_size), lm_head)
+    return Allocation(weights, slots_of(config, weights))
 
-    layers = []
-    for index in range(config.num_layers):
-        layer = _allocate_layer(config, dtype, device)
-        layers.append(layer)
+
+def slots_of(config: ModelConfig, weights: ModelWeights) -> dict[str, Tensor]:
+    """Under each checkpoint name, the view of the weights that it names. A norm that was folded away has none."""
+    slots = {EMBED: weights.embed_VH}
+    if weights.final_norm_H is not None:
+        slots[FINAL_NORM] = weights.final_norm_H
+    if not config.tie_word_embeddings:
+        slots[LM_HEAD] = weights.lm_head.weight_NK
+    for index, layer in enumerate(weights.layers):
         slots |= {f"model.layers.{index}.{name}": slot for name, slot in _layer_slots(config, layer).items()}
-    return Allocation(ModelWeights(embed_VH, tuple(layers), final_norm_H, lm_head), slots)
+    return slots
 
 
 def num_parameters(config: ModelConfig) -> int:

@@ -25,17 +25,17 @@ class Tokenizer:
     ) -> None:
         self.eos_ids = eos_ids
         self.chat_template = chat_template
-        self._backend = backend
+        self.backend = backend
         self._special_tokens = special_tokens or {}
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with a leading beginning-of-sequence token where the model wants one."""
-        ids: list[int] = self._backend.encode(text).ids
+        ids: list[int] = self.backend.encode(text).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
+        text: str = self.backend.decode(list(token_ids), skip_special_tokens=True)
         return text
 
     def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
@@ -49,7 +49,7 @@ class Tokenizer:
             [messages], chat_template=self.chat_template, add_generation_prompt=True, **self._special_tokens
         )
         # The template writes the special tokens itself.
-        ids: list[int] = self._backend.encode(rendered[0], add_special_tokens=False).ids
+        ids: list[int] = self.backend.encode(rendered[0], add_special_tokens=False).ids
         return ids
 
     def stream(self) -> "StreamDecoder":

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ class ShardJob:
     run: str
     shard: Shard
     config: ExperimentConfig
-    worker: tuple[str, ...]
+    worker: Sequence[str] | None
 
     def __call__(self) -> str:
         """Measure; returns why nothing more was measured, or nothing."""

@@ -24,12 +24,11 @@ from experiments.records import Cell, CellResult, Status
 from experiments.run_end import how_to_go_on, show_table
 from experiments.store import CELLS, RunStore, create_run, read_cells, resume_run
 from experiments.sweep import OUT_OF_TIME, Prepared, prepare
-from experiments.worker_process import WORKER_COMMAND
 
 JOBS = "jobs"
 
 
-def launch(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[str] = WORKER_COMMAND) -> int:
+def launch(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[str] | None = None) -> int:
     """Plan, submit, and wait unless told not to; returns the exit code."""
     prepared = prepare(config, hosts(config))
     groups, planned = device_groups(prepared), prepared.plan.cells
@@ -98,7 +97,7 @@ class Launch:
     done: Sequence[CellResult]
     again: str
 
-    def submit(self, missing: Sequence[Cell], groups: Sequence[Sequence[int]], worker: Sequence[str]) -> None:
+    def submit(self, missing: Sequence[Cell], groups: Sequence[Sequence[int]], worker: Sequence[str] | None) -> None:
         """Cut what is missing into shards and have them started."""
         jobs = self.store.logs / JOBS
         number = 1 + (len(list(jobs.iterdir())) if jobs.exists() else 0)
@@ -108,7 +107,7 @@ class Launch:
         shards = make_shards(self.prepared.plan, missing, len(groups), number)
         run, config = str(self.store.path.resolve()), replace(self.prepared.config, resume=None)
         if shards:
-            self._executor.submit([ShardJob(run, shard, config, tuple(worker)) for shard in shards])
+            self._executor.submit([ShardJob(run, shard, config, worker) for shard in shards])
 
     def _make_executor(self, folder: Path, groups: Sequence[Sequence[int]]) -> Executor:
         cluster = self.prepared.config.cluster

@@ -86,6 +86,12 @@ class Session:
         """The run's workloads by name."""
         return {workload.name: workload for workload in self.request.workloads}
 
+    @property
+    def weights_words(self) -> str:
+        """What the weights are."""
+        kind = self.original.weights_kind
+        return f"{kind}: {self.request.model}" + (f", seed {self.request.seed}" if kind == "random" else "")
+
     def drop_original(self) -> None:
         """Forget the weights as loaded: once verified, only the prepared ones are needed."""
         self.original = self.loaded
@@ -120,11 +126,15 @@ class Session:
 
     def prompts(self, point: Point, length: int, salt: int = 0) -> list[list[int]]:
         """Random prompts, the same for every variant: seeded by the run, the point and `salt`."""
-        key = f"{self.request.seed}/{point.model}/{point.workload}/{point.batch}/{point.length}/{salt}"
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
-        ids = torch.randint(self.loaded.config.vocab_size, (point.batch, length), generator=generator)
-        rows: list[list[int]] = ids.tolist()
-        return rows
+        return draw_prompts(self.request.seed, point, length, self.loaded.config.vocab_size, salt)
+
+
+def draw_prompts(seed: int, point: Point, length: int, vocab_size: int, salt: int) -> list[list[int]]:
+    """`point.batch` prompts of `length` random tokens each."""
+    key = f"{seed}/{point.model}/{point.workload}/{point.batch}/{point.length}/{salt}"
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+    rows: list[list[int]] = torch.randint(vocab_size, (point.batch, length), generator=generator).tolist()
+    return rows
 
 
 def tensors(weights: ModelWeights) -> list[Tensor]:

@@ -8,7 +8,8 @@ All bounds are multiples of the baseline's own error on the same weights.
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -79,55 +80,82 @@ class Divergence:
         return float(self.agree_T.double().mean())
 
 
+Answers = list[tuple[Tensor, int]]
+"""(tokens of prompt and answer, length of the prompt) of each sequence."""
+
+
 def verify(session: Session, num_positions: int) -> Verdict:
     """The verdict on the session's variant over about `num_positions` positions. Drops the original weights."""
     with torch.inference_mode():
         answers = _greedy_answers(session, num_positions)
+    return judge(session, answers, lambda references: _teacher_forced(session, None, answers, references))
+
+
+def judge(session: Session, answers: Answers, own: Callable[[list[Tensor]], Divergence | None]) -> Verdict:
+    """The verdict on greedy answers, and on the divergence that `own` finds from the reference's logits.
+
+    An engine that gives no logits (None) is judged by its tokens alone. Drops the session's original weights.
+    """
+    with torch.inference_mode():
         references = [reference_logits(session.original, tokens) for tokens, _ in answers]
-        variant = _teacher_forced(session, None, answers, references)
+        divergence = own(references)
         unfused = _teacher_forced(session, BASELINE, answers, references)
         behind = [
             _behind(tokens, num_prompt, reference)
             for (tokens, num_prompt), reference in zip(answers, references, strict=True)
         ]
     session.drop_original()
-    ok, reason = _judge(variant, unfused, float(torch.cat(behind).max()), session.dtype)
+    judged = _judge_tokens(torch.cat(behind), unfused, session.dtype)
+    if divergence is not None:
+        judged = _judge_logits(judged, divergence, unfused, session.dtype)
+    reason = judged.reason if judged.ok else f"answers differ from the fp32 reference: {judged.reason}"
     at, margin = _first_divergence(behind)
-    worst = int(variant.kl_T.nan_to_num(torch.inf).argmax())
+    return replace(judged, reason=reason, first_divergence=at, divergence_margin=margin)
+
+
+def _judge_tokens(behind_T: Tensor, unfused: Divergence, dtype: torch.dtype) -> Verdict:
+    """Over the tokens of all answers: how far the worst lies behind the reference's best; is that rounding?"""
+    # A log-probability off by e gives a KL of about e^2 / 2.
+    most = MARGIN_FACTOR * max(math.sqrt(2 * KL_FLOOR[dtype]), float(unfused.error_T.max()))
+    behind = float(behind_T.max())
     return Verdict(
-        ok=ok,
-        reason=reason,
+        # Written so that a NaN fails, here and below.
+        ok=behind <= most,
+        reason=f"greedy tokens at most {behind:.3g} behind the best (bound {most:.3g})",
+        positions=len(behind_T),
+        top1_agreement=float((behind_T == 0).double().mean()),
+        kl_mean=None,
+        kl_max=None,
+        kl_max_position=None,
+        unfused_kl_mean=unfused.kl_mean,
+    )
+
+
+def _judge_logits(tokens: Verdict, variant: Divergence, unfused: Divergence, dtype: torch.dtype) -> Verdict:
+    """The verdict on the tokens, and the logits held against the baseline's own error."""
+    most_kl = max(KL_FLOOR[dtype], KL_FACTOR * unfused.kl_mean)
+    least_top1 = unfused.top1 - TOP1_SLACK[dtype] - 1 / len(variant.agree_T)
+    figures = (
+        f"mean KL {variant.kl_mean:.3g} (bound {most_kl:.3g}, unfused {unfused.kl_mean:.3g}), "
+        f"top-1 {variant.top1:.4f} (unfused {unfused.top1:.4f}) over {len(variant.agree_T)} positions, "
+    )
+    worst = int(variant.kl_T.nan_to_num(torch.inf).argmax())
+    return replace(
+        tokens,
+        ok=tokens.ok and variant.kl_mean <= most_kl and variant.top1 >= least_top1,
+        reason=figures + tokens.reason,
         positions=len(variant.kl_T),
         top1_agreement=variant.top1,
         kl_mean=variant.kl_mean,
         kl_max=float(variant.kl_T[worst]),
         kl_max_position=int(variant.position_T[worst]),
-        first_divergence=at,
-        divergence_margin=margin,
-        unfused_kl_mean=unfused.kl_mean,
     )
 
 
-def _judge(variant: Divergence, unfused: Divergence, behind: float, dtype: torch.dtype) -> tuple[bool, str]:
-    """(ok, the figures that decided it); `behind` is the most that a token of an answer lies behind the best one."""
-    most_kl = max(KL_FLOOR[dtype], KL_FACTOR * unfused.kl_mean)
-    # A log-probability off by e gives a KL of about e^2 / 2.
-    most_behind = MARGIN_FACTOR * max(math.sqrt(2 * KL_FLOOR[dtype]), float(unfused.error_T.max()))
-    least_top1 = unfused.top1 - TOP1_SLACK[dtype] - 1 / len(variant.agree_T)
-    # Written so that a NaN fails.
-    ok = variant.kl_mean <= most_kl and variant.top1 >= least_top1 and behind <= most_behind
-    figures = (
-        f"mean KL {variant.kl_mean:.3g} (bound {most_kl:.3g}, unfused {unfused.kl_mean:.3g}), "
-        f"top-1 {variant.top1:.4f} (unfused {unfused.top1:.4f}) over {len(variant.agree_T)} positions, "
-        f"greedy tokens at most {behind:.3g} behind the best (bound {most_behind:.3g})"
-    )
-    return ok, figures if ok else f"answers differ from the fp32 reference: {figures}"
-
-
-def _greedy_answers(session: Session, num_positions: int) -> list[tuple[Tensor, int]]:
+def _greedy_answers(session: Session, num_positions: int) -> Answers:
     """(prompt and answer tokens, length of the prompt) of each prompt, answered in one batch."""
     half = max(2, num_positions // (2 * NUM_PROMPTS))
-    prompts = _prompts(session, half)
+    prompts = verdict_prompts(session, half)
     longest = max(map(len, prompts)) + half
     engine = session.engine(NUM_PROMPTS, longest, NUM_PROMPTS * longest)
     outputs = engine.generate(prompts, SamplingParams(max_tokens=half, ignore_eos=True))
@@ -140,7 +168,8 @@ def _greedy_answers(session: Session, num_positions: int) -> list[tuple[Tensor, 
     ]
 
 
-def _prompts(session: Session, length: int) -> list[list[int]]:
+def verdict_prompts(session: Session, length: int) -> list[list[int]]:
+    """Texts for a model that reads, random tokens for one that does not."""
     tokenizer = session.loaded.tokenizer
     if tokenizer is not None:
         return [tokenizer.encode(text) for text in TEXTS]
@@ -151,7 +180,7 @@ def _prompts(session: Session, length: int) -> list[list[int]]:
 
 
 def _teacher_forced(
-    session: Session, variant: Variant | None, answers: list[tuple[Tensor, int]], references: list[Tensor]
+    session: Session, variant: Variant | None, answers: Answers, references: list[Tensor]
 ) -> Divergence:
     parts = []
     longest = max(len(tokens) for tokens, _ in answers)

@@ -123,12 +123,12 @@ def _answers(checked: list[Correctness]) -> Fact:
     verdicts = [(c, c.verdict) for c in checked if c.verdict is not None]
     if not verdicts:
         return Fact(label, "unchecked: no cell carries a verdict", "warn" if checked else "")
-    worst, at = max(((v, c) for c, v in verdicts), key=lambda vc: vc[0].kl_max)
     agreement = min(v.top1_agreement for _, v in verdicts)
-    text = (
-        f"all {len(verdicts)} checks pass: top-1 agreement with the fp32 reference at least {percent(agreement)}, "
-        f"worst KL {tiny(worst.kl_max)} nats ({at.variant}, {at.model})"
-    )
+    text = f"all {len(verdicts)} checks pass: top-1 agreement with the fp32 reference at least {percent(agreement)}"
+    divergences = [(v.kl_max, c) for c, v in verdicts if v.kl_max is not None]
+    if divergences:
+        kl, at = max(divergences, key=lambda found: found[0])
+        text += f", worst KL {tiny(kl)} nats ({at.variant}, {at.model})"
     unchecked = [f"{c.variant} on {c.model}" for c in checked if c.verdict is None]
     if unchecked:
         return Fact(label, f"{text}; unchecked: {', '.join(unchecked)}", "warn")

@@ -104,6 +104,8 @@ def _worst_verdict(cells: list[CellResult]) -> Verdict | None:
     return max(verdicts, key=lambda v: (not is_right(v), _rank(v.kl_max), -v.top1_agreement), default=None)
 
 
-def _rank(kl: float) -> float:
-    """NaN is worse than any number."""
+def _rank(kl: float | None) -> float:
+    """NaN is worse than any number, and none is better."""
+    if kl is None:
+        return -1.0
     return float("inf") if kl != kl else kl

@@ -16,8 +16,8 @@ class RunInfo:
     """Who, where, what and how of a run. `workloads` are by name, `models` maps a name to its sizes.
 
     `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
-    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
-    `shards` are the processes that the run was spread over, wherever they ran.
+    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise. `shards` are the
+    processes that the run was spread over, wherever they ran. `peers` has what other engines are and chose, by variant.
     """
 
     experiment: str
@@ -42,6 +42,7 @@ class RunInfo:
     seed: int | None = None
     by_process: tuple[str, ...] = ()
     shards: tuple[ShardRecord, ...] = ()
+    peers: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def machine_type(self) -> str:
@@ -94,6 +95,7 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         seed=config.get("seed"),
         by_process=tuple(sorted(map(str, apart))),
         shards=shards,
+        peers={name: facts for name, facts in _mapping(manifest, "peers").items() if isinstance(facts, dict)},
     )
 
 

@@ -122,7 +122,8 @@ def _outcome(cell: CellResult) -> tuple[Status, str]:
 
 def is_right(verdict: Verdict) -> bool:
     """Did the answers pass, on finite figures?"""
-    return verdict.ok and all(map(math.isfinite, (verdict.kl_mean, verdict.kl_max, verdict.top1_agreement)))
+    figures = (verdict.kl_mean, verdict.kl_max, verdict.top1_agreement)
+    return verdict.ok and all(math.isfinite(figure) for figure in figures if figure is not None)
 
 
 def _worst(failed: Sequence[tuple[Status, str, int]], rounds: int) -> tuple[Status, str]:

@@ -101,10 +101,10 @@ def run_trace(
 
 def plan_jobs(prepared: Prepared) -> Iterator[Job]:
     """Each decode and prefill point with each variant, once; a variant that is another under a second name is left out,
-    for its kernels are the same."""
+    for its kernels are the same, and so is another engine, which has none of our ranges."""
     kinds = {workload.name: workload.kind for workload in prepared.config.workloads}
     variants: dict[tuple[object, ...], VariantConfig] = {}
-    for variant in prepared.config.variants:
+    for variant in (variant for variant in prepared.config.variants if not variant.is_peer):
         variants.setdefault((variant.kind, tuple(sorted(variant.switches.items())), variant.runtime), variant)
     for model, plan in zip(prepared.models, prepared.plan.models, strict=True):
         for point in plan.points:

@@ -43,7 +43,7 @@ def test_an_end_token_ends_the_answer_and_is_part_of_its_tokens() -> None:
 def test_a_tokenizer_s_end_token_counts_too() -> None:
     """Where a model's config names none."""
     tokens = expected([PROMPTS[3]])[0]
-    tokenizer = Tokenizer(tiny_tokenizer()._backend, eos_ids=(tokens[5],))
+    tokenizer = Tokenizer(tiny_tokenizer().backend, eos_ids=(tokens[5],))
     loaded = replace(tiny_model(), config=replace(tiny_model().config, eos_token_ids=()), tokenizer=tokenizer)
     output = tiny_engine(loaded=loaded).generate([PROMPTS[3]], SamplingParams(max_tokens=24))[0]
     assert output.token_ids == tokens[: tokens.index(tokens[5]) + 1]

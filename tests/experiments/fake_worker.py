@@ -116,7 +116,7 @@ class FakeWorker:
                 assert CHANNEL is not None
                 CHANNEL.answers.write(b'not json\n{"message": "unknown"}\n\xff\xfe\n')
                 CHANNEL.send(Progress("still here"))
-            case "oom" | "error" | "user":
+            case "oom" | "error" | "user" | "skipped":
                 return Failed(what, f"as the rules say: {what}")
             case "wrong":
                 return Verified(Verdict(False, "tokens differ at position 3", 8, 0.5, math.nan, math.inf, 3))

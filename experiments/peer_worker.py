@@ -1,0 +1,60 @@
+"""A worker process around another engine: the same messages over the same pipe. See experiments/peers/adapter.py."""
+
+from experiments.messages import worker_channel
+
+if __name__ == "__main__":
+    # Before torch is imported: whatever a library prints must not reach the pipe.
+    CHANNEL = worker_channel()
+
+import sys
+from dataclasses import replace
+
+from experiments.messages import Answer, Failed, Load, Measure, Measured, Ready, Verified, Verify
+from experiments.peers.answers import verify_peer
+from experiments.peers.cells import measure
+from experiments.peers.session import PeerSession, open_peer
+from experiments.records import Verdict
+from experiments.worker import failure_kind, failure_reason, run_cell, serve
+
+
+class PeerWorker:
+    """Answers the harness's requests, one at a time."""
+
+    def __init__(self) -> None:
+        self.session: PeerSession | None = None
+        self.verdict: Verdict | None = None
+
+    def answer(self, request: object) -> Answer:
+        """The answer to one request; whatever goes wrong is an answer too."""
+        try:
+            if isinstance(request, Load):
+                return self._load(request)
+            session = self._session()
+            protocol = session.request.protocol
+            if isinstance(request, Verify):
+                self.verdict = verify_peer(session, protocol.verdict_tokens)
+                session.peer.rest()
+                return Verified(self.verdict)
+            if isinstance(request, Measure):
+                point = request.cell.point
+                result = run_cell(request.cell, session.device, lambda: measure(session, point, protocol))
+                session.peer.rest()
+                return Measured(replace(result, kernels=session.kernels, verdict=self.verdict))
+            return Failed("skipped", f"another engine is not asked to {type(request).__name__.lower()}")
+        except Exception as error:
+            return Failed(failure_kind(error), failure_reason(error))
+
+    def _session(self) -> PeerSession:
+        if self.session is None:
+            raise RuntimeError("nothing is loaded")
+        return self.session
+
+    def _load(self, request: Load) -> Ready:
+        self.session, self.verdict = None, None
+        self.session = session = open_peer(request)
+        facts = {"includes": session.peer.includes, **session.peer.facts}
+        return Ready(session.weights_words, session.weights_hash, session.kernels, facts=facts)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(CHANNEL, PeerWorker()))

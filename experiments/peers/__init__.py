@@ -1,0 +1,1 @@
+"""Other engines in our cells: `experiments/peers/<kind>.py` drives one through the interface of adapter.py."""

@@ -1,0 +1,108 @@
+"""One model in another engine: our weights as a folder, the engine that loaded it, and the cells it must hold."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import ModelConfig
+from experiments.config import BASELINE, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.errors import Unsupported
+from experiments.measuring.offline import draw_requests
+from experiments.measuring.session import MAX_MODEL_LEN, Session, draw_prompts, free_memory
+from experiments.measuring.verdict import NUM_PROMPTS
+from experiments.messages import Load
+from experiments.peers.adapter import LoadPeer, Peer, adapter_of
+from experiments.peers.checkpoint import checkpoint_folder
+from experiments.peers.lengths import decode_lengths
+from experiments.records import Point
+
+# Other engines keep their caches in blocks of up to so many tokens.
+LARGEST_BLOCK = 256
+
+
+@dataclass
+class PeerSession:
+    """A loaded peer. `salt` counts its calls, so that none meets a prompt that a prefix cache may still hold."""
+
+    request: Load
+    peer: Peer
+    config: ModelConfig
+    weights_words: str
+    weights_hash: str
+    salt: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self.request.device)
+
+    @property
+    def kernels(self) -> str:
+        """Its own; on a CPU it is compared with twins, so that no speed is claimed."""
+        return "peer" if self.request.device == "cuda" else "peer beside twins"
+
+    def workload(self, point: Point) -> WorkloadConfig:
+        """The workload of a point."""
+        return next(workload for workload in self.request.workloads if workload.name == point.workload)
+
+    def fresh_prompts(self, point: Point, length: int) -> list[list[int]]:
+        """Random prompts that no call before has had."""
+        self.salt += 1
+        return draw_prompts(self.request.seed, point, length, self.config.vocab_size, self.salt)
+
+    def ours(self) -> Session:
+        """The same weights in our baseline, to be judged by."""
+        return Session(replace(self.request, variant=VariantConfig(BASELINE, BASELINE)))
+
+
+def open_peer(request: Load) -> PeerSession:
+    """Write the weights where they are not written yet, and load the peer. Unsupported where it cannot be had."""
+    adapter = adapter_of(request.variant.kind)
+    if missing := adapter.missing(request.variant.path):
+        raise Unsupported(missing)
+    ours = Session(replace(request, variant=VariantConfig(BASELINE, BASELINE)))
+    config, words, weights_hash = ours.original.config, ours.weights_words, ours.weights_hash
+    folder = checkpoint_folder(ours)
+    del ours
+    free_memory(torch.device(request.device))
+    peer = adapter.load(_load_request(request, config, folder))
+    return PeerSession(request, peer, config, words, weights_hash)
+
+
+def _load_request(request: Load, config: ModelConfig, folder: Path) -> LoadPeer:
+    workloads = {workload.name: workload for workload in request.workloads}
+    sizes = [_sizes(point, workloads[point.workload], request.protocol, config) for point in request.points]
+    # The verdict's prompts are short texts, or as many random tokens as they get answers.
+    sizes.append([LARGEST_BLOCK + request.protocol.verdict_tokens] * (2 * NUM_PROMPTS))
+    longest = max(max(tokens) for tokens in sizes if tokens)
+    max_model_len = min(config.max_position_embeddings, max(MAX_MODEL_LEN, longest))
+    blocks = max(sum(-(-each // LARGEST_BLOCK) for each in tokens) for tokens in sizes)
+    return LoadPeer(
+        folder=folder,
+        model=config,
+        dtype=request.dtype,
+        device=request.device,
+        seed=request.seed,
+        runtime=request.variant.runtime,
+        path=request.variant.path,
+        max_model_len=max_model_len,
+        max_num_seqs=max(len(tokens) for tokens in sizes),
+        # One block more each, since an engine may reserve the next one early.
+        kv_tokens=max(max_model_len, LARGEST_BLOCK * (blocks + max(len(tokens) for tokens in sizes))),
+    )
+
+
+def _sizes(point: Point, workload: WorkloadConfig, protocol: ProtocolConfig, config: ModelConfig) -> list[int]:
+    """Tokens of each sequence of a cell at its end; none for a kind of cell that no peer measures."""
+    sized: dict[str, Any] = {
+        "decode": lambda: [decode_lengths(point, protocol, config.max_position_embeddings).most] * point.batch,
+        "prefill": lambda: [point.length + 1] * point.batch,
+        "offline": lambda: [
+            len(prompt) + sampling.max_tokens
+            for prompt, sampling in draw_requests(point.batch, workload, config.vocab_size)
+        ],
+    }
+    sizes: list[int] = sized[workload.kind]() if workload.kind in sized else []
+    return sizes
