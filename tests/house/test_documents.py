@@ -106,6 +106,11 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
+    elif command in ("kernels", "validate", "tune"):
+        from experiments import tune, validate
+        from experiments.kernels import command as kernels
+
+        {"kernels": kernels, "validate": validate, "tune": tune}[command].parse(arguments)
     else:
         assert command == "doctor"
         assert not arguments
