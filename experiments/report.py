@@ -68,8 +68,11 @@ def _report(options: Options) -> int:
         print("\n".join(f"refreshed {path}" for path in changed) or "every generated block is fresh")
         return 0
     from experiments.reporting.files import build, write
+    from experiments.reporting.kernels import find_kernels
     from experiments.reporting.run import load_run
 
+    if file := find_kernels(Path(options.results_dir), options.experiment, options.run):
+        return _report_kernels(file, options)
     run = load_run(Path(options.results_dir), options.experiment, options.run)
     if options.terminal:
         from experiments.reporting.terminal import show
@@ -80,6 +83,21 @@ def _report(options: Options) -> int:
     write(build(run), folder)
     counts = run.status_counts()
     print(f"{folder / 'index.html'}: run {run.info.run_id}, {counts['ok']:,} of {counts['planned']:,} cells ok")
+    return 0
+
+
+def _report_kernels(file: Path, options: Options) -> int:
+    """The report of a run of `fusebench kernels`."""
+    from experiments.reporting.files import write
+    from experiments.reporting.kernels import build_kernels, load_kernels, show_kernels
+
+    run = load_kernels(file)
+    if options.terminal:
+        show_kernels(run)
+        return 0
+    folder = Path(options.reports_dir) / options.experiment
+    write(build_kernels(run), folder)
+    print(f"{folder / 'report.md'}: run {run.stamp.run_id}, {len(run.rows):,} rows")
     return 0
 
 

@@ -108,10 +108,12 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
-    elif command == "traffic":
-        from experiments.traffic.command import parse as parse_traffic
+    elif command in ("kernels", "validate", "tune", "traffic"):
+        from experiments import tune, validate
+        from experiments.kernels import command as kernels
+        from experiments.traffic import command as traffic
 
-        parse_traffic(arguments)
+        {"kernels": kernels, "validate": validate, "tune": tune, "traffic": traffic}[command].parse(arguments)
     else:
         assert command == "doctor"
         assert not arguments

@@ -1,0 +1,154 @@
+"""What `kernels`, `validate` and `tune` keep: plain values without torch, one JSON file in a folder per run."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from experiments import plain
+from experiments.durable import Damaged, make_folder, read_json, write_json
+from experiments.environment import Code, Environment, code, machine
+from experiments.errors import UserError
+from experiments.records import Status
+
+SCHEMA = 1
+TRIES = 100
+KERNELS, VALIDATE = "kernels", "validate"
+FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """When, where and from which code something was measured, and how it was asked for."""
+
+    run_id: str
+    created: str
+    command: str
+    device: str
+    code: Code
+    machine: Environment
+
+    @property
+    def gpu(self) -> str:
+        """The GPU's name, empty where the twins ran."""
+        return self.machine.gpu.name if self.machine.gpu and self.device == "cuda" else ""
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One contender at one place: a kernel, the shape that a model has it at, a number of rows, a state of L2.
+
+    `site` says where in the model, `shape` is (N, K), or (query heads, key heads, head dim). `cache` is `cold` (weights
+    from memory) or `hot`. `contender` is `fused`, `unfused` (the baseline's kernels) or `compiled` (torch.compile of
+    the formula). `error` is the relative error against float64 (lm_head: of a logit, over the most that rounding could
+    move one), `bound` the most allowed: without an error there are no samples. `samples_us` are microseconds of one
+    launch, one per repeat, in the order taken. `floor_us` is the roofline: least time for `bytes` and `flop`.
+    """
+
+    model: str
+    op: str
+    site: str
+    shape: tuple[int, ...]
+    rows: int
+    dtype: str
+    cache: str
+    contender: str
+    kernels: str
+    status: Status
+    reason: str = ""
+    error: float | None = None
+    bound: float | None = None
+    copies: int = 0
+    samples_us: tuple[float, ...] = ()
+    bytes: float = 0.0
+    flop: float = 0.0
+    floor_us: float | None = None
+
+
+@dataclass(frozen=True)
+class KernelRun:
+    """A run of `fusebench kernels`."""
+
+    schema: int
+    stamp: Stamp
+    pdl: bool
+    ceilings: dict[str, float] = field(default_factory=dict)
+    rows: tuple[KernelRow, ...] = ()
+
+
+class GateStatus(StrEnum):
+    """How a gate went; `shown` figures have no bound."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    SHOWN = "shown"
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One gate of one kernel (or variant) in one dtype, over `checked` places.
+
+    `figure` is the worst of them, `where` its place and `bound` the most it may be there; `unfused` is what the
+    baseline's kernels have there. `where` is the reason where a gate was skipped.
+    """
+
+    subject: str
+    kernels: str
+    dtype: str
+    gate: str
+    status: GateStatus
+    where: str
+    figure: float | None = None
+    bound: float | None = None
+    unfused: float | None = None
+    checked: int = 0
+
+
+@dataclass(frozen=True)
+class GateRun:
+    """A run of `fusebench validate`."""
+
+    schema: int
+    stamp: Stamp
+    rows: tuple[GateRow, ...] = ()
+
+
+def new_stamp(command: str, device: str) -> Stamp:
+    """Of a run that starts now."""
+    now, source = datetime.now(UTC), code()
+    run_id = f"{now:%Y%m%d-%H%M%S}-{source.commit[:7]}"
+    return Stamp(run_id, now.isoformat(timespec="seconds"), command, device, source, machine())
+
+
+def new_folder(results_dir: Path, kind: str, run_id: str) -> Path:
+    """results/<kind>/<run_id>, with a number where that is taken."""
+    for number in range(1, TRIES):
+        path = results_dir / kind / (run_id if number == 1 else f"{run_id}-{number}")
+        try:
+            make_folder(path)
+        except FileExistsError:
+            continue
+        return path
+    raise UserError(f"{results_dir / kind} has {TRIES} runs of {run_id} already")
+
+
+def write_run(folder: Path, kind: str, run: KernelRun | GateRun) -> Path:
+    """Replace <folder>/<kind>.json, whole or not at all."""
+    path = folder / f"{kind}.json"
+    write_json(path, plain.encode(run), indent=1)
+    return path
+
+
+def read_run(kind: type[R], file: Path) -> R:
+    """The run of such a file; UserError where it is damaged or of another version."""
+    try:
+        content = read_json(file)
+        if isinstance(content, dict) and content.get("schema") != SCHEMA:
+            raise Damaged(f"it has schema {content.get('schema')}, this version reads schema {SCHEMA}")
+        return plain.decode(kind, content)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be used: {error}") from None

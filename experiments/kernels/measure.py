@@ -1,0 +1,158 @@
+"""One place after another: errors first, then times, a row for every contender whatever becomes of it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from experiments.floors import Ceilings
+from experiments.kernel_floors import kernel_work
+from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRow
+from experiments.kernels.case import Case, How, Outputs, Shape
+from experiments.kernels.cases import CASES
+from experiments.kernels.figures import WORSE_THAN_UNFUSED
+from experiments.kernels.timing import Launch, Timer, cold_copies
+from experiments.records import Status
+
+COLD, HOT = "cold", "hot"
+# The baseline rounds more often than a fused kernel and is the yardstick; only what is beyond all rounding is refused.
+MOST_UNFUSED_BOUNDS = 4.0
+REASON_WIDTH = 200
+
+Run = Callable[[Case], Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is measured: an op at a model's shape with a number of rows."""
+
+    model: str
+    op: str
+    site: str
+    shape: Shape
+    rows: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How it is measured. `l2` is the size of the L2 cache that cold weights must exceed; 0 leaves cold out."""
+
+    device: torch.device
+    dtype: str
+    timer: Timer
+    repeats: int
+    l2: int = 0
+    pdl: bool = False
+    compiled: bool = False
+    ceilings: Ceilings | None = None
+
+    @property
+    def how(self) -> How:
+        """Kernels on a GPU, their twins elsewhere."""
+        return "triton" if self.device.type == "cuda" else "twin"
+
+    def contenders(self) -> dict[str, Run]:
+        """What is compared."""
+        runs: dict[str, Run] = {
+            UNFUSED: lambda case: case.launch_unfused(self.how),
+            FUSED: lambda case: case.launch(self.how, pdl=self.pdl),
+        }
+        if self.compiled:
+            # A graph of its own is captured around it, as around the others.
+            torch._dynamo.reset()
+            runs[COMPILED] = torch.compile(_formula, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+        return runs
+
+    def caches(self, case: Case) -> tuple[str, ...]:
+        """The states of L2 that make a difference."""
+        return (COLD, HOT) if self.l2 and case.WEIGHTS else (HOT,)
+
+
+def _formula(case: Case) -> Any:
+    """The plain formula of what a kernel replaces, for torch.compile to fuse as it can."""
+    return case.launch_unfused("twin")
+
+
+def measure(bench: Bench, place: Place) -> Iterator[KernelRow]:
+    """A row for every contender and state of L2. Nothing is timed whose error is not within its bound."""
+    runs = bench.contenders()
+    try:
+        dtype = getattr(torch, bench.dtype)
+        case = CASES[place.op].draw(place.shape, place.rows, dtype, bench.device, plain=True)
+        checked = check(bench, place, case, runs)
+        for cache in bench.caches(case):
+            yield from _timed(bench, case, runs, [replace(row, cache=cache) for row in checked])
+    except torch.cuda.OutOfMemoryError as error:
+        for name in runs:
+            yield _row(bench, place, name, Status.OOM, str(error).splitlines()[0])
+
+
+def check(bench: Bench, place: Place, case: Case, runs: dict[str, Run]) -> list[KernelRow]:
+    """Rows with the error of each contender, or why it has none."""
+    oracle, rows, unfused = case.oracle(), [], float("nan")
+    for name, run in runs.items():
+        row = _row(bench, place, name, Status.OK, "")
+        try:
+            fresh = case.fresh()
+            outputs = fresh.outputs(run(fresh))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Whatever a kernel or its compiler raises is that contender's result.
+            reason = f"{type(error).__name__}: {error}"[:REASON_WIDTH]
+            rows.append(replace(row, status=Status.ERROR, reason=reason))
+            continue
+        error_ = case.error(outputs, oracle)
+        unfused = error_ if name == UNFUSED else unfused
+        bound, reason = case.bound(), ""
+        if name == FUSED:
+            reason = why_wrong(case, outputs, oracle, unfused)
+        else:
+            bound *= MOST_UNFUSED_BOUNDS
+            reason = "" if error_ <= bound else f"error {error_:.3g} is beyond {bound:.3g}"
+        status = Status.INVALID if reason else Status.OK
+        rows.append(replace(row, status=status, reason=reason, error=error_, bound=bound))
+    return rows
+
+
+def why_wrong(case: Case, outputs: Outputs, oracle: Outputs, unfused: float) -> str:
+    """What of a fused kernel's outputs is not within its bound; empty where all is."""
+    error, bound = case.error(outputs, oracle), case.bound()
+    if not error <= bound:
+        return f"error {error:.3g} is beyond {bound:.3g}"
+    if case.dtype != torch.float32 and error > WORSE_THAN_UNFUSED * unfused:
+        return f"error {error:.3g} is more than {WORSE_THAN_UNFUSED} times the unfused path's {unfused:.3g}"
+    wrong = [other for other in case.others(outputs, oracle) if not other.ok]
+    return f"{wrong[0].what}: error {wrong[0].error:.3g} is beyond {wrong[0].bound:.3g}" if wrong else ""
+
+
+def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[KernelRow]) -> Iterator[KernelRow]:
+    """The rows with their samples, those that are ok."""
+    cold = rows[0].cache == COLD
+    cases = [case] + [case.clone() for _ in range(cold_copies(case.weight_bytes(), bench.l2) - 1 if cold else 0)]
+    able = [row.contender for row in rows if row.status is Status.OK]
+    samples = bench.timer({name: _launches(runs[name], cases) for name in able}, bench.repeats) if able else {}
+    for row in rows:
+        work = kernel_work(row.op, row.shape, row.rows, case.dtype.itemsize)
+        floor_ms = bench.ceilings.time_ms(work.bytes, work.flop) if bench.ceilings and cold else None
+        yield replace(
+            row,
+            copies=len(cases),
+            samples_us=tuple(samples.get(row.contender, ())),
+            bytes=float(work.bytes),
+            flop=float(work.flop),
+            floor_us=None if floor_ms is None else 1e3 * floor_ms,
+        )
+
+
+def _launches(run: Run, cases: Sequence[Case]) -> list[Launch]:
+    return [lambda case=case: run(case) for case in cases]  # type: ignore[misc]
+
+
+def _row(bench: Bench, place: Place, contender: str, status: Status, reason: str) -> KernelRow:
+    kernels = "compiled" if bench.how == "triton" else "twin"
+    return KernelRow(
+        place.model, place.op, place.site, place.shape, place.rows, bench.dtype, HOT, contender, kernels, status,
+        reason[:REASON_WIDTH],
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Options of commands that compose no experiment: `key=value` words to a frozen dataclass of plain fields."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from experiments.compose import suggest
+from experiments.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
+    """The dataclass with what was given; a tuple takes `[a,b]` or one value. UserError names the key and the mend."""
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{command}: {argument!r} is not of the form key=value; the keys are {', '.join(hints)}")
+        if key not in hints:
+            raise UserError(f"{command}: unknown key {key!r}{suggest(key, hints)}; there are {', '.join(hints)}")
+        given[key] = _typed(f"{command}: {key}={value}", value, hints[key])
+    return kind(**given)
+
+
+def keys_of(kind: type) -> str:
+    """Every key with its default, as `--help` shows them; empty and () mean that the command chooses."""
+    return "  ".join(f"{field.name}={_shown(field.default)}" for field in fields(kind))
+
+
+def choose(key: str, asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """What was asked for, or all there is; UserError where something is not known."""
+    for name in asked:
+        if name not in known:
+            raise UserError(f"{key}: there is no {name!r}{suggest(name, known)} (there are {', '.join(known)})")
+    return tuple(asked or known)
+
+
+def _typed(where: str, value: str, kind: Any) -> Any:
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        words = value.removeprefix("[").removesuffix("]").split(",")
+        return tuple(_typed(where, word.strip(), inner) for word in words if word.strip())
+    if kind is str:
+        return value
+    loaded = yaml.safe_load(value)
+    if type(loaded) is not kind:
+        raise UserError(f"{where} is no {'whole number' if kind is int else 'choice of true or false'}")
+    if kind is int and loaded < 0:
+        raise UserError(f"{where} must not be negative")
+    return loaded
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,189 @@
+"""`fusebench validate`: every numerics gate of the kernels and the variants, with its figures.
+
+fusebench validate
+fusebench validate level=kernels ops=[norm_linear,linear_add] dtypes=[bfloat16]
+fusebench validate level=models variants=[fused] models=[qwen3-0.6b] positions=256
+
+Kernels: errors against float64 and against the kernels replaced, rows of NaN, infinities, zeros and outliers, guard
+bands, repeats, other rows, programmatic dependent launch. Variants: logits and greedy answers against the fp32
+reference. On a GPU the compiled kernels at the models' shapes; elsewhere their twins, and the kernels themselves in
+Triton's interpreter, in what it can do. A gate that cannot run is a row with its reason.
+
+Writes results/validate/RUN_ID/validate.json and validate.md. Exit code 1 where a gate failed.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.command_line import run_command
+from experiments.compose import compose, names
+from experiments.config import BASELINE, DTYPES
+from experiments.environment import resolve_device, resolve_dtype
+from experiments.errors import UserError
+from experiments.fetch import MODELS, cached_model
+from experiments.kernel_records import (
+    SCHEMA,
+    VALIDATE,
+    GateRow,
+    GateRun,
+    GateStatus,
+    new_folder,
+    new_stamp,
+    write_run,
+)
+from experiments.models import find_model
+from experiments.options import choose, keys_of, parse_options
+
+if TYPE_CHECKING:
+    from experiments.kernels.gates import Reach
+
+LEVELS = ("all", "kernels", "models")
+OPS = ("norm_linear", "linear_add", "gate_up_silu", "lm_head", "qkv_post", "attention")
+SMALL_MODELS, REAL_MODEL = ("tiny", "tiny-llama"), "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be set on the command line; what is empty is chosen by the machine."""
+
+    level: str = "all"
+    ops: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    positions: int = 64
+    device: str = "auto"
+    seed: int = 0
+    results_dir: str = "results"
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options, checked but for the device."""
+    options = parse_options(Options, "validate", arguments)
+    choose("level", (options.level,), LEVELS)
+    choose("ops", options.ops, OPS)
+    choose("dtypes", options.dtypes, DTYPES[1:])
+    choose("variants", options.variants, names("variant"))
+    for model in options.models:
+        find_model(model)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the gates; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(f"{(__doc__ or '').strip()}\n\nops: {', '.join(OPS)}\nkeys: {keys_of(Options)}")
+        return 0
+    return run_command(lambda: run(parse(arguments), arguments))
+
+
+def run(options: Options, arguments: Sequence[str]) -> int:
+    """Every gate in turn, kept and printed as soon as it is known."""
+    from experiments.reporting.gates import Printer, gates_page
+
+    stamp = new_stamp(shlex.join(["fusebench", "validate", *arguments]), "")
+    stamp = replace(stamp, device=resolve_device(options.device, stamp.machine))
+    if stamp.device == "cpu":
+        # Read when Triton is first imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+    folder = new_folder(Path(options.results_dir), VALIDATE, stamp.run_id)
+    done = GateRun(SCHEMA, replace(stamp, run_id=folder.name))
+    printer = Printer()
+    for row in _rows(options, stamp.device):
+        printer.say(row)
+        done = replace(done, rows=(*done.rows, row))
+        write_run(folder, VALIDATE, done)
+    page = folder / f"{VALIDATE}.md"
+    page.write_text(gates_page(done), encoding="utf-8")
+    printer.end(done, page)
+    return 1 if any(row.status is GateStatus.FAILED for row in done.rows) else 0
+
+
+def _rows(options: Options, device: str) -> Iterator[GateRow]:
+    if options.level != "models":
+        yield from kernel_rows(options, device)
+    if options.level != "kernels":
+        yield from model_rows(options, device)
+
+
+def kernel_rows(options: Options, device: str) -> Iterator[GateRow]:
+    """Every kernel in every dtype."""
+    import torch
+
+    from experiments.kernels.gates import gates_of
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    with torch.inference_mode():
+        for reach in reaches(choose("ops", options.ops, OPS), options.dtypes or DTYPES[1:], device):
+            yield from gates_of(reach)
+
+
+def reaches(ops: Sequence[str], dtypes: Sequence[str], device: str) -> Iterator["Reach"]:
+    """What to try: compiled kernels on a GPU, else twins and, but for bfloat16, interpreted kernels."""
+    import torch
+
+    from engine.kernels._triton import INTERPRETED
+    from experiments.kernels.cases import CASES
+    from experiments.kernels.gates import Reach
+
+    for op in ops:
+        for dtype in (getattr(torch, name) for name in dtypes):
+            if device == "cuda":
+                yield Reach(CASES[op], "triton", dtype, torch.device(device))
+                continue
+            yield Reach(CASES[op], "twin", dtype, torch.device(device))
+            # The interpreter computes with NumPy, which has no bfloat16 (docs/challenges.md).
+            if INTERPRETED and dtype != torch.bfloat16:
+                yield Reach(CASES[op], "triton", dtype, torch.device(device))
+
+
+def model_rows(options: Options, device: str) -> Iterator[GateRow]:
+    """Every variant on every model."""
+    variants = options.variants or tuple(name for name in names("variant") if name != BASELINE)
+    for model in options.models or (*SMALL_MODELS, REAL_MODEL):
+        if not options.models and model in MODELS and cached_model(model) is None:
+            reason = f"{model} is not in the cache; run: fusebench fetch {model}"
+            yield GateRow(model, "", "", "teacher-forced logits", GateStatus.SKIPPED, reason)
+            continue
+        for variant in variants:
+            yield from verdict_rows(options, device, model, variant)
+
+
+def verdict_rows(options: Options, device: str, model: str, variant: str) -> Iterator[GateRow]:
+    """The verdict that a sweep would reach, figure by figure."""
+    from experiments.measuring.session import Session
+    from experiments.measuring.verdict import KL_FACTOR, KL_FLOOR, verify
+    from experiments.messages import Load
+
+    config = compose(["experiment=quick", f"variants=[{BASELINE},{variant}]"])
+    chosen = next(found for found in config.variants if found.name == variant)
+    dtype = resolve_dtype("auto", device)
+    session = Session(Load(model, chosen, device, dtype, "auto", options.seed, (), (), config.protocol))
+    try:
+        verdict = verify(session, options.positions)
+    except RuntimeError as error:
+        raise UserError(f"{variant} on {model}: {error}") from error
+    place = (f"{variant} on {model}", session.kernels, dtype)
+    count, unfused = verdict.positions, verdict.unfused_kl_mean or 0.0
+    bound = max(KL_FLOOR[session.dtype], KL_FACTOR * unfused)
+    status = GateStatus.PASSED if verdict.ok else GateStatus.FAILED
+    where = verdict.reason
+    yield GateRow(*place, "mean KL, nats, and what else decides", status, where, verdict.kl_mean, bound, unfused, count)
+    position = f"position {verdict.kl_max_position}"
+    yield GateRow(*place, "largest KL, nats", GateStatus.SHOWN, position, verdict.kl_max, checked=count)
+    at, margin = verdict.first_divergence, verdict.divergence_margin
+    greedy = (
+        "no greedy token differs" if at is None else f"first greedy token that differs: {at}, behind by {margin:.3g}"
+    )
+    yield GateRow(*place, "top-1 agreement", GateStatus.SHOWN, greedy, verdict.top1_agreement, checked=count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

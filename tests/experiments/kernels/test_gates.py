@@ -1,0 +1,144 @@
+"""The gates pass what is right, and each fails what it is there for."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments import validate
+from experiments.kernel_records import GateRow, GateStatus
+from experiments.kernels import chains, gates
+from experiments.kernels.attention_cases import QkvPost
+from experiments.kernels.cases import CASES
+from experiments.kernels.chains import chain_of
+from experiments.kernels.gates import Reach, accuracy, batch_invariance, gates_of, pdl, repeats, special_rows
+from experiments.kernels.linear_cases import NormLinear
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+
+
+def reach(kind: Any, how: Any = "twin", dtype: torch.dtype = torch.float32) -> Reach:
+    return Reach(kind, how, dtype, CPU)
+
+
+def status(rows: Any, gate: str) -> GateStatus:
+    row: GateRow = next(row for row in rows if gate in row.gate)
+    return row.status
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a laptop can afford in a second."""
+    monkeypatch.setattr(gates, "MOST_TWIN_ROWS", 7)
+    monkeypatch.setattr(NormLinear, "FEW_ROWS", (1, 3, 4))
+    monkeypatch.setattr(gates, "SPECIAL_ROWS", (4,))
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_every_twin_passes_in_bfloat16(op: str) -> None:
+    rows = list(gates_of(reach(CASES[op], dtype=torch.bfloat16)))
+    assert {row.status for row in rows} == {GateStatus.PASSED, GateStatus.SHOWN, GateStatus.SKIPPED}
+    first = rows[0]
+    assert first.gate == "relative error against float64"
+    assert first.figure is not None
+    assert first.unfused is not None
+    assert 0 < first.figure <= 1.05 * first.unfused
+    assert first.checked == 4 * len(CASES[op].SHAPES)
+    assert [row.gate for row in rows if row.status is GateStatus.SKIPPED][
+        -1
+    ] == "bytes changed by PDL over 1000 replays"
+
+
+def test_an_interpreted_kernel_passes() -> None:
+    rows = list(gates_of(reach(NormLinear, "triton", torch.float16)))
+    assert not [row for row in rows if row.status is GateStatus.FAILED]
+    assert status(rows, "written outside") is GateStatus.PASSED
+    # Three and four rows share a tile; one row has its own.
+    assert next(row for row in rows if "other rows" in row.gate).where == "classes of rows: 1, 3-4"
+
+
+class OffByAThousandth(NormLinear):
+    """A scale that is slightly wrong, as with a wrong eps."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        y, stream = super().launch(*arguments, **options)
+        return y * 1.001, stream
+
+
+class Leaking(NormLinear):
+    """A row's NaN reaches the rows beside it."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        y, stream = super().launch(*arguments, **options)
+        return y + 0 * y.sum(0), stream
+
+
+class Drifting(NormLinear):
+    """Never the same twice."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        y, stream = super().launch(*arguments, **options)
+        return y + 1e-7 * torch.rand(1), stream
+
+
+class Counting(NormLinear):
+    """The number of rows decides how they are computed."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        y, stream = super().launch(*arguments, **options)
+        return y * (1 + 1e-6 * len(y)), stream
+
+
+class Straying(QkvPost):
+    """Writes to a slot that is nobody's."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Tensor:
+        q: Tensor = super().launch(*arguments, **options)
+        self.k_cache[-1, 0, 0, 0] = 1.0
+        return q
+
+
+def test_each_gate_fails_what_it_is_for() -> None:
+    assert status(accuracy(reach(OffByAThousandth)), "relative error") is GateStatus.FAILED
+    assert status(accuracy(reach(Straying)), "written outside") is GateStatus.FAILED
+    assert special_rows(reach(Leaking)).status is GateStatus.FAILED
+    assert repeats(reach(Drifting)).status is GateStatus.FAILED
+    assert batch_invariance(reach(Counting, "triton")).status is GateStatus.FAILED
+
+
+def test_the_same_gates_pass_what_they_are_not_for() -> None:
+    assert special_rows(reach(NormLinear)).status is GateStatus.PASSED
+    assert repeats(reach(NormLinear)).status is GateStatus.PASSED
+    assert status(accuracy(reach(Drifting)), "relative error") is GateStatus.PASSED
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_chains_run_and_depend_on_their_inputs(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without PDL, in the interpreter."""
+    monkeypatch.setattr(chains, "LINKS", 2)
+    launch, inputs = chain_of(op, 3, 128, torch.float32, CPU)
+    before = launch(False).clone()
+    assert before.isfinite().all()
+    inputs.copy_(inputs.flip(0))
+    assert not torch.equal(launch(False), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", CASES)
+def test_every_compiled_kernel_is_the_same_under_pdl(op: str) -> None:
+    row = pdl(Reach(CASES[op], "triton", torch.bfloat16, torch.device("cuda")))
+    assert row.status is GateStatus.PASSED, row
+
+
+def test_the_command_knows_every_kernel() -> None:
+    assert tuple(CASES) == validate.OPS
+
+
+def test_what_was_not_measured_is_no_number() -> None:
+    """A NaN error is a failure and stays one in the file."""
+    broken = replace(NormLinear.draw((8, 16), 2, torch.float32, CPU), weight_NK=torch.full((8, 16), float("nan")))
+    outputs = broken.outputs(broken.launch("twin"))
+    assert not broken.error(outputs, outputs) <= broken.bound()
