@@ -97,8 +97,8 @@ class Runner:
         for num_tokens in (size for size in PREFILL_SIZES if size <= budget and self.graphs.enabled):
             for num_seqs in self.prefill_seq_sizes:
                 self._captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
-        doubling = [2**power for power in range(budget.bit_length()) if 2**power < budget]
-        for num_decode, num_prefill in [*((n, 1) for n in range(1, most)), *((1, n) for n in doubling if most > 1)]:
+        prompts = [*(2**power for power in range(budget.bit_length()) if 2**power < budget), budget - 1]
+        for num_decode, num_prefill in [*((n, 1) for n in range(1, most)), *((1, n) for n in prompts if most > 1)]:
             self._run_padding(Layout(num_decode + num_prefill, num_decode + 1, num_decode, self.table_width))
 
     def run_largest(self) -> None:
