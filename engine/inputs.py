@@ -16,6 +16,8 @@ from engine.batch import Batch
 from engine.scheduler import Scheduled
 
 Buffer = TypeVar("Buffer", np.ndarray, Tensor)
+# Elements: a pointer's alignment to 16 bytes is part of what Triton compiles for, and must not depend on the step.
+ALIGNMENT = 4
 INACTIVE = -(2**30)  # Position of a padded decode row: stays negative however often it is advanced.
 
 
@@ -52,15 +54,15 @@ class Layout:
         views, start = {}, 0
         for name, size in sizes.items():
             views[name] = buffer[start : start + size]
-            start += size
+            start += -(-size // ALIGNMENT) * ALIGNMENT
         views["tables"] = views["tables"].reshape(b, self.table_width)
         views["all"] = buffer[:start]
         return views
 
 
 def packed_size(num_tokens: int, num_seqs: int, table_width: int) -> int:
-    """Elements that the largest layout of an engine takes."""
-    return 3 * num_tokens + num_seqs * (table_width + 4) + 1
+    """Elements that the largest layout of an engine takes: seven fields, each padded to its alignment."""
+    return 3 * num_tokens + num_seqs * (table_width + 4) + 1 + 7 * (ALIGNMENT - 1)
 
 
 def fill_decode(buffer: np.ndarray, layout: Layout, decodes: Sequence[Scheduled], dummy_row: int) -> np.ndarray:

@@ -87,23 +87,32 @@ class Runner:
             for width in self.table_widths:
                 self._captured(Layout(size, size, size, width), greedy)
 
-    def capture_all(self) -> None:
-        """Capture every graph that greedy steps of this engine can ask for: whatever comes, none is captured later."""
+    def warm_up_all(self) -> None:
+        """Capture every graph that greedy traffic can ask for, and run what has none once, on padding.
+
+        Mixed steps have none; their kernels are compiled by the number of decodes and by the number of tokens.
+        """
+        budget, most = self.config.max_num_batched_tokens, self.config.max_num_seqs
         self.warm_up(self.decode_sizes)
-        budget = self.config.max_num_batched_tokens
         for num_tokens in (size for size in PREFILL_SIZES if size <= budget and self.graphs.enabled):
             for num_seqs in self.prefill_seq_sizes:
                 self._captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
+        prompts = [*(2**power for power in range(budget.bit_length()) if 2**power < budget), budget - 1]
+        for num_decode, num_prefill in [*((n, 1) for n in range(1, most)), *((1, n) for n in prompts if most > 1)]:
+            self._run_padding(Layout(num_decode + num_prefill, num_decode + 1, num_decode, self.table_width))
 
     def run_largest(self) -> None:
         """One step of the largest size on padding, so that its memory use can be seen."""
         size = self.config.max_num_seqs
         if self.graphs.enabled:
             self._captured(Layout(size, size, size, self.table_width), greedy=True)
-        layout = Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width)
+        self._run_padding(Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width))
+
+    def _run_padding(self, layout: Layout) -> None:
+        self._on_device = None
         with torch.inference_mode():
             self._upload_padding(layout)
-            self._mixed_step(layout, self.config.max_num_seqs, layout.num_tokens, greedy=True)
+            self._mixed_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy=True)
 
     def forget_graphs(self) -> None:
         """Drop all graphs; the next steps capture anew."""

@@ -22,7 +22,8 @@ class Status(StrEnum):
 class Point:
     """What is measured, whoever is measured: one place in the sweep, shared by all variants.
 
-    `batch` sequences; `length` is the context of a decode step, the prompt tokens of a prefill, 0 for offline.
+    `batch` sequences; `length` is the context of a decode step, the prompt tokens of a prefill. Offline and serving
+    have `batch` requests and length 0; each rate of serving is a workload.
     """
 
     model: str
@@ -74,9 +75,9 @@ class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
     Metrics: `step_ms` and `ttft_ms` (host wall clock over a free-running window, per step), `step_device_ms` (CUDA
-    events around each step), `output_tokens_per_s`. `kernels` is `compiled` or, on a CPU, `twin`; a peer's are its own:
-    `peer`, or `peer beside twins` where what it is compared with are twins. `shard` names the process that measured it,
-    where a run was spread over several.
+    events around each step), `output_tokens_per_s`; of serving, one of each request or token, and rates by window.
+    `kernels` is `compiled` or, on a CPU, `twin`; a peer's are its own: `peer`, or `peer beside twins` where what it is
+    compared with are twins. `shard` names the process that measured it, where a run was spread over several.
     """
 
     cell: Cell

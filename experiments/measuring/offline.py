@@ -31,7 +31,8 @@ def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -
     """(samples, the engine that ran): one run to warm every shape up, one to be timed; rounds repeat it."""
     workload = session.workloads[point.workload]
     requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
-    longest = max(len(prompt) + sampling.max_tokens for prompt, sampling in requests)
+    # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
+    longest = workload.longest(point.batch, point.length, session.request.seed)
     engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
     run(engine, requests)
     with undisturbed(engine):

@@ -4,8 +4,8 @@ Each window is one run of `batch` requests with draws of its own, from an idle e
 which it fills and drains are in the figures. Rounds repeat the same windows, for every variant.
 
 Which sequences meet in a step depends on how fast the steps were, so no warm-up can meet every step. Every CUDA graph
-is captured beforehand, the first window runs untimed until nothing new comes up, and a timed run in which a kernel was
-compiled all the same is thrown away and repeated: the counter `disturbed_windows` says how many were.
+is captured and every kind of mixed step run beforehand, the first window runs untimed until nothing new comes up, and a
+timed run in which something was compiled all the same is thrown away and repeated: `disturbed_windows` counts them.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def measure_serving(session: Session, point: Point, protocol: ProtocolConfig) ->
     workload = session.workloads[point.workload]
     longest = workload.longest(point.batch, point.length, session.request.seed)
     engine = session.engine(min(point.batch, workload.max_num_seqs), longest, STEP_TOKENS)
-    engine.runner.capture_all()
+    engine.runner.warm_up_all()
     traffics = [
         draw_traffic(point.batch, workload, session.loaded.config.vocab_size, f"{session.request.seed}/{window}")
         for window in range(protocol.windows)

@@ -89,7 +89,7 @@ def test_warm_up_leaves_nothing_to_capture() -> None:
 def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any]) -> None:
     """Alone, in batches, as prompts come and go: whatever traffic makes of a step has its graph, or never had one."""
     engine = graph_engine(num_kv_blocks=200, **config)
-    engine.runner.capture_all()
+    engine.runner.warm_up_all()
     before = engine.runner.graphs.num_captures
     for size in range(1, engine.config.max_num_seqs + 1):
         for i, prompt in enumerate((PROMPTS * 2)[size : 2 * size]):
@@ -99,9 +99,34 @@ def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any])
     assert engine.runner.graphs.num_hits > 0
 
 
-def test_without_graphs_there_is_nothing_to_capture() -> None:
-    engine = tiny_engine()
-    engine.runner.capture_all()
+@pytest.mark.parametrize("build", [graph_engine, tiny_engine])
+def test_warming_up_all_leaves_no_trace(build: Any) -> None:
+    """Mixed steps on padding, from one decode to all of them: no page is written, no request notices."""
+    engine = build()
+    for cache in engine.runner.caches:
+        cache.k.fill_(3.0)
+        cache.v.fill_(4.0)
+    engine.runner.warm_up_all()
+    for cache in engine.runner.caches:
+        assert torch.all(cache.k == 3.0)
+        assert torch.all(cache.v == 4.0)
+    assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+
+
+def test_mixed_steps_of_every_number_of_decodes_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention splits by their number; a prompt's kernels by its tokens, up to the step's budget."""
+    shapes = []
+    engine = tiny_engine(max_num_seqs=6, max_num_batched_tokens=40)
+    step = engine.runner._mixed_step
+
+    def recorded(layout: Any, *rest: Any, **more: Any) -> Any:
+        shapes.append((layout.num_decode, layout.num_tokens - layout.num_decode))
+        return step(layout, *rest, **more)
+
+    monkeypatch.setattr(engine.runner, "_mixed_step", recorded)
+    engine.runner.warm_up_all()
+    assert {decodes for decodes, _ in shapes} == {1, 2, 3, 4, 5}
+    assert {tokens for decodes, tokens in shapes if decodes == 1} == {1, 2, 4, 8, 16, 32, 39}
     assert engine.runner.graphs.num_captures == 0
 
 

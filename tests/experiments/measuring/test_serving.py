@@ -108,3 +108,14 @@ def disturbing(monkeypatch: pytest.MonkeyPatch, which: range) -> list[int]:
 
     monkeypatch.setattr(serving, "serve", disturbed)
     return runs
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_second_cell_is_not_disturbed() -> None:
+    """The first cell of a process may meet a kernel that no warm-up met; the same traffic again must not."""
+    session = session_of(device="cuda", dtype="bfloat16")
+    for _ in range(2):
+        _, served = measure_serving(session, POINT, PROTOCOL)
+    counters = served.snapshot()
+    assert counters["disturbed_windows"] == 0
+    assert counters["graph_replays"] > 0

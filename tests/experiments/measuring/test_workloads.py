@@ -107,6 +107,19 @@ def test_ragged_contexts_step_together_and_average_to_the_length(monkeypatch: py
     assert engine.scheduler.num_preemptions == 0
 
 
+def test_a_larger_cell_never_has_a_smaller_pool() -> None:
+    """What lets an out-of-memory be inferred; drawn lengths must not undo it."""
+    session = session_of()
+
+    def pages(batch: int, length: int) -> int:
+        contexts = session.contexts(Point("tiny", "ragged", batch, length))
+        return len(decode_engine(session, contexts, 5).blocks.blocks)
+
+    sizes = {(batch, length): pages(batch, length) for batch in (2, 3, 4, 9) for length in (40, 41, 65, 200)}
+    for (batch, length), size in sizes.items():
+        assert all(size <= other for (b, n), other in sizes.items() if b >= batch and n >= length)
+
+
 def test_slow_steps_make_short_windows(contexts: list[list[int]]) -> None:
     """One step at least, whatever a window's milliseconds say."""
     samples, _ = measure_decode(session_of(), DECODE, replace(PROTOCOL, window_ms=0.0))
