@@ -47,6 +47,10 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
 """
 
 
+class CannotStart(Exception):
+    """The daemons do not run here, for the reasons in their logs."""
+
+
 def why_not() -> str:
     """Why no Slurm can be started here; empty where one can."""
     missing = [name for name in NEEDED if shutil.which(name, path=_path()) is None]
@@ -116,7 +120,7 @@ def _wait_for(condition: object, running: "list[subprocess.Popen[bytes]]", folde
     while not condition():  # type: ignore[operator]
         if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in running):
             logs = [file.read_text(errors="replace")[-2000:] for file in sorted(folder.glob("*.out"))]
-            raise RuntimeError("Slurm did not start:\n" + "\n".join(logs))
+            raise CannotStart("Slurm does not start here:\n" + "\n".join(logs))
         time.sleep(0.05)
 
 
