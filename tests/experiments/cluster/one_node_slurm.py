@@ -1,7 +1,7 @@
 """A real Slurm of one node, from Debian's `slurm-wlm` and `munge`, for the length of a test. Everything of it lives in
 one folder, and ends with it. It listens on the address that this host's name stands for, since Slurm insists on the
-name: 127.0.0.1, or a container's own. Where that is 127.0.1.1, Debian's habit, srun would wait there for answers that go
-to 127.0.0.1, so it listens everywhere; nobody without the key in the folder is answered.
+name: 127.0.0.1, or a container's own. Where that is 127.0.1.1, as Debian has it, srun would wait there for answers that
+go to 127.0.0.1, so it listens everywhere; nobody without the key in the folder is answered.
 """
 
 import contextlib
