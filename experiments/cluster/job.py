@@ -111,11 +111,12 @@ def run_shard(job: ShardJob) -> None:
 
 def only(prepared: Prepared, points: Collection[Point]) -> Prepared:
     """The same sweep over fewer points, in the same order."""
+    chosen = frozenset(points)
     plans = [
         replace(
             plan,
-            points=tuple(point for point in plan.points if point in points),
-            cells=tuple(cell for cell in plan.cells if cell.point in points),
+            points=tuple(point for point in plan.points if point in chosen),
+            cells=tuple(cell for cell in plan.cells if cell.point in chosen),
         )
         for plan in prepared.plan.models
     ]
@@ -136,7 +137,8 @@ def _join(path: Path, job: ShardJob, prepared: Prepared) -> ShardRecord:
         raise UserError(f"shard {job.shard.id} on {_node()} is refused: {'; '.join(changed)}")
     record = _new_record(path, job.shard, only(prepared, job.shard.points), mine)
     write_record(path, record)
-    claim_machine(path, record)
+    if not launched.machine:
+        claim_machine(path, record)
     unlike = unlike_machines(read_manifest(path), mine)
     if unlike and not job.config.cluster.mixed:
         drop_record(path, record)
@@ -173,11 +175,12 @@ def _node() -> str:
 
 def _done(path: Path, manifest: Manifest, record: ShardRecord) -> list[CellResult]:
     """What was measured of this shard's points, on a machine like this one: a point's rounds are not mixed."""
+    mine = frozenset(record.points)
     unlike = {other.id for other in read_records(path)[0] if other.machine_type != record.machine_type}
     return [
         result
         for result in read_cells(path, manifest)[0]
-        if result.cell.point in record.points and result.shard not in unlike and result.reason != OUT_OF_TIME
+        if result.cell.point in mine and result.shard not in unlike and result.reason != OUT_OF_TIME
     ]
 
 

@@ -57,7 +57,8 @@ def describe(shards: Sequence[Shard], cells: Sequence[Cell]) -> str:
     """Who measures what, in words and in order."""
     lines = [f"{len(cells)} cells in {len(shards)} shards"]
     for shard in shards:
-        mine = [cell for cell in cells if cell.point in shard.points]
+        points = frozenset(shard.points)
+        mine = [cell for cell in cells if cell.point in points]
         lines.append(f"shard {shard.id}: {len(shard.points)} points, {len(mine)} cells")
         lines += [f"  {cell.id}" for cell in mine]
     return "\n".join(lines)
@@ -122,7 +123,8 @@ class Launch:
         planned, jobs = self.prepared.plan.cells, self._executor.jobs
         try:
             with make_display(planned, self.done) as display:
-                display.say(f"run {self.store.path}: {len(planned)} cells, {len(self.done)} done, {len(jobs)} shards")
+                display.say(f"run {self.store.path}: {len(planned)} cells, {len(self.done)} of them done")
+                display.say(f"{len(jobs)} shards submitted; Ctrl-C cancels them")
                 watch(self._cells, self._executor, display)
             return True
         except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """A real Slurm of one node, from Debian's `slurm-wlm` and `munge`, for the length of a test. Everything of it lives in
-one folder, listens on the loopback, and ends with it.
+one folder, and ends with it. It listens on the address that this host's name stands for, since Slurm insists on the
+name: 127.0.0.1, or a container's own. Where that is 127.0.1.1, as Debian has it, srun would wait there for answers that
+go to 127.0.0.1, so it listens everywhere; nobody without the key in the folder is answered.
 """
 
 import contextlib
@@ -15,10 +17,11 @@ from pathlib import Path
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "setpriv")
 START_S = 30
 
+BOUND = "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny"
 CONFIG = """\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldAddr=127.0.0.1
+SlurmctldHost={host}({address})
+SlurmctldAddr={address}
 SlurmctldPort={ctld_port}
 SlurmdPort={slurmd_port}
 SlurmUser=root
@@ -39,12 +42,16 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 KillWait=1
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+{bound}
 MpiDefault=none
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+NodeName={host} NodeAddr={address} CPUs=2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 """
+
+
+class CannotStart(Exception):
+    """The daemons do not run here, for the reasons in their logs."""
 
 
 def why_not() -> str:
@@ -65,9 +72,13 @@ def one_node_slurm(folder: Path) -> Iterator[dict[str, str]]:
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
-    ctld_port, slurmd_port = free_ports(2)
+    address = address_of(host)
+    is_alias = address.startswith("127.") and address != "127.0.0.1"
+    address, bound = ("127.0.0.1", "") if is_alias else (address, BOUND)
+    ctld_port, slurmd_port = free_ports(address)
     config = folder / "slurm.conf"
-    config.write_text(CONFIG.format(host=host, ctld_port=ctld_port, slurmd_port=slurmd_port, folder=folder))
+    ports = {"ctld_port": ctld_port, "slurmd_port": slurmd_port}
+    config.write_text(CONFIG.format(host=host, address=address, bound=bound, folder=folder, **ports))
     environment = os.environ | {"SLURM_CONF": str(config), "PATH": _path()}
     socket_, logs = folder / "munge.socket", f"--log-file={folder}/munge.log"
     munged = ["munged", "--foreground", "--force", f"--socket={socket_}", f"--key-file={key}", logs]
@@ -85,13 +96,20 @@ def one_node_slurm(folder: Path) -> Iterator[dict[str, str]]:
         _stop(running, environment)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+def address_of(host: str) -> str:
+    """The IPv4 address of this host's name. CannotStart where it has none."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise CannotStart(f"Slurm does not start where the host's name, {host}, has no address: {error}") from None
+
+
+def free_ports(address: str) -> tuple[int, int]:
+    """Two ports of the address that nobody listens on."""
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind((address, 0))
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 def _path() -> str:
@@ -116,7 +134,7 @@ def _wait_for(condition: object, running: "list[subprocess.Popen[bytes]]", folde
     while not condition():  # type: ignore[operator]
         if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in running):
             logs = [file.read_text(errors="replace")[-2000:] for file in sorted(folder.glob("*.out"))]
-            raise RuntimeError("Slurm did not start:\n" + "\n".join(logs))
+            raise CannotStart("Slurm does not start here:\n" + "\n".join(logs))
         time.sleep(0.05)
 
 

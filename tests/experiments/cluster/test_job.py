@@ -16,7 +16,7 @@ from experiments.manifest import Manifest, new_manifest
 from experiments.records import CellResult, Status
 from experiments.store import RunStore, create_run, read_manifest, read_run, resume_run
 from experiments.sweep import Prepared, prepare
-from tests.experiments.sweeping import Rules, arguments, outcome, worker_command
+from tests.experiments.sweeping import Rules, arguments, outcome, sweep, worker_command
 
 CODE = Code("abcdef0123456789", False, "0" * 64)
 H200 = Environment("3.12", "Linux", "a CPU", 2, Gpu("NVIDIA H200", "1", 141 << 30, 1), {"torch": "2.13.0"})
@@ -135,6 +135,21 @@ def test_other_code_or_software_is_refused(tmp_path: Path, node: Node, monkeypat
     monkeypatch.setattr(job_module, "code", lambda: replace(CODE, source_hash="1" * 64))
     assert "the code under engine/ or variants/ changed" in launched.run(0)
     assert not outcome(tmp_path).results
+
+
+def test_one_process_may_finish_what_shards_began(tmp_path: Path, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = Launched(tmp_path)
+    launched.run(0)
+    monkeypatch.setattr("experiments.sweep.code", lambda: CODE)
+    node.become(H100, "two")
+    with pytest.raises(UserError, match="gpu was NVIDIA H200 and is NVIDIA H100"):
+        sweep(tmp_path, "device=cuda", "resume=latest")
+    node.become(H200, "two")
+    found = sweep(tmp_path, "device=cuda", "resume=latest")
+    assert found.path == launched.path
+    assert {r.shard for r in found.results.values() if r.cell.point in launched.shards[1].points} == {""}
+    assert found.results.keys() == {cell.id for cell in launched.prepared.plan.cells}
+    assert (found.manifest["gpu"], found.manifest["weights"]) == ("NVIDIA H200", {"tiny": "fake"})
 
 
 def test_each_node_decides_what_fits_its_gpu(tmp_path: Path, node: Node) -> None:

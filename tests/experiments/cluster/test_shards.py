@@ -25,7 +25,7 @@ plans = st.builds(make_plan, st.lists(st.integers(1, 12), min_size=1, max_size=5
 
 
 @given(plan=plans, count=st.integers(1, 20), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_missing_cell_is_in_one_shard(plan: Plan, count: int, data: st.DataObject) -> None:
     done = data.draw(st.sets(st.sampled_from(plan.cells)))
     missing = missing_cells(plan.cells, done)
@@ -43,7 +43,7 @@ def test_every_missing_cell_is_in_one_shard(plan: Plan, count: int, data: st.Dat
 
 
 @given(plan=plans, count=st.integers(1, 20), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_shards_are_balanced(plan: Plan, count: int, data: st.DataObject) -> None:
     """Either end of a shard lies at most SLACK shares, or half a point, from where it should."""
     missing = missing_cells(plan.cells, data.draw(st.sets(st.sampled_from(plan.cells))))
@@ -60,7 +60,7 @@ def test_shards_are_balanced(plan: Plan, count: int, data: st.DataObject) -> Non
 
 
 @given(plan=plans, count=st.integers(1, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_model_is_loaded_once_more_for_each_cut_at_most(plan: Plan, count: int) -> None:
     shards = make_shards(plan, plan.cells, count)
     loads = sum(len({point.model for point in shard.points}) for shard in shards)

@@ -1,5 +1,6 @@
 """Shards as jobs of a real Slurm of one node: killed, requeued, cancelled, and still one run."""
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 from experiments.cluster.executors import slurm_queue
 from experiments.errors import UserError
 from experiments.records import Status
-from tests.experiments.cluster.one_node_slurm import one_node_slurm, why_not
+from tests.experiments.cluster.one_node_slurm import CannotStart, one_node_slurm, why_not
 from tests.experiments.cluster.spread import measured, rows, unsharded
 from tests.experiments.sweeping import outcome, sweep
 from tests.experiments.test_faults import wait_for, workers
@@ -22,7 +23,11 @@ SLURM = ("cluster=slurm", "cluster.shards=2", "cluster.gpus_per_node=0", "cluste
 
 @pytest.fixture(scope="module")
 def _slurm() -> Iterator[dict[str, str]]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, one_node_slurm(Path(folder)) as environment:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, contextlib.ExitStack() as stack:
+        try:
+            environment = stack.enter_context(one_node_slurm(Path(folder)))
+        except CannotStart as error:
+            pytest.skip(str(error))
         yield environment
 
 
