@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.loading.keys import read_json
 from experiments.config import RuntimeConfig
 from experiments.environment import run_quietly
 from experiments.errors import Unsupported, UserError
@@ -43,6 +44,11 @@ def load(request: LoadPeer) -> "NanoVllm":
     if request.model.architecture != "qwen3" or request.model.rope.kind != "default":
         raise Unsupported(
             f"nano-vLLM has Qwen3 with plain RoPE only, not {request.model.architecture} with {request.model.rope.kind}"
+        )
+    stored = read_json(request.folder / "config.json")
+    if (dtype := stored.get("torch_dtype") or stored.get("dtype")) != request.dtype:
+        raise Unsupported(
+            f"nano-vLLM runs a checkpoint in the dtype of its config.json, {dtype}, not in {request.dtype}"
         )
     path = Path(request.path).expanduser().resolve()
     sys.path.insert(0, str(path))

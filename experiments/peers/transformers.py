@@ -17,7 +17,7 @@ DYNAMIC, STATIC = RuntimeConfig(cuda_graphs=False), RuntimeConfig(cuda_graphs=Tr
 INCLUDES = (
     "Token ids in and out, no tokeniser. Decode and prefill: generate() over one dense batch, its Python loop with "
     "logits processors and stopping checks in each step. Offline: continuous batching, its scheduler in a thread of "
-    "this process."
+    "this process, its attention flash where that is installed."
 )
 
 
@@ -97,15 +97,14 @@ class Transformers:
             max_batch_tokens=MAX_BATCHED_TOKENS,
             allow_block_sharing=False,
         )
-        # Persistent: cache and graphs outlive the thread, which `rest` stops.
         return self._running.enter_context(
             self._model.continuous_batching_context_manager(
-                generation_config=generation, continuous_batching_config=batching, persistent_manager=True
+                generation_config=generation, continuous_batching_config=batching
             )
         )
 
     def rest(self) -> None:
-        """Stop the thread of continuous batching, which looks for requests ten times a second."""
+        """Stop the thread of continuous batching, which looks for requests ten times a second, and free its cache."""
         self._running.close()
         self._manager = None
 
