@@ -86,7 +86,7 @@ class NanoVllm:
         self.facts = {
             "version": commit,
             "unmodified": {None: "unknown", "": "yes"}.get(changed, "no"),
-            "attention": "flash-attn" if "flash_attn" in sys.modules else "unknown",
+            "attention": _flash_attention(),
             "graphs": "none" if engine.model_runner.enforce_eager else "decode body only",
             "compile": "norms, RoPE, activation, sampler",
         }
@@ -107,3 +107,9 @@ class NanoVllm:
         """Blocks of its cache."""
         config = self._engine.model_runner.config
         return {"kv_blocks": float(config.num_kvcache_blocks), "block_size": float(config.kvcache_block_size)}
+
+
+def _flash_attention() -> str:
+    """The module that it imported under this name; a stand-in over another library has no version."""
+    module = sys.modules.get("flash_attn")
+    return "unknown" if module is None else f"flash_attn {getattr(module, '__version__', 'of no version')}"

@@ -54,7 +54,8 @@ class Transformers:
         self.facts = {
             "version": version,
             "attention": str(model.config._attn_implementation),
-            "cache": "static, the decode step compiled" if self._static else "dynamic, eager",
+            # It compiles of its own accord, on a GPU only.
+            "cache": "static, the decode step compiled where there is a GPU" if self._static else "dynamic, eager",
         }
 
     def generate(self, prompts: Sequence[list[int]], num_tokens: Sequence[int]) -> list[list[int]]:
@@ -87,10 +88,7 @@ class Transformers:
         import transformers
 
         # -1: no end token stops a request.
-        generation = transformers.GenerationConfig(
-            do_sample=False,
-            eos_token_id=-1,
-        )
+        generation = transformers.GenerationConfig(do_sample=False, eos_token_id=-1)
         batching = transformers.ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
             num_blocks=-(-self._request.kv_tokens // PAGE_SIZE),
