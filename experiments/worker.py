@@ -44,7 +44,7 @@ from experiments.messages import (
     Verify,
     WorkerChannel,
 )
-from experiments.records import Cell, CellResult, Point, Status, Verdict
+from experiments.records import Cell, CellResult, Point, Sampled, Status, Verdict
 
 
 class Ran(Protocol):
@@ -54,7 +54,6 @@ class Ran(Protocol):
         """Every figure by name."""
 
 
-Samples = tuple[dict[str, list[float]], dict[str, float]]
 Measurement = Callable[[Session, Point, ProtocolConfig], tuple[dict[str, list[float]], Ran]]
 MEASUREMENTS: dict[str, Measurement] = {
     "decode": measure_decode,
@@ -112,14 +111,14 @@ class Worker:
         session = self._session()
         kind = session.workloads[cell.point.workload].kind
 
-        def measure() -> Samples:
+        def measure() -> Sampled:
             samples, ran = MEASUREMENTS[kind](session, cell.point, session.request.protocol)
             return samples, ran.snapshot()
 
         return replace(run_cell(cell, session.device, measure), kernels=session.kernels, verdict=self.verdict)
 
 
-def run_cell(cell: Cell, device: torch.device, measure: Callable[[], Samples]) -> CellResult:
+def run_cell(cell: Cell, device: torch.device, measure: Callable[[], Sampled]) -> CellResult:
     """The result of a measurement (samples, counters), however it ends, with what the GPU did meanwhile."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = time.perf_counter()

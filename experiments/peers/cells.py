@@ -20,14 +20,13 @@ from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import draw_requests
 from experiments.peers.lengths import decode_lengths
 from experiments.peers.session import PeerSession
-from experiments.records import Point
+from experiments.records import Point, Sampled
 
 T = TypeVar("T")
-Samples = tuple[dict[str, list[float]], dict[str, float]]
 TRIES = 4
 
 
-def measure(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Samples:
+def measure(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Sampled:
     """(samples, counters) of a cell. Unsupported for a kind of cell that is not made of `generate`."""
     kind = session.workload(point).kind
     if kind not in MEASUREMENTS:
@@ -37,7 +36,7 @@ def measure(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Sam
     return samples, session.peer.counters() | counters
 
 
-def measure_decode(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Samples:
+def measure_decode(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Sampled:
     """Milliseconds per step: pairs of calls until there is one per window, or the windows' time is spent."""
     lengths = decode_lengths(point, protocol, session.config.max_position_embeddings)
     if lengths.most > session.config.max_position_embeddings:
@@ -61,7 +60,7 @@ def measure_decode(session: PeerSession, point: Point, protocol: ProtocolConfig)
     return {"step_ms": step_ms}, {"prompt_tokens": float(lengths.prompt), "timed_steps": float(lengths.steps)}
 
 
-def measure_prefill(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Samples:
+def measure_prefill(session: PeerSession, point: Point, protocol: ProtocolConfig) -> Sampled:
     """Milliseconds until every prompt has its first token, as often as our own cells repeat it."""
 
     def first_token_ms() -> float:
@@ -73,7 +72,7 @@ def measure_prefill(session: PeerSession, point: Point, protocol: ProtocolConfig
     return {"ttft_ms": [quiet(first_token_ms) for _ in range(protocol.windows * repeats)]}, {}
 
 
-def measure_offline(session: PeerSession, point: Point, _protocol: ProtocolConfig) -> Samples:
+def measure_offline(session: PeerSession, point: Point, _protocol: ProtocolConfig) -> Sampled:
     """Output tokens per second: one run to warm every shape up, one to be timed."""
     vocab_size = session.config.vocab_size
     requests = draw_requests(point.batch, session.workload(point), vocab_size)
@@ -89,7 +88,7 @@ def measure_offline(session: PeerSession, point: Point, _protocol: ProtocolConfi
     return {"output_tokens_per_s": [sum(num_tokens) / quiet(seconds)]}, {}
 
 
-MEASUREMENTS: dict[str, Callable[[PeerSession, Point, ProtocolConfig], Samples]] = {
+MEASUREMENTS: dict[str, Callable[[PeerSession, Point, ProtocolConfig], Sampled]] = {
     "decode": measure_decode,
     "prefill": measure_prefill,
     "offline": measure_offline,

@@ -4,13 +4,12 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from engine.loading import save_folder
 from engine.loading.export import hf_config
 from experiments.errors import UserError
-from experiments.fetch import cache_root
+from experiments.fetch import cache_root, locked
 from experiments.measuring.session import Session
 
 
@@ -23,11 +22,13 @@ def checkpoint_folder(session: Session) -> Path:
     if (source / "config.json").is_file():
         return source
     folder = cache_root() / "checkpoints" / f"{_short(session.request.model)}-{content_hash(session)}"
-    if not folder.is_dir():
-        try:
-            _write(session, folder)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error}; set FUSEBENCH_CACHE to another folder") from error
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _write(session, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}; set FUSEBENCH_CACHE to another folder") from error
     return folder
 
 
@@ -43,14 +44,8 @@ def content_hash(session: Session) -> str:
 
 
 def _write(session: Session, folder: Path) -> None:
-    """Into a folder beside it, then into place: whoever comes second finds the first one's, and throws its own away."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".partial-{folder.name}-", dir=folder.parent) as temporary:
-        written = Path(temporary) / folder.name
-        save_folder(session.original, written, session.dtype)
-        try:
-            written.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            shutil.rmtree(written)
+    """Into a folder beside it, then into place. Called under the lock: what else is there, a killed process left."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_folder(session.original, partial, session.dtype)
+    partial.rename(folder)

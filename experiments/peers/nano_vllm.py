@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.loading.keys import read_json
 from experiments.config import RuntimeConfig
 from experiments.environment import run_quietly
 from experiments.errors import Unsupported, UserError
@@ -43,6 +44,11 @@ def load(request: LoadPeer) -> "NanoVllm":
     if request.model.architecture != "qwen3" or request.model.rope.kind != "default":
         raise Unsupported(
             f"nano-vLLM has Qwen3 with plain RoPE only, not {request.model.architecture} with {request.model.rope.kind}"
+        )
+    stored = read_json(request.folder / "config.json")
+    if (dtype := stored.get("torch_dtype") or stored.get("dtype")) != request.dtype:
+        raise Unsupported(
+            f"nano-vLLM runs a checkpoint in the dtype of its config.json, {dtype}, not in {request.dtype}"
         )
     path = Path(request.path).expanduser().resolve()
     sys.path.insert(0, str(path))
@@ -80,7 +86,7 @@ class NanoVllm:
         self.facts = {
             "version": commit,
             "unmodified": {None: "unknown", "": "yes"}.get(changed, "no"),
-            "attention": "flash-attn" if "flash_attn" in sys.modules else "unknown",
+            "attention": _flash_attention(),
             "graphs": "none" if engine.model_runner.enforce_eager else "decode body only",
             "compile": "norms, RoPE, activation, sampler",
         }
@@ -101,3 +107,9 @@ class NanoVllm:
         """Blocks of its cache."""
         config = self._engine.model_runner.config
         return {"kv_blocks": float(config.num_kvcache_blocks), "block_size": float(config.kvcache_block_size)}
+
+
+def _flash_attention() -> str:
+    """The module that it imported under this name; a stand-in over another library has no version."""
+    module = sys.modules.get("flash_attn")
+    return "unknown" if module is None else f"flash_attn {getattr(module, '__version__', 'of no version')}"

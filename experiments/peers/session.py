@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -54,7 +53,7 @@ class PeerSession:
 
     def ours(self) -> Session:
         """The same weights in our baseline, to be judged by."""
-        return Session(replace(self.request, variant=VariantConfig(BASELINE, BASELINE)))
+        return _baseline(self.request)
 
 
 def open_peer(request: Load) -> PeerSession:
@@ -62,13 +61,17 @@ def open_peer(request: Load) -> PeerSession:
     adapter = adapter_of(request.variant.kind)
     if missing := adapter.missing(request.variant.path):
         raise Unsupported(missing)
-    ours = Session(replace(request, variant=VariantConfig(BASELINE, BASELINE)))
+    ours = _baseline(request)
     config, words, weights_hash = ours.original.config, ours.weights_words, ours.weights_hash
     folder = checkpoint_folder(ours)
     del ours
     free_memory(torch.device(request.device))
     peer = adapter.load(_load_request(request, config, folder))
     return PeerSession(request, peer, config, words, weights_hash)
+
+
+def _baseline(request: Load) -> Session:
+    return Session(replace(request, variant=VariantConfig(BASELINE, BASELINE)))
 
 
 def _load_request(request: Load, config: ModelConfig, folder: Path) -> LoadPeer:
@@ -78,7 +81,8 @@ def _load_request(request: Load, config: ModelConfig, folder: Path) -> LoadPeer:
     sizes.append([LARGEST_BLOCK + request.protocol.verdict_tokens] * (2 * NUM_PROMPTS))
     longest = max(max(tokens) for tokens in sizes if tokens)
     max_model_len = min(config.max_position_embeddings, max(MAX_MODEL_LEN, longest))
-    blocks = max(sum(-(-each // LARGEST_BLOCK) for each in tokens) for tokens in sizes)
+    # A token more each, since an engine may make room for the next one early.
+    blocks = max(sum(-(-(each + 1) // LARGEST_BLOCK) for each in tokens) for tokens in sizes)
     return LoadPeer(
         folder=folder,
         model=config,
@@ -89,20 +93,19 @@ def _load_request(request: Load, config: ModelConfig, folder: Path) -> LoadPeer:
         path=request.variant.path,
         max_model_len=max_model_len,
         max_num_seqs=max(len(tokens) for tokens in sizes),
-        # One block more each, since an engine may reserve the next one early.
-        kv_tokens=max(max_model_len, LARGEST_BLOCK * (blocks + max(len(tokens) for tokens in sizes))),
+        kv_tokens=max(max_model_len, LARGEST_BLOCK * blocks),
     )
 
 
 def _sizes(point: Point, workload: WorkloadConfig, protocol: ProtocolConfig, config: ModelConfig) -> list[int]:
     """Tokens of each sequence of a cell at its end; none for a kind of cell that no peer measures."""
-    sized: dict[str, Any] = {
-        "decode": lambda: [decode_lengths(point, protocol, config.max_position_embeddings).most] * point.batch,
-        "prefill": lambda: [point.length + 1] * point.batch,
-        "offline": lambda: [
-            len(prompt) + sampling.max_tokens
-            for prompt, sampling in draw_requests(point.batch, workload, config.vocab_size)
-        ],
-    }
-    sizes: list[int] = sized[workload.kind]() if workload.kind in sized else []
-    return sizes
+    match workload.kind:
+        case "decode":
+            return [decode_lengths(point, protocol, config.max_position_embeddings).most] * point.batch
+        case "prefill":
+            return [point.length + 1] * point.batch
+        case "offline":
+            requests = draw_requests(point.batch, workload, config.vocab_size)
+            return [len(prompt) + sampling.max_tokens for prompt, sampling in requests]
+        case _:
+            return []

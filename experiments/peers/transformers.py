@@ -17,7 +17,7 @@ DYNAMIC, STATIC = RuntimeConfig(cuda_graphs=False), RuntimeConfig(cuda_graphs=Tr
 INCLUDES = (
     "Token ids in and out, no tokeniser. Decode and prefill: generate() over one dense batch, its Python loop with "
     "logits processors and stopping checks in each step. Offline: continuous batching, its scheduler in a thread of "
-    "this process."
+    "this process, its attention flash where that is installed."
 )
 
 
@@ -54,7 +54,8 @@ class Transformers:
         self.facts = {
             "version": version,
             "attention": str(model.config._attn_implementation),
-            "cache": "static, the decode step compiled" if self._static else "dynamic, eager",
+            # It compiles of its own accord, on a GPU only.
+            "cache": "static, the decode step compiled where there is a GPU" if self._static else "dynamic, eager",
         }
 
     def generate(self, prompts: Sequence[list[int]], num_tokens: Sequence[int]) -> list[list[int]]:
@@ -87,25 +88,21 @@ class Transformers:
         import transformers
 
         # -1: no end token stops a request.
-        generation = transformers.GenerationConfig(
-            do_sample=False,
-            eos_token_id=-1,
-        )
+        generation = transformers.GenerationConfig(do_sample=False, eos_token_id=-1)
         batching = transformers.ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
             num_blocks=-(-self._request.kv_tokens // PAGE_SIZE),
             max_batch_tokens=MAX_BATCHED_TOKENS,
             allow_block_sharing=False,
         )
-        # Persistent: cache and graphs outlive the thread, which `rest` stops.
         return self._running.enter_context(
             self._model.continuous_batching_context_manager(
-                generation_config=generation, continuous_batching_config=batching, persistent_manager=True
+                generation_config=generation, continuous_batching_config=batching
             )
         )
 
     def rest(self) -> None:
-        """Stop the thread of continuous batching, which looks for requests ten times a second."""
+        """Stop the thread of continuous batching, which looks for requests ten times a second, and free its cache."""
         self._running.close()
         self._manager = None
 

@@ -145,12 +145,17 @@ def _compare(rows: Sequence[Row], values: Mapping[Key, Mapping[int, float]]) -> 
     ratios: dict[Key, dict[int, float]] = {}
     for row in rows:
         against = (point_of(row), BASELINE, row.metric)
-        if row.variant == BASELINE or kernels.get(against) != row.kernels:
+        if row.variant == BASELINE or not _comparable(row.kernels, kernels.get(against)):
             continue
         lower_is_better = METRICS[row.metric].better is Better.LOWER
         if paired := paired_ratios(values[against], values[key_of(row)], lower_is_better):
             ratios[key_of(row)] = paired
     return ratios
+
+
+def _comparable(kernels: str, baseline: str | None) -> bool:
+    """Compiled with compiled, twins with twins; another engine with compiled kernels only."""
+    return kernels == baseline or (kernels, baseline) == ("peer", "compiled")
 
 
 def _with_speedups(

@@ -21,6 +21,17 @@ def test_the_parts_add_up() -> None:
     assert warm_bytes(model, config) == pytest.approx(expected, rel=0.01)
 
 
+def test_other_engines_keep_their_cache() -> None:
+    """vLLM and nano-vLLM hold one each while any worker measures; transformers gives its back."""
+    model = find_model("qwen3-8b")
+    sizes = ["workloads=[decode]", "batches=[512]", "lengths=[1024]"]
+    ours, peers = (
+        replace(compose([*sizes, f"variants=[baseline,{others}]"]), dtype="bfloat16")
+        for others in ("fused,folded,compiled", "transformers,vllm,nano_vllm")
+    )
+    assert warm_bytes(model, peers) - warm_bytes(model, ours) == pytest.approx(2 * 512 * 1024 * 147_456, rel=0.01)
+
+
 def test_the_reference_counts_where_the_cache_is_small() -> None:
     model = find_model("qwen3-8b")
     config = replace(compose(["workloads=[decode]", "batches=[1]", "lengths=[128]"]), dtype="bfloat16")

@@ -68,6 +68,12 @@ def test_a_manifest_names_no_place_and_no_person(tmp_path: Path) -> None:
         assert f"/{private}/" not in text
 
 
+def test_a_peer_s_checkout_is_no_part_of_the_manifest(tmp_path: Path) -> None:
+    """Its place differs from machine to machine; which commit it was is among the peer's facts."""
+    asked = ("variants=[baseline,nano_vllm]", f"variant.nano_vllm.path={tmp_path}")
+    assert [variant.path for variant in manifest(*asked).config.variants] == ["", ""]
+
+
 CHANGES = [
     (manifest("protocol.rounds=5"), "protocol.rounds was 3 and is 5", True),
     (manifest("seed=3"), "seed was 0 and is 3", True),

@@ -60,6 +60,9 @@ BAD = [
     (["workloads=[decode]", "workload.decode.models=[qwen3-8b]"], "models: tiny has nothing to run"),
     (["models=[no-such-model]"], "model 'no-such-model' is not known"),
     (["models=[./no/folder]"], "there is no such folder"),
+    (["variants=[baseline,vllm]", "variant.vllm.path=."], "vllm.path: only nano_vllm is run from a checkout"),
+    (["variants=[baseline,nano_vllm]", "variant.nano_vllm.path=./docs"], "path=./docs holds no folder nanovllm"),
+    (["variants=[baseline,mine]", "variant.mine={extends:fused,kind:vllm}"], "mine.switches: vllm is another engine"),
     (["models=[missing.gguf]"], "there is no such file"),
 ]
 

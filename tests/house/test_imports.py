@@ -31,7 +31,7 @@ BREACHES = [
     ("experiments/stats.py", "import variants.baseline", "variants"),
     ("experiments/peers/vllm.py", "import variants.baseline", "variants"),
     ("experiments/pool.py", "def lazily():\n    from experiments.peers.adapter import adapter_of", "runners"),
-    ("experiments/measuring/decode.py", "import vllm", "libraries"),
+    ("experiments/sweep.py", "from vllm import LLM", "libraries"),
     ("engine/scheduler.py", "from variants import load_variant", "variants"),
     ("experiments/plan.py", "def lazily():\n    from experiments.measuring import session", "runners"),
     ("engine/engine.py", "from experiments.errors import UserError", "engine-alone"),

@@ -20,6 +20,7 @@ from experiments.config import RuntimeConfig
 from experiments.messages import Failed, Measure, Measured, Ready, Trace, Verified, Verify
 from experiments.peer_worker import PeerWorker
 from experiments.records import Cell, CellResult, Status
+from tests.engine.checkpoints import tiny_checkpoint
 from tests.experiments.measuring.sessions import session_of
 from tests.experiments.peers.loads import FAKES, load_peer, points
 
@@ -123,6 +124,17 @@ def test_transformers_runs_every_cell_and_gives_our_tokens() -> None:
     peer.rest()
 
 
+def test_transformers_with_a_static_cache_gives_our_tokens_too() -> None:
+    request = load_peer("transformers", model=LLAMA)
+    static = replace(request, variant=replace(request.variant, runtime=RuntimeConfig(compile=True)))
+    worker = PeerWorker()
+    ready = worker.answer(static)
+    assert isinstance(ready, Ready)
+    assert ready.facts["cache"].startswith("static")
+    assert worker.session is not None
+    assert worker.session.peer.generate(PROMPTS, [12, 12]) == our_tokens(LLAMA, 12)
+
+
 @pytest.mark.usefixtures("vllm")
 def test_vllm_runs_every_cell_and_says_what_it_chose() -> None:
     worker, ready = loaded("vllm", model=LLAMA)
@@ -191,6 +203,15 @@ def test_a_model_that_nano_vllm_does_not_have_is_skipped(checkout: Path) -> None
     """It would load it, and compute something else."""
     answer = PeerWorker().answer(load_peer("nano_vllm", model=LLAMA, path=str(checkout)))
     assert answer == Failed("skipped", "nano-vLLM has Qwen3 with plain RoPE only, not llama with llama3")
+
+
+def test_a_checkpoint_of_another_dtype_is_skipped_by_nano_vllm(checkout: Path, tmp_path: Path) -> None:
+    """It takes the dtype from config.json, whatever is asked for."""
+    folder = str(tiny_checkpoint(tmp_path / "single", "qwen3"))
+    request = load_peer("nano_vllm", model=folder, path=str(checkout), weights="real", dtype="bfloat16")
+    assert PeerWorker().answer(request) == Failed(
+        "skipped", "nano-vLLM runs a checkpoint in the dtype of its config.json, float32, not in bfloat16"
+    )
 
 
 def test_a_package_that_dies_at_import_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from engine.loading import load_model
 from experiments.measuring.session import hash_weights
-from experiments.peers.checkpoint import checkpoint_folder
+from experiments.peers.checkpoint import checkpoint_folder, content_hash
 from tests.engine.checkpoints import tiny_checkpoint
 from tests.experiments.measuring.sessions import session_of
 
@@ -20,13 +20,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_drawn_model_is_written_once(cache: Path) -> None:
-    """By whoever comes first; later ones find it, and nothing else is left."""
+    """By whoever comes first; later ones find it, and of one that was killed while writing nothing is left."""
     session = session_of("tiny")
+    half = cache / f".partial-tiny-{content_hash(session)}"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").touch()
     folder = checkpoint_folder(session)
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert checkpoint_folder(session_of("tiny")) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert list(cache.iterdir()) == [folder]
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == [folder]
     loaded = load_model(folder, torch.float32, "cpu", seed=0)
     assert hash_weights(loaded.weights) == session.weights_hash
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from experiments.records import CellResult, Row, Status, Verdict
+from experiments.reporting.first_screen import first_screen
 from experiments.reporting.headline import aggregates, claim_counts, correctness, lead_variant
 from experiments.reporting.rows import analyse
 from tests.experiments.reporting.synthetic import Synthetic
@@ -114,6 +115,30 @@ def test_a_failed_baseline_leaves_the_variant_its_level_and_no_verdict_but_unres
 def test_twins_are_never_compared_with_compiled_kernels() -> None:
     row = _only(_rows(_fused(lambda r: dataclasses.replace(r, kernels="twin"))), "fused")
     assert (row.kernels, row.speedup) == ("twin", None)
+
+
+@pytest.mark.parametrize(("kernels", "compared"), [("peer", True), ("peer beside twins", False)])
+def test_another_engine_is_compared_with_compiled_kernels_only(kernels: str, compared: bool) -> None:
+    """It has none of ours; beside twins nothing is claimed."""
+    row = _only(_rows(_fused(lambda r: dataclasses.replace(r, kernels=kernels))), "fused")
+    assert row.median is not None
+    assert (row.speedup is not None) == compared
+    assert (row.verdict == "faster") == compared
+
+
+def test_an_engine_without_logits_is_right_by_its_tokens() -> None:
+    """What it cannot give is no fault, and the screen speaks of those that can."""
+    tokens = Verdict(True, "", 24, 0.97, None, None, None)
+
+    def opaque(r: CellResult) -> CellResult:
+        return dataclasses.replace(r, verdict=tokens) if r.cell.variant == "fused" else r
+
+    analysis = analyse(Synthetic(**SMALL, mend=opaque).run())
+    assert {r.status for r in analysis.primary} == {Status.OK}
+    answers = next(fact for fact in first_screen(analysis).facts if fact.label == "Answers")
+    assert "top-1 agreement with the fp32 reference at least 97" in answers.text
+    assert "worst KL" in answers.text
+    assert "fused" not in answers.text
 
 
 def test_two_rounds_are_unresolved_and_say_why() -> None:

@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from experiments.records import Cell, CellResult, Point, Status
 from experiments.reporting.ledgers import read_ledgers
 from experiments.store import read_run
+from experiments.sweep import prepare
 from experiments.trace import command, main
 from experiments.trace.ledger import Ledger
 from experiments.trace.options import Options, parse
@@ -62,6 +63,12 @@ def test_a_variant_under_a_second_name_is_not_traced_twice(tmp_path: Path) -> No
     overrides = ("variants=[baseline,control,folded]", "variant.control.extends=baseline", "workloads=[decode]")
     run(tmp_path, *overrides)
     assert {ledger.cell.variant for ledger in ledgers(tmp_path).values() if ledger.cell} == {"baseline", "folded"}
+
+
+def test_another_engine_is_not_traced() -> None:
+    """It has none of the ranges that a ledger is made by."""
+    prepared = prepare(compose([*SMALL, "variants=[baseline,transformers,vllm]"]))
+    assert {job.variant.name for job in command.plan_jobs(prepared)} == {"baseline"}
 
 
 def test_ledgers_join_the_run_that_was_measured(tmp_path: Path) -> None:
