@@ -9,13 +9,13 @@ it that belongs to no step counts too, as not covered; work before and after it 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from experiments.errors import UserError
 from experiments.records import Cell
 
-SCHEMA = 1
+SCHEMA = 2
 COVERAGE_WANTED = 0.98
 
 
@@ -42,16 +42,20 @@ class KernelRow:
 
 
 @dataclass(frozen=True)
-class TimelineRow:
-    """One piece of work of the step drawn as the timeline; `start_us` counts from the step's first work."""
+class Timeline:
+    """One step on one device, its work in order of start: columns of one length, so that it stays small as JSON.
 
-    start_us: float
-    duration_us: float
-    name: str
-    phase: str | None
-    layer: str | None
-    op: str | None
-    stream: int
+    `start_ns` counts from the step's first work. `name`, `phase`, `layer` and `op` are places in `texts`, 0 for none.
+    """
+
+    texts: list[str] = field(default_factory=lambda: [""])
+    start_ns: list[int] = field(default_factory=list)
+    duration_ns: list[int] = field(default_factory=list)
+    stream: list[int] = field(default_factory=list)
+    name: list[int] = field(default_factory=list)
+    phase: list[int] = field(default_factory=list)
+    layer: list[int] = field(default_factory=list)
+    op: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Ledger:
     inflation: float | None
     gaps: Gaps
     kernels: list[KernelRow]
-    timeline: list[TimelineRow]
+    timeline: Timeline
     note: str = ""
 
     @property

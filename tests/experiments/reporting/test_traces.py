@@ -52,6 +52,20 @@ def test_traces_say_coverage_idle_and_inflation() -> None:
     assert row["idle"] == pytest.approx(1 - 1 / 1.2)
 
 
+BAD_STEP = {"texts": ["", "k"], "name": [7], "layer": [0], "op": [0], "phase": [0], "start_ns": [0], "duration_ns": [1]}
+
+
+def test_a_damaged_timeline_is_named_not_fatal(tmp_path: Path) -> None:
+    data = plain.encode(ledger("fused"))
+    for name, step in (("good", {**BAD_STEP, "name": [1]}), ("place", BAD_STEP), ("short", {**BAD_STEP, "op": []})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**data, "timeline": step}))
+    ledgers, problems = read_ledgers(tmp_path)
+    assert [[(work.name, work.duration_us, work.owner) for work in x.step] for x in ledgers] == [
+        [("k", 0.001, "unattributed")]
+    ]
+    assert [problem.split(":")[0] for problem in problems] == ["traces/place.json", "traces/short.json"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cell": {"point": 3}, "kernels": []}', '{"kernels": [{}]}'])
 def test_a_file_that_is_no_ledger_is_named_not_fatal(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)

@@ -56,6 +56,9 @@ def test_every_point_and_variant_gets_a_ledger(tmp_path: Path) -> None:
     (traces,) = tmp_path.glob("results/*/*/traces")
     read, problems = read_ledgers(traces)
     assert (len(read), problems) == (4, [])
+    assert [(work.name, work.owner, work.start_us, work.duration_us) for work in read[0].step] == [
+        ("aten::linear", "linear", 0.0, 300.0), ("aten::copy_", "forward", 490.0, 100.5),
+    ]  # fmt: skip
 
 
 def test_a_variant_under_a_second_name_is_not_traced_twice(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import plain
 from experiments.errors import UserError
-from experiments.trace.ledger import Gaps, KernelRow, Ledger, assert_present, compare
+from experiments.trace.ledger import Gaps, KernelRow, Ledger, Timeline, assert_present, compare
 
 
 def row(name: str, op: str | None, count: int, total_us: float, layer: str | None = None) -> KernelRow:
@@ -16,10 +16,10 @@ def row(name: str, op: str | None, count: int, total_us: float, layer: str | Non
 
 def ledger(*rows: KernelRow, steps: int = 2) -> Ledger:
     return Ledger(
-        schema=1, cell=None, profiler="nsys", profiler_version="2023.4", export_schema="3.7.2", coverage=1.0,
+        schema=2, cell=None, profiler="nsys", profiler_version="2023.4", export_schema="3.7.2", coverage=1.0,
         window_ms=1.0, busy_ms=0.5, gap_ms=0.5, overlap_ms=0.0, outside_ms=0.0, devices=1, steps=steps,
         kernels_per_step=1.0, launches_per_step=1.0, traced_step_ms=0.5, untraced_step_ms=None, inflation=None,
-        gaps=Gaps(0.0, 0.0, 0, 0.0, 0.0), kernels=list(rows), timeline=[],
+        gaps=Gaps(0.0, 0.0, 0, 0.0, 0.0), kernels=list(rows), timeline=Timeline(),
     )  # fmt: skip
 
 
