@@ -104,11 +104,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A fusion of the variant, and the kernel that proves it in a trace (`*` stands for anything)."""
+
+    name: str
+    kernel: str
+    on: bool
+
+
+@dataclass(frozen=True)
 class Traced:
     """The answer to Trace: how many replayed (or eager) steps the window holds, after the one that captured."""
 
     cell: Cell
     steps: int
+    rungs: tuple[Rung, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from experiments.measuring.offline import measure_offline
 from experiments.measuring.prefill import measure_prefill
 from experiments.measuring.session import Session, free_memory
 from experiments.measuring.telemetry import Evidence
-from experiments.measuring.tracing import trace
+from experiments.measuring.tracing import rungs, trace
 from experiments.measuring.verdict import verify
 from experiments.messages import (
     Answer,
@@ -66,7 +66,8 @@ class Worker:
                 self.verdict = verify(self._session(), self._session().request.protocol.verdict_tokens)
                 return Verified(self.verdict)
             if isinstance(request, Trace):
-                return Traced(request.cell, trace(self._session(), request))
+                steps = trace(self._session(), request)
+                return Traced(request.cell, steps, rungs(self._session().variant))
             if isinstance(request, Measure):
                 return Measured(self._measure(request.cell))
             return Failed("error", f"unknown request {type(request).__name__}")

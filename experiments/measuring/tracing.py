@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from engine import Engine
+from engine import Engine, Variant
 from engine.ranges import detail, mirrored, span
 from experiments.errors import UserError
 from experiments.measuring.decode import SETTLE_STEPS, decoding, fill_with_noise, synchronize
 from experiments.measuring.prefill import first_token_ms
 from experiments.measuring.session import Session
-from experiments.messages import Trace
+from experiments.messages import Rung, Trace
 
 Step = Callable[[], object]
 
@@ -37,6 +37,11 @@ def trace(session: Session, request: Trace) -> int:
     else:
         raise UserError(f"a cell of kind {kind} is not one step: trace a decode or a prefill cell")
     return request.steps
+
+
+def rungs(variant: Variant) -> tuple[Rung, ...]:
+    """The variant's fusions and what proves them; one without a switch is on."""
+    return tuple(Rung(name, kernel, variant.switches.get(name, True)) for name, kernel in variant.kernels.items())
 
 
 def _run(engine: Engine, step: Step, request: Trace) -> None:

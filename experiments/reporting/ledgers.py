@@ -47,7 +47,8 @@ class Interval:
 @dataclass(frozen=True)
 class Ledger:
     """The kernels of one traced cell. `coverage` is the share of device time that found an owner; `inflation` the
-    profiled over the un-profiled step time; `step` one step of median length, in order of start."""
+    profiled over the un-profiled step time; `step` one step of median length, in order of start; `rungs` the variant's
+    fusions and what became of each."""
 
     cell: Cell
     profiler: str
@@ -58,6 +59,7 @@ class Ledger:
     kernels: tuple[Kernel, ...]
     inflation: float | None = None
     step: tuple[Interval, ...] = ()
+    rungs: tuple[tuple[str, str], ...] = ()
 
     @property
     def per_step(self) -> float:
@@ -116,6 +118,7 @@ def ledger_of(data: dict[str, Any]) -> Ledger:
         kernels=tuple(kernels),
         inflation=None if inflation is None else float(inflation),
         step=tuple(_intervals(data.get("timeline") or {})),
+        rungs=tuple((str(rung["name"]), str(rung["fate"])) for rung in data.get("rungs") or ()),
     )
 
 

@@ -14,7 +14,10 @@ fusebench trace read=FILE [against=FILE]                  show an export or a le
     keep_raw=FOLDER    also keep the raw traces there. They are private: do not publish them
     expect=[NAME,...]  kernels that every variant but the baseline must have run; `*` stands for anything
 
-Exit code 0 when every cell was traced, 1 when some were not, 2 for bad input or an empty capture.
+A fusion that the variant switches on, that took work and whose kernel is not in the trace fails its cell; one that the
+dispatcher leaves off at a cell's shape is said.
+
+Exit code 0 when every cell was traced, 1 when some failed, 2 for bad input or an empty capture.
 """
 
 import sys
@@ -32,7 +35,8 @@ from experiments.errors import UserError
 from experiments.models import Model
 from experiments.records import Cell
 from experiments.sweep import Prepared, prepare
-from experiments.trace.ledger import Ledger, assert_present, compare
+from experiments.trace.ledger import Ledger, compare
+from experiments.trace.liveness import assert_present, contradictions
 from experiments.trace.nsys import Nsys, find_nsys
 from experiments.trace.options import Options, parse
 from experiments.trace.runs import TraceRun, open_run
@@ -92,7 +96,7 @@ def run_trace(
         console.print(f"run {run.path}: {len(jobs)} cells under {nsys_name(nsys)}", markup=False)
         failed = _trace_all(jobs, tracer, run, options, console)
     if failed:
-        console.print(f"{len(failed)} of {len(jobs)} cells were not traced: {', '.join(failed)}", markup=False)
+        console.print(f"{len(failed)} of {len(jobs)} cells failed: {', '.join(failed)}", markup=False)
     console.print(f"The report: fusebench report experiment={config.name} run={run.path.name}", markup=False)
     return 1 if failed else 0
 
@@ -158,6 +162,9 @@ def _trace_all(jobs: Sequence[Job], tracer: Tracer, run: TraceRun, options: Opti
             continue
         write_json(run.traces / f"{job.cell.id}.json", plain.encode(ledger))
         show_ledger(console, ledger)
+        if against := contradictions(ledger):
+            console.print(f"  the trace contradicts the variant: {'; '.join(against)}", style="red", markup=False)
+            failed.append(job.cell.id)
         if job.variant.name == BASELINE:
             baselines[job.cell.point] = ledger
             continue

@@ -67,6 +67,7 @@ def facts(ledger: Ledger) -> list[str]:
         f"{ledger.coverage:.1%} of the device time has its layer or op; {ledger.profiler} {ledger.profiler_version}, "
         f"schema {ledger.export_schema}",
         _inflation(ledger),
+        _rungs(ledger),
     ]
     return [line for line in (*lines, ledger.note) if line]
 
@@ -78,6 +79,17 @@ def _inflation(ledger: Ledger) -> str:
         f"traced step {ledger.traced_step_ms:.4g} ms, untraced {ledger.untraced_step_ms:.4g} ms: "
         f"tracing inflates it {ledger.inflation:.2f} times"
     )
+
+
+def _rungs(ledger: Ledger) -> str:
+    """Every rung with its fate, those that ran with how often."""
+    if not ledger.rungs:
+        return ""
+    words = (
+        f"{row.name} {row.fate}" + (f" ({row.count_per_step:g} per step)" if row.count_per_step else "")
+        for row in ledger.rungs
+    )
+    return f"rungs: {', '.join(words)}"
 
 
 def show(console: Console, table: Table) -> None:

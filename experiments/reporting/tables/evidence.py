@@ -131,7 +131,8 @@ def _by_op(ledger: Ledger) -> dict[str, tuple[float, float]]:
 @table("Traces", "where")
 def traces(analysis: Analysis) -> Content | None:
     """Each traced cell. Coverage is the share of device time that found its layer and op; inflation is the profiled
-    over the un-profiled step time; idle is the share of the traced window in which the device did nothing."""
+    over the un-profiled step time; idle is the share of the traced window in which the device did nothing. A fusion is
+    live when its kernel is in the trace, and left off where the dispatcher finds that it does not pay."""
     columns = (
         *PLACE,
         VARIANT,
@@ -142,6 +143,7 @@ def traces(analysis: Analysis) -> Content | None:
         Column("idle", "Idle", Kind.PERCENT),
         Column("coverage", "Coverage", Kind.PERCENT),
         Column("inflation", "Inflation", Kind.RATIO),
+        Column("fusions", "Fusions"),
     )
     rows: list[tuple[Value, ...]] = []
     for ledger in analysis.run.ledgers:
@@ -150,7 +152,8 @@ def traces(analysis: Analysis) -> Content | None:
         idle = max(0.0, 1 - ledger.busy_ms / ledger.window_ms) if ledger.window_ms > 0 else None
         head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant, ledger.profiler, ledger.steps)
         busy = 1e3 * ledger.busy_ms * ledger.per_step
-        rows.append((*head, launches, busy, idle, ledger.coverage, ledger.inflation))
+        rungs = ", ".join(f"{name} {fate}" for name, fate in ledger.rungs)
+        rows.append((*head, launches, busy, idle, ledger.coverage, ledger.inflation, rungs))
     return Content(columns, rows)
 
 
