@@ -59,8 +59,8 @@ class Measure:
 class Trace:
     """Run a few steps of one cell for a profiler: layer and op ranges on, graphs captured inside the window.
 
-    `profiler` is `nsys` (the worker runs under it and opens the cudaProfilerApi range) or `torch`, which leaves a
-    Chrome trace at `path`.
+    `profiler` is `nsys` (the worker runs under it and opens the cudaProfilerApi range), `ncu` (the same, with nothing
+    but the steps inside), or `torch`, which leaves a Chrome trace at `path`.
     """
 
     cell: Cell

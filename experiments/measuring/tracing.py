@@ -48,6 +48,8 @@ def _run(engine: Engine, step: Step, request: Trace) -> None:
     for _ in range(SETTLE_STEPS):
         step()
     synchronize(engine)
+    if request.profiler == "ncu":
+        return _run_counted(step, request)
     engine.runner.forget_graphs()
     with _window(request), span(f"cell/{request.cell.id}"), detail():
         step()
@@ -58,6 +60,14 @@ def _run(engine: Engine, step: Step, request: Trace) -> None:
             synchronize(engine)
 
 
+def _run_counted(step: Step, request: Trace) -> None:
+    """Nothing but the steps inside the window, their graphs captured before: ncu runs every kernel many times."""
+    with cuda_profiler_window():
+        for _ in range(request.steps):
+            step()
+        torch.cuda.synchronize()
+
+
 def _window(request: Trace) -> AbstractContextManager[None]:
     if request.profiler == "torch":
         return torch_profiler_window(request.path)
@@ -66,7 +76,7 @@ def _window(request: Trace) -> AbstractContextManager[None]:
 
 @contextmanager
 def cuda_profiler_window() -> Iterator[None]:
-    """What `nsys profile --capture-range=cudaProfilerApi` waits for."""
+    """What `nsys profile --capture-range=cudaProfilerApi` and `ncu --profile-from-start=off` wait for."""
     if not torch.cuda.is_available():
         yield
         return

@@ -63,7 +63,8 @@ class Tracer:
             chrome = folder / "trace.json"
             worker = WorkerProcess(log, self.worker)
             try:
-                answer = self._run(worker, model, variant, cell, str(chrome))
+                request = TraceRequest(cell, self.steps, "torch", str(chrome))
+                answer = run_window(worker, self.config, model, variant, request, self.say)
             finally:
                 worker.close()
             self._keep(cell, chrome, "pt.trace.json")
@@ -71,7 +72,8 @@ class Tracer:
         output = folder / "capture"
         under = TracedWorker(log, traced_command(self.nsys, profile_arguments(output), worker=self.worker))
         try:
-            answer = self._run(under, model, variant, cell, "")
+            request = TraceRequest(cell, self.steps, "nsys")
+            answer = run_window(under, self.config, model, variant, request, self.say)
         except BaseException:
             under.kill()
             raise
@@ -83,37 +85,43 @@ class Tracer:
         self._keep(cell, export, "sqlite")
         return read_trace(export), answer
 
-    def _run(self, worker: WorkerProcess, model: Model, variant: VariantConfig, cell: Cell, path: str) -> Traced:
-        """Load the engine and run the window; returns what the worker says of it."""
-        config, protocol = self.config, self.config.protocol
-        load = Load(
-            model=model.source,
-            variant=variant,
-            device=config.device,
-            dtype=config.dtype,
-            weights=config.weights,
-            seed=config.seed,
-            points=(cell.point,),
-            workloads=tuple(config.workloads),
-            protocol=protocol,
-        )
-        request = TraceRequest(cell, self.steps, "nsys" if self.nsys else "torch", path)
-        try:
-            ready = worker.ask(load, protocol.load_timeout_s, self.say)
-            traced = worker.ask(request, protocol.cell_timeout_s, self.say) if isinstance(ready, Ready) else ready
-        except WorkerLost as lost:
-            raise CannotTrace(lost.reason) from None
-        if isinstance(traced, Failed):
-            reason = without_paths(traced.reason)
-            raise UserError(f"{cell.id}: {reason}") if traced.kind == "user" else CannotTrace(reason)
-        if not isinstance(traced, Traced):
-            raise CannotTrace(f"the worker answered {type(traced).__name__}")
-        return traced
-
     def _keep(self, cell: Cell, raw: Path, suffix: str) -> None:
         """Copy a raw file to where the user wants it."""
         if self.keep_raw and raw.is_file():
             shutil.copyfile(raw, self.keep_raw / f"{cell.id}.{suffix}")
+
+
+def run_window(
+    worker: WorkerProcess,
+    config: ExperimentConfig,
+    model: Model,
+    variant: VariantConfig,
+    request: TraceRequest,
+    say: Callable[[str], None],
+) -> Traced:
+    """Load the engine and run the window; returns what the worker says of it."""
+    load = Load(
+        model=model.source,
+        variant=variant,
+        device=config.device,
+        dtype=config.dtype,
+        weights=config.weights,
+        seed=config.seed,
+        points=(request.cell.point,),
+        workloads=tuple(config.workloads),
+        protocol=config.protocol,
+    )
+    try:
+        ready = worker.ask(load, config.protocol.load_timeout_s, say)
+        traced = worker.ask(request, config.protocol.cell_timeout_s, say) if isinstance(ready, Ready) else ready
+    except WorkerLost as lost:
+        raise CannotTrace(lost.reason) from None
+    if isinstance(traced, Failed):
+        reason = without_paths(traced.reason)
+        raise UserError(f"{request.cell.id}: {reason}") if traced.kind == "user" else CannotTrace(reason)
+    if not isinstance(traced, Traced):
+        raise CannotTrace(f"the worker answered {type(traced).__name__}")
+    return traced
 
 
 def check_content(trace: Trace, cell: Cell, device: str, nsys_version: str) -> None:

@@ -36,7 +36,7 @@ def answer(request: object) -> Answer:
         os._exit(3)
     if request.profiler == "nsys":
         push_ranges(request)
-    else:
+    elif request.profiler == "torch":
         events = [] if MODE == "empty" else chrome_events(request)
         Path(request.path).write_text(json.dumps({"schemaVersion": 1, "traceEvents": events}))
     return Traced(request.cell, request.steps, RUNGS.get(MODE, ()))
