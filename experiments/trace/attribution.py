@@ -10,6 +10,7 @@ layer/N, op/NAME.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ class Owner:
     def of(cls, path: Iterable[str]) -> "Owner":
         """Read a path of range names, outermost first."""
         path = tuple(path)
-        found = {kind: name for kind, slash, name in (text.partition("/") for text in path) if slash}
+        found = dict(map(_field, path))
         step = found.get("step", "")
         return cls(
             path=path,
@@ -57,6 +58,13 @@ class Owner:
     def has_place(self) -> bool:
         """Is it known where in the model this is?"""
         return self.layer is not None or self.op is not None
+
+
+@cache
+def _field(text: str) -> tuple[str, str]:
+    """The kind and the name in a range's text; a text that is not of the grammar has no kind."""
+    kind, slash, name = text.partition("/")
+    return (kind, name) if slash else ("", text)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,8 @@ def attribute(trace: Trace) -> Attribution:
     """Find the owner of every row of `trace.gpu`."""
     ranges = trace.ranges[(trace.ranges["style"] == 0) & (trace.ranges["crosses"] == 0)]
     swept = sweep(ranges)
-    owners = [Owner.of(trace.strings.get(name, "?") for name in path) for path in swept.paths]
+    texts = {name: trace.strings.get(name, "?") for name in ranges["name"].unique().tolist()}
+    owners = [Owner.of([texts[name] for name in path]) for path in swept.paths]
     call = launching_calls(trace)
     launch = np.zeros(len(call), dtype=np.int32)
     known = call != NONE

@@ -103,12 +103,17 @@ def timeline(window: Window, trace: Trace) -> Timeline:
 
 def _median_step(window: Window) -> list[int]:
     """The rows of the step whose length is the median, on the first device."""
-    counts = (window.step != NONE) & (window.device == window.device.min())
-    steps = [np.flatnonzero(counts & (window.step == step)) for step in np.unique(window.step[counts])]
-    if not steps:
+    counted = np.flatnonzero((window.step != NONE) & (window.device == window.device.min()))
+    if not len(counted):
         return []
-    lengths_ns = [int(window.end[rows].max() - window.start[rows[0]]) for rows in steps]
-    chosen: list[int] = steps[int(np.argsort(lengths_ns, kind="stable")[len(steps) // 2])].tolist()
+    steps, codes = np.unique(window.step[counted], return_inverse=True)
+    ends = np.zeros(len(steps), dtype=np.int64)
+    np.maximum.at(ends, codes, window.end[counted])
+    # Rows come in order of start: a step's first row is where it begins.
+    _, firsts = np.unique(codes, return_index=True)
+    lengths_ns = ends - window.start[counted[firsts]]
+    median = np.argsort(lengths_ns, kind="stable")[len(steps) // 2]
+    chosen: list[int] = counted[codes == median].tolist()
     return chosen
 
 
