@@ -1,6 +1,7 @@
 """Kernel ledgers of a run: results/<experiment>/<run>/traces/*.json, one traced cell each."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,13 @@ class Ledger:
     def busy_us(self) -> float:
         """Per step: at least one kernel ran."""
         return 1e3 * self.busy_ms * self.per_step
+
+    @property
+    def closure(self) -> float | None:
+        """Time of all kernels, each counted whole, and idle time, over the window."""
+        if self.window_ms <= 0:
+            return None
+        return math.fsum(k.total_us for k in self.kernels) / 1e3 / self.window_ms + self.idle_us / self.step_us
 
     @property
     def idle_us(self) -> float:

@@ -33,7 +33,6 @@ class Owner:
     path: tuple[str, ...] = ()
     cell: str | None = None
     phase: str | None = None
-    step: int | None = None
     layer: str | None = None
     op: str | None = None
     replay: bool = False
@@ -43,12 +42,10 @@ class Owner:
         """Read a path of range names, outermost first."""
         path = tuple(path)
         found = dict(map(_field, path))
-        step = found.get("step", "")
         return cls(
             path=path,
             cell=found.get("cell"),
             phase=found.get("phase"),
-            step=int(step) if step.isdecimal() else None,
             layer=found.get("layer"),
             op=found.get("op"),
             replay=REPLAY in path,
@@ -69,8 +66,9 @@ def _field(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Attribution:
-    """`work` is the trace's `gpu` with three columns more: `call` (row of the launching call, -1 unknown), `launch` and
-    `place` (both places in `owners`): phase and step are the launch's, layer and op the place's. `owners[0]` is nobody.
+    """`work` is the trace's `gpu` with four columns more: `call` (row of the launching call, -1 unknown), `step` (in
+    which that was made, -1 outside steps), `launch` and `place` (both places in `owners`): the phase is the launch's,
+    layer and op are the place's. `owners[0]` is nobody.
     """
 
     work: pd.DataFrame
@@ -86,16 +84,28 @@ class Attribution:
 def attribute(trace: Trace) -> Attribution:
     """Find the owner of every row of `trace.gpu`."""
     ranges = trace.ranges[(trace.ranges["style"] == 0) & (trace.ranges["crosses"] == 0)]
-    swept = sweep(ranges)
-    texts = {name: trace.strings.get(name, "?") for name in ranges["name"].unique().tolist()}
-    owners = [Owner.of([texts[name] for name in path]) for path in swept.paths]
+    numbers = _step_numbers(trace, ranges)
+    # Steps are swept apart: with their numbers in it, no path would occur twice.
+    steps, swept = sweep(ranges[numbers != NONE]), sweep(ranges[numbers == NONE])
+    owners = [Owner.of([trace.strings.get(name, "?") for name in path]) for path in swept.paths]
     call = launching_calls(trace)
-    launch = np.zeros(len(call), dtype=np.int32)
+    launch, step = np.zeros(len(call), dtype=np.int32), np.full(len(call), NONE, dtype=np.int32)
     known = call != NONE
     threads, starts = trace.calls["thread"].to_numpy()[call[known]], trace.calls["start"].to_numpy()[call[known]]
     launch[known] = swept.path_ids(threads, starts)
+    # A step's row is -1 where there is none, and finds the -1 at the end.
+    step[known] = np.append(numbers[numbers != NONE], NONE)[steps.owners(threads, starts)]
     place = _places(trace, swept, owners, launch)
-    return Attribution(trace.gpu.assign(call=call, launch=launch, place=place), owners)
+    return Attribution(trace.gpu.assign(call=call, step=step, launch=launch, place=place), owners)
+
+
+def _step_numbers(trace: Trace, ranges: pd.DataFrame) -> np.ndarray:
+    """The N of every range `step/N`, -1 for all others."""
+    codes, names = pd.factorize(ranges["name"].to_numpy())
+    fields = [_field(trace.strings.get(name, "?")) for name in names.tolist()]
+    numbers = [int(name) if kind == "step" and name.isdecimal() else NONE for kind, name in fields]
+    found: np.ndarray = np.array(numbers, dtype=np.int64)[codes]
+    return found
 
 
 def launching_calls(trace: Trace) -> np.ndarray:

@@ -15,6 +15,7 @@ from experiments.records import Cell
 
 SCHEMA = 2
 COVERAGE_WANTED = 0.98
+CLOSURE_TOLERATED = 0.01
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,18 @@ class Ledger:
     note: str = ""
 
     @property
+    def closure(self) -> float:
+        """Exclusive time of all rows and all gaps, less what overlapping work counts twice, over the window: 1 where no
+        microsecond is lost."""
+        rows_ms = sum(row.total_us for row in self.kernels) / 1e3
+        gaps_ms = (self.gaps.within_steps_us + self.gaps.between_steps_us) / 1e3
+        return (rows_ms + gaps_ms - self.overlap_ms) / self.window_ms if self.window_ms else 1.0
+
+    @property
     def warning(self) -> str:
-        """One line where the coverage is too low to trust the shares, else nothing."""
+        """One line where the sums do not close or the coverage is too low to trust the shares, else nothing."""
+        if abs(self.closure - 1) > CLOSURE_TOLERATED:
+            return f"kernels and gaps add up to {self.closure:.2%} of the window: this trace was read wrongly"
         if self.coverage >= COVERAGE_WANTED:
             return ""
         lost_us = sum(row.total_us for row in self.kernels if not row.covered)

@@ -35,7 +35,7 @@ from experiments.trace.schema import (
 )
 
 PROCESS_MASK = ~0xFFFFFF
-_CHUNK_ROWS = 200_000
+_CHUNK_ROWS = 50_000
 
 
 @dataclass(frozen=True)

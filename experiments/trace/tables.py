@@ -100,14 +100,25 @@ def facts(ledger: Ledger) -> list[str]:
     """The ledger's own figures, one line each."""
     lines = [
         f"{ledger.steps} steps, {ledger.kernels_per_step:g} kernels and {ledger.launches_per_step:g} launches per step",
-        f"window {ledger.window_ms:.4g} ms = busy {ledger.busy_ms:.4g} + idle {ledger.gap_ms:.4g}; "
-        f"overlapping work {ledger.overlap_ms:.4g} ms",
+        f"window {ledger.window_ms:.4g} ms = busy {ledger.busy_ms:.4g} + idle {ledger.gap_ms:.4g}; overlapping work "
+        f"{ledger.overlap_ms:.4g} ms; kernels + gaps - overlap = {ledger.closure:.2%} of the window",
+        _gaps(ledger),
         f"{ledger.coverage:.1%} of the device time has its layer or op; {ledger.profiler} {ledger.profiler_version}, "
         f"schema {ledger.export_schema}",
         _inflation(ledger),
         _rungs(ledger),
     ]
     return [line for line in (*lines, ledger.note) if line]
+
+
+def _gaps(ledger: Ledger) -> str:
+    """Where the device waited, per step: for its next kernel, or for the host to launch the next step."""
+    steps, gaps = max(ledger.steps, 1), ledger.gaps
+    return (
+        f"idle per step: {gaps.within_steps_us / steps:.4g} us between its kernels, "
+        f"{gaps.between_steps_us / steps:.4g} us until the next step; "
+        f"{gaps.count} gaps, median {gaps.median_us:.3g} us, longest {gaps.max_us:.4g} us"
+    )
 
 
 def _inflation(ledger: Ledger) -> str:

@@ -131,7 +131,8 @@ def _by_op(ledger: Ledger) -> dict[str, tuple[float, float]]:
 @table("Traces", "where")
 def traces(analysis: Analysis) -> Content | None:
     """Each traced cell. Coverage is the share of device time that found its layer and op; inflation is the profiled
-    over the un-profiled step time; idle is the share of the traced window in which the device did nothing. A fusion is
+    over the un-profiled step time; idle is the share of the traced window in which the device did nothing. Kernels and
+    idle together are 100 % of the window where no kernels overlap, and more where they do. A fusion is
     live when its kernel is in the trace, and left off where the dispatcher finds that it does not pay."""
     columns = (
         *PLACE,
@@ -141,6 +142,7 @@ def traces(analysis: Analysis) -> Content | None:
         Column("launches_per_step", "Launches per step", Kind.NUMBER),
         Column("busy_us_per_step", "Busy, µs per step", Kind.NUMBER),
         Column("idle", "Idle", Kind.PERCENT),
+        Column("closure", "Kernels + idle", Kind.PERCENT),
         Column("coverage", "Coverage", Kind.PERCENT),
         Column("inflation", "Inflation", Kind.RATIO),
         Column("fusions", "Fusions"),
@@ -153,7 +155,7 @@ def traces(analysis: Analysis) -> Content | None:
         head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant, ledger.profiler, ledger.steps)
         busy = 1e3 * ledger.busy_ms * ledger.per_step
         rungs = ", ".join(f"{name} {fate}" for name, fate in ledger.rungs)
-        rows.append((*head, launches, busy, idle, ledger.coverage, ledger.inflation, rungs))
+        rows.append((*head, launches, busy, idle, ledger.closure, ledger.coverage, ledger.inflation, rungs))
     return Content(columns, rows)
 
 

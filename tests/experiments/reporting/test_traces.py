@@ -50,6 +50,7 @@ def test_traces_say_coverage_idle_and_inflation() -> None:
     row = next(r for r in _tables()["traces"] if r["variant"] == "baseline")
     assert (row["coverage"], row["inflation"], row["launches_per_step"]) == (0.97, 1.31, 283)
     assert row["idle"] == pytest.approx(1 - 1 / 1.2)
+    assert row["closure"] == pytest.approx(1)
 
 
 BAD_STEP = {"texts": ["", "k"], "name": [7], "layer": [0], "op": [0], "phase": [0], "start_ns": [0], "duration_ns": [1]}

@@ -8,9 +8,15 @@ from experiments.trace.reader import Trace, read_trace
 
 DATA = Path(__file__).parent / "data"
 REAL_SCHEMAS = ("3.0.0", "3.7.2")
-# As the documentation has it: nodes under a new name, the old name for events that have no node.
-LATER_SCHEMA = "3.25.0"
-SCHEMAS = (*REAL_SCHEMAS, LATER_SCHEMA)
+# As readers and the documentation have them (2024.7, 2026.1, 2026.2), not from exports of ours: nodes of graphs under a
+# new name; then kernels with the graph's id, and the old name for events that have no node.
+LATER_SCHEMAS = ("3.15.1", "3.24.14", "3.25.0")
+SCHEMAS = (*REAL_SCHEMAS, *LATER_SCHEMAS)
+LATER = """ALTER TABLE CUDA_GRAPH_EVENTS RENAME TO CUDA_GRAPH_NODE_EVENTS;
+    UPDATE META_DATA_EXPORT SET value = '{schema}' WHERE name = 'EXPORT_SCHEMA_VERSION';"""
+LATEST = """ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL ADD COLUMN graphId INTEGER;
+    CREATE TABLE CUDA_GRAPH_EVENTS (start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER,
+        globalTid INTEGER, nameId INTEGER, graphId INTEGER, graphExecId INTEGER);"""
 PUSH_POP, START_END, DOMAIN_CREATE = 59, 60, 75
 GRAPH_TRACE = """CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start INTEGER NOT NULL, end INTEGER NOT NULL,
     deviceId INTEGER NOT NULL, contextId INTEGER NOT NULL, streamId INTEGER NOT NULL, correlationId INTEGER,
@@ -32,14 +38,9 @@ class SyntheticExport:
         script = (DATA / f"schema_{schema if schema in REAL_SCHEMAS else REAL_SCHEMAS[-1]}.sql").read_text()
         self.database.executescript(script)
         self.nodes_table = "CUDA_GRAPH_EVENTS"
-        if schema == LATER_SCHEMA:
+        if schema in LATER_SCHEMAS:
             self.nodes_table = "CUDA_GRAPH_NODE_EVENTS"
-            self.database.executescript(
-                f"""ALTER TABLE CUDA_GRAPH_EVENTS RENAME TO CUDA_GRAPH_NODE_EVENTS;
-                CREATE TABLE CUDA_GRAPH_EVENTS (start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER,
-                    globalTid INTEGER, nameId INTEGER, graphId INTEGER, graphExecId INTEGER);
-                UPDATE META_DATA_EXPORT SET value = '{LATER_SCHEMA}' WHERE name = 'EXPORT_SCHEMA_VERSION'"""
-            )
+            self.database.executescript(LATER.format(schema=schema) + (LATEST if schema != LATER_SCHEMAS[0] else ""))
         self.strings: dict[str, int] = {}
 
     def with_graph_trace(self) -> None:

@@ -1,7 +1,9 @@
 """Sums, unions and gaps: what a ledger says must add up, to the nanosecond."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -85,6 +87,28 @@ def test_the_step_that_is_drawn_is_the_one_of_median_length(synthetic: Synthetic
         export.call(step, at + 1, at + 2)
         export.kernel("gemm", step, at + 5, at + 5 + length)
     assert ledger_of(export.read()).timeline.duration_ns == [30]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_microsecond_of_a_window_is_lost(synthetic: Synthetic, seed: int) -> None:
+    """Any work on any streams of two devices, inside steps and outside: kernels + gaps - overlap = window."""
+    rng = Random(seed)
+    export = synthetic()
+    for i in range(60):
+        at = rng.randrange(20_000)
+        if rng.random() < 0.8:
+            export.range(f"step/{i}", at, at + 40)
+        export.call(i, at + 1, at + 2)
+        where = {"deviceId": rng.randrange(2), "streamId": rng.randrange(3)}
+        start = at + rng.randrange(200)
+        export.kernel(f"k{rng.randrange(4)}", i, start, start + rng.randrange(1, 900), **where)
+    ledger = ledger_of(export.read())
+    assert ledger.overlap_ms > 0
+    assert ledger.closure == pytest.approx(1, abs=1e-9)
+    gaps_us = ledger.gaps.within_steps_us + ledger.gaps.between_steps_us
+    assert gaps_us == pytest.approx(1e3 * ledger.gap_ms, abs=1e-9)
+    lost = replace(ledger, kernels=ledger.kernels[1:])
+    assert "add up to" in lost.warning
 
 
 def test_devices_are_united_apart(synthetic: Synthetic) -> None:
