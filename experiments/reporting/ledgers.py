@@ -61,6 +61,12 @@ class Ledger:
     inflation: float | None = None
     step: tuple[Interval, ...] = ()
     rungs: tuple[tuple[str, str], ...] = ()
+    twin: bool = False
+
+    @property
+    def label(self) -> str:
+        """The variant's name, marked where it ran on the plain-PyTorch twins of its kernels."""
+        return f"{self.cell.variant} (twin)" if self.twin else self.cell.variant
 
     @property
     def per_step(self) -> float:
@@ -126,6 +132,7 @@ def ledger_of(data: dict[str, Any]) -> Ledger:
         kernels=tuple(kernels),
         inflation=None if inflation is None else float(inflation),
         step=tuple(_intervals(data.get("timeline") or {})),
+        twin=any(k.get("kind") == "cpu_op" for k in data["kernels"]),
         rungs=tuple((str(rung["name"]), str(rung["fate"])) for rung in data.get("rungs") or ()),
     )
 

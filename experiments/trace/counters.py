@@ -12,7 +12,7 @@ from statistics import fmean
 
 from experiments.errors import UserError
 from experiments.records import Cell
-from experiments.trace.kineto import short_name
+from experiments.trace.names import short_name
 
 SCHEMA = 1
 STALLS = (

@@ -41,9 +41,9 @@ def timeline(analysis: Analysis) -> Iterator[Figure]:
 
 def _panels(where: str, ledgers: Sequence[Ledger]) -> Iterator[Panel]:
     """The whole step, and one layer where every variant names its layers."""
-    yield Panel(f"{where}: the step", Spans(X_LABEL, tuple(_lane(g.cell.variant, g.step) for g in ledgers)))
+    yield Panel(f"{where}: the step", Spans(X_LABEL, tuple(_lane(g.label, g.step) for g in ledgers)))
     layer = _middle_layer(ledgers)
-    parts = [(ledger.cell.variant, one_layer(ledger.step, layer)) for ledger in ledgers]
+    parts = [(ledger.label, one_layer(ledger.step, layer)) for ledger in ledgers]
     if layer and all(part for _, part in parts):
         yield Panel(f"{where}: layer {layer}", Spans(X_LABEL, tuple(_lane(*part) for part in parts)))
 

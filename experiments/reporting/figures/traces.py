@@ -58,7 +58,7 @@ def op_times_us(ledger: Ledger) -> dict[str, float]:
 
 def _bar(ledger: Ledger, times: dict[str, float]) -> Bar:
     busy = math.fsum(times.values()) or 1.0
-    name = ledger.cell.variant
+    name = ledger.label
     segments = [
         Segment(op, slot_of(op), us, f"{name}: {op}\n{number(us)} µs per step, {percent(us / busy)} of busy time")
         for op, us in sorted(times.items(), key=lambda item: (slot_of(item[0]) or len(SLOTS), item[0]))

@@ -93,13 +93,13 @@ def _by_kernel(ledger: Ledger) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def _panel(before: Ledger, after: Ledger) -> Panel:
-    point, variant = after.cell.point, after.cell.variant
-    bars, level_us = [_total(BASELINE, before.step_us)], before.step_us
+    point = after.cell.point
+    bars, level_us = [_total(before.label, before.step_us)], before.step_us
     for step in _folded(steps_between(before, after)):
         bars.append(_bar(step, level_us))
         level_us += step.change_us
-    bars.append(_total(variant, after.step_us))
-    title = f"batch {point.batch}, length {point.length}: {variant}"
+    bars.append(_total(after.label, after.step_us))
+    title = f"batch {point.batch}, length {point.length}: {after.label}"
     return Panel(title, Bars("µs per step", (BarGroup("", tuple(bars)),)))
 
 

@@ -35,7 +35,7 @@ def kernels(analysis: Analysis) -> Content | None:
             launches[k.name, k.owner, k.phase] += k.count
         total = math.fsum(time_us.values()) or 1.0
         p = ledger.cell.point
-        head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant)
+        head = (p.model, p.workload, p.batch, p.length, ledger.label)
         for key, us in sorted(time_us.items(), key=lambda item: (-item[1], item[0]))[:MOST_KERNELS]:
             per_step = (launches[key] * ledger.per_step, us * ledger.per_step, us / total)
             rows.append((*head, key[0], key[1], key[2], *per_step))
@@ -65,7 +65,7 @@ def kernel_changes(analysis: Analysis) -> Content | None:
         before, after = by_point[p], _by_op(ledger)
         pairs = {op: (*before.get(op, (0.0, 0.0)), *after.get(op, (0.0, 0.0))) for op in before | after}
         for op, (n0, us0, n1, us1) in sorted(pairs.items(), key=lambda item: (item[1][3] - item[1][1], item[0])):
-            rows.append((p.model, p.workload, p.batch, p.length, ledger.cell.variant, op, n0, n1, us0, us1, us0 - us1))
+            rows.append((p.model, p.workload, p.batch, p.length, ledger.label, op, n0, n1, us0, us1, us0 - us1))
     return Content(columns, rows)
 
 
@@ -107,7 +107,7 @@ def traces(analysis: Analysis) -> Content | None:
         gb_per_s = floor.bytes / busy_us / 1e3 if floor and busy_us else None
         idle = ledger.idle_us / ledger.step_us if ledger.step_us > 0 else None
         rungs = ", ".join(f"{name} {fate}" for name, fate in ledger.rungs)
-        head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant, ledger.profiler, ledger.steps)
+        head = (p.model, p.workload, p.batch, p.length, ledger.label, ledger.profiler, ledger.steps)
         sums = (launches, busy_us, gb_per_s, idle, ledger.closure)
         rows.append((*head, *sums, ledger.coverage, ledger.inflation, rungs))
     return Content(columns, rows)

@@ -88,6 +88,15 @@ def test_a_layer_is_cut_from_its_first_kernel_to_its_last() -> None:
     assert one_layer(step, "7") == ()
 
 
+def test_twins_are_called_twins() -> None:
+    twins = [replace(ledger(variant), twin=True) for variant in ("baseline", "fused")]
+    made = figures(*twins)
+    assert [lane.label for lane in chart(made["timeline_qwen3-0.6b_decode"]).lanes] == [
+        "baseline (twin)", "fused (twin)",
+    ]  # fmt: skip
+    assert made["waterfall_qwen3-0.6b_decode"].panels[0].title.endswith("fused (twin)")
+
+
 def test_a_ledger_without_a_step_has_no_timeline() -> None:
     bare = [replace(ledger(variant), step=()) for variant in ("baseline", "fused")]
     assert "timeline_qwen3-0.6b_decode" not in figures(*bare)

@@ -56,6 +56,7 @@ def test_every_point_and_variant_gets_a_ledger(tmp_path: Path) -> None:
     (traces,) = tmp_path.glob("results/*/*/traces")
     read, problems = read_ledgers(traces)
     assert (len(read), problems) == (4, [])
+    assert [x.label for x in read[:2]] == ["baseline (twin)", "folded (twin)"]
     assert [(work.name, work.owner, work.start_us, work.duration_us) for work in read[0].step] == [
         ("aten::linear", "linear", 0.0, 300.0), ("aten::copy_", "forward", 490.0, 100.5),
     ]  # fmt: skip

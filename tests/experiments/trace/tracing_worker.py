@@ -46,11 +46,14 @@ def push_ranges(request: Trace) -> None:
     """The ranges of a traced cell, in real time."""
     import nvtx
 
+    from engine.ranges import detail, rung
+
     if MODE == "no-window":
         return
-    with nvtx.annotate(f"cell/{request.cell.id}"), nvtx.annotate("replay"):
+    with nvtx.annotate(f"cell/{request.cell.id}"), nvtx.annotate("replay"), detail():
         for step in range(request.steps):
             with nvtx.annotate(f"step/{step}"), nvtx.annotate("phase/forward"), nvtx.annotate("op/linear"):
+                rung("live")
                 time.sleep(0.001)
 
 
