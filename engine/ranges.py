@@ -1,8 +1,8 @@
 """NVTX ranges: phases and steps always, layers and ops only while a trace is being made.
 
 Grammar, read back by experiments/trace: `phase/<name>`, `step/<i>`, `capture/<graph key>`, `layer/<i|embed|head>`,
-`op/<name>`. Python runs once per captured graph, so layer and op ranges pushed during capture name its kernels for
-good.
+`op/<name>`, `rung/<name>`. Python runs once per captured graph, so layer and op ranges pushed during capture name its
+kernels for good.
 """
 
 import functools
@@ -66,6 +66,13 @@ def layer(name: str | int) -> Iterator[None]:
         return
     with span(f"layer/{name}"):
         yield
+
+
+def rung(name: str) -> None:
+    """Leave a mark that a fusion takes the work that follows, when detail is on: a trace must then hold its kernel."""
+    if _detail:
+        with span(f"rung/{name}"):
+            pass
 
 
 def op(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:

@@ -31,13 +31,18 @@ def keep(weights: ModelWeights, config: ModelConfig) -> ModelWeights:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model. `switches` are the rungs of its ladder, as given in its YAML, for the record."""
+    """One way to run a model. `switches` are the rungs of its ladder, as given in its YAML, for the record.
+
+    `kernels` names for each rung (a switch, or what the variant does unasked) the kernel that proves it in a trace; `*`
+    stands for anything.
+    """
 
     name: str
     ops: Ops = field(default_factory=Ops)
     prepare: Prepare = keep
     runtime: Runtime = Runtime()
     switches: Mapping[str, bool] = field(default_factory=dict)
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def replaced(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from experiments.compose import compose
 from experiments.environment import find_gpu, package_version, run_quietly
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cache_dir, cached_model
+from experiments.trace.ncu import find_ncu
 
 PYTHON = (3, 11)
 NEWEST_NVTX_FOR_OLD_NSYS = (0, 2, 11)
@@ -159,10 +160,11 @@ def find_importer(nsys: Path) -> Path | None:
 
 
 def _ncu() -> Iterator[Finding]:
-    if shutil.which("ncu"):
-        yield Finding(Level.OK, "ncu is on PATH")
-    else:
-        yield Finding(Level.NOTE, "ncu is not on PATH: nothing here needs it, looking inside one kernel does")
+    try:
+        yield Finding(Level.OK, f"ncu {find_ncu().version}")
+    except UserError:
+        mend = "it comes with the CUDA toolkit"
+        yield Finding(Level.NOTE, "no ncu: `fusebench trace profiler=ncu` cannot count inside kernels", mend)
 
 
 def _nvtx() -> Iterator[Finding]:

@@ -59,8 +59,8 @@ class Measure:
 class Trace:
     """Run a few steps of one cell for a profiler: layer and op ranges on, graphs captured inside the window.
 
-    `profiler` is `nsys` (the worker runs under it and opens the cudaProfilerApi range) or `torch`, which leaves a
-    Chrome trace at `path`.
+    `profiler` is `nsys` (the worker runs under it and opens the cudaProfilerApi range), `ncu` (the same, with nothing
+    but the steps inside), or `torch`, which leaves a Chrome trace at `path`.
     """
 
     cell: Cell
@@ -106,11 +106,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A fusion of the variant, and the kernel that proves it in a trace (`*` stands for anything)."""
+
+    name: str
+    kernel: str
+    on: bool
+
+
+@dataclass(frozen=True)
 class Traced:
     """The answer to Trace: how many replayed (or eager) steps the window holds, after the one that captured."""
 
     cell: Cell
     steps: int
+    rungs: tuple[Rung, ...] = ()
 
 
 @dataclass(frozen=True)

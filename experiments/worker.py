@@ -28,7 +28,7 @@ from experiments.measuring.serving import measure_serving
 from experiments.measuring.session import Session, free_memory
 from experiments.measuring.shared_prefix import measure_shared_prefix
 from experiments.measuring.telemetry import Evidence
-from experiments.measuring.tracing import trace
+from experiments.measuring.tracing import rungs, trace
 from experiments.measuring.verdict import verify
 from experiments.messages import (
     Answer,
@@ -80,7 +80,8 @@ class Worker:
                 self.verdict = verify(self._session(), self._session().request.protocol.verdict_tokens)
                 return Verified(self.verdict)
             if isinstance(request, Trace):
-                return Traced(request.cell, trace(self._session(), request))
+                steps = trace(self._session(), request)
+                return Traced(request.cell, steps, rungs(self._session().variant))
             if isinstance(request, Measure):
                 return Measured(self._measure(request.cell))
             return Failed("error", f"unknown request {type(request).__name__}")

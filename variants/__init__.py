@@ -1,6 +1,7 @@
 """The variants: one module per way to differ from the baseline, each with `SWITCHES` and `build`.
 
-`build(name, switches, runtime)` returns an `engine.Variant`; `SWITCHES` maps each rung of its ladder to its default.
+`build(name, switches, runtime)` returns an `engine.Variant`; `SWITCHES` maps each rung of its ladder to its default,
+`KERNELS` to the kernel that proves it in a trace. A rung calls `ranges.rung` where it takes a piece of work.
 """
 
 import dataclasses

@@ -19,10 +19,11 @@ from engine.kernels.activation import silu_mul_reference
 from engine.kernels.norm import add_rms_norm_reference, rms_norm_reference
 from engine.kernels.rope import rope_reference
 from engine.ops import Ops
-from engine.ranges import op
+from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
 
 SWITCHES: dict[str, bool] = {}
+KERNELS = {"compile": "triton_*"}
 
 
 def norm(delta_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -77,6 +78,8 @@ class CompiledOps(Ops):
         assert stream.delta_TH is not None
         cuda = ctx.batch.token_ids_T.is_cuda
         before, after = self._compiled if cuda else (before_attention, after_attention)
+        if cuda:
+            rung("compile")
         q, k, v, residual = before(
             stream.delta_TH, stream.residual_TH, layer, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2, ctx.config
         )
@@ -87,4 +90,4 @@ class CompiledOps(Ops):
 
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The baseline's forward pass, compiled by layer."""
-    return Variant(name, CompiledOps(), runtime=runtime, switches=switches)
+    return Variant(name, CompiledOps(), runtime=runtime, switches=switches, kernels=KERNELS)

@@ -21,7 +21,7 @@ from engine import Runtime, Variant
 from engine.batch import Batch, Context, LayerCache, Stream
 from engine.kernels.attention import paged_decode_attention
 from engine.ops import Ops
-from engine.ranges import op
+from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
 from variants.dispatch import pays
 from variants.folding import fold_layers
@@ -40,6 +40,14 @@ SWITCHES: dict[str, bool] = {
     "attention": True,
     "lm_head": True,
 }
+KERNELS = {
+    "norm_linear": "_norm_linear_kernel",
+    "residual_epilogue": "_linear_add_kernel",
+    "silu_epilogue": "_gate_up_silu_kernel",
+    "qkv_post": "_qkv_post_kernel",
+    "attention": "_decode_qkv_attention_kernel",
+    "lm_head": "_tile_argmax_kernel",
+}
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,12 @@ class FusedOps(Ops):
     switches: Mapping[str, bool]
     pdl: bool
 
-    def runs(self, rung: str, x_TK: Tensor, linear: Linear) -> bool:
+    def runs(self, name: str, x_TK: Tensor, linear: Linear) -> bool:
         """Whether a rung's kernel takes this product."""
-        return self.switches[rung] and pays(rung, x_TK.shape[0], *linear.weight_NK.shape)
+        takes = self.switches[name] and pays(name, x_TK.shape[0], *linear.weight_NK.shape)
+        if takes:
+            rung(name)
+        return takes
 
     def _attends_at_once(self, batch: Batch) -> bool:
         """Whether one kernel leads from the QKV projection to the attention output."""
@@ -88,6 +99,7 @@ class FusedOps(Ops):
         """Rotated queries; keys and values in their pages."""
         if not self.switches["qkv_post"]:
             return super().qkv_post(qkv_TO, layer, cache, ctx)
+        rung("qkv_post")
         config, batch = ctx.config, ctx.batch
         return qk_norm_rope_store(
             qkv_TO, layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
@@ -108,6 +120,7 @@ class FusedOps(Ops):
         config, batch = ctx.config, ctx.batch
         if batch.cu_seqlens_B1 is not None or not self._attends_at_once(ctx.batch):
             return self.attention(self.qkv_post(qkv_TO, layer, cache, ctx), cache, ctx)
+        rung("attention")
         o = decode_qkv_attention(
             qkv_TO, layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
             cache.k, cache.v, batch.block_tables_BP, batch.context_lens_B, config.num_heads, config.num_kv_heads,
@@ -141,4 +154,4 @@ def whole(delta_TH: Tensor | None) -> Tensor:
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The fused engine with some of its rungs."""
     pdl = runtime.pdl and torch.cuda.is_available()
-    return Variant(name, FusedOps(switches, pdl), fold_layers, runtime, switches)
+    return Variant(name, FusedOps(switches, pdl), fold_layers, runtime, switches, KERNELS)

@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from engine import Engine
+from engine import Engine, Variant
 from engine.ranges import detail, mirrored, span
 from experiments.errors import UserError
 from experiments.measuring.decode import SETTLE_STEPS, decode_engine, decoding, synchronize
 from experiments.measuring.prefill import first_token_ms
 from experiments.measuring.session import Session
-from experiments.messages import Trace
+from experiments.messages import Rung, Trace
 
 Step = Callable[[], object]
 
@@ -39,10 +39,17 @@ def trace(session: Session, request: Trace) -> int:
     return request.steps
 
 
+def rungs(variant: Variant) -> tuple[Rung, ...]:
+    """The variant's fusions and what proves them; one without a switch is on."""
+    return tuple(Rung(name, kernel, variant.switches.get(name, True)) for name, kernel in variant.kernels.items())
+
+
 def _run(engine: Engine, step: Step, request: Trace) -> None:
     for _ in range(SETTLE_STEPS):
         step()
     synchronize(engine)
+    if request.profiler == "ncu":
+        return _run_counted(step, request)
     engine.runner.forget_graphs()
     with _window(request), span(f"cell/{request.cell.id}"), detail():
         step()
@@ -53,6 +60,14 @@ def _run(engine: Engine, step: Step, request: Trace) -> None:
             synchronize(engine)
 
 
+def _run_counted(step: Step, request: Trace) -> None:
+    """Nothing but the steps inside the window, their graphs captured before: ncu runs every kernel many times."""
+    with cuda_profiler_window():
+        for _ in range(request.steps):
+            step()
+        torch.cuda.synchronize()
+
+
 def _window(request: Trace) -> AbstractContextManager[None]:
     if request.profiler == "torch":
         return torch_profiler_window(request.path)
@@ -61,7 +76,7 @@ def _window(request: Trace) -> AbstractContextManager[None]:
 
 @contextmanager
 def cuda_profiler_window() -> Iterator[None]:
-    """What `nsys profile --capture-range=cudaProfilerApi` waits for."""
+    """What `nsys profile --capture-range=cudaProfilerApi` and `ncu --profile-from-start=off` wait for."""
     if not torch.cuda.is_available():
         yield
         return

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from experiments.config import BASELINE
 from experiments.errors import UserError
 from experiments.metrics import metrics_of
 from experiments.records import CellResult, Point, Status
+from experiments.reporting.counters import read_counters
 from experiments.reporting.info import RunInfo, planned_cells, run_info
 from experiments.reporting.ledgers import Ledger, read_ledgers
+from experiments.trace.counters import Counters
 
 NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=RUN_ID` goes on"
 
@@ -26,6 +28,7 @@ class Run:
     info: RunInfo
     results: tuple[CellResult, ...]
     ledgers: tuple[Ledger, ...] = ()
+    counters: tuple[Counters, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -63,7 +66,9 @@ def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:
     path = find_run(results_dir, experiment, run_id)
     manifest, results, problems = read_run(path)
     ledgers, ledger_problems = read_ledgers(path / "traces")
-    return assemble(manifest, results, [*problems, *ledger_problems], ledgers, experiment, path.name)
+    counters, counter_problems = read_counters(path / "counters")
+    found = [*problems, *ledger_problems, *counter_problems]
+    return replace(assemble(manifest, results, found, ledgers, experiment, path.name), counters=tuple(counters))
 
 
 def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:
@@ -103,4 +108,4 @@ def assemble(
     unknown = sorted({r.cell.point.workload for r in everything if not metrics_of(info.kind(r.cell.point.workload))})
     unreadable += [f"workload {name}: no metric is registered for it, its cells are counted only" for name in unknown]
     by_cell = tuple(sorted(ledgers, key=lambda ledger: (ledger.cell, ledger.profiler)))
-    return Run(info, tuple(everything), by_cell, tuple(sorted([*problems, *unreadable])))
+    return Run(info, tuple(everything), by_cell, problems=tuple(sorted([*problems, *unreadable])))

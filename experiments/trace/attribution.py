@@ -10,6 +10,7 @@ layer/N, op/NAME.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,6 @@ class Owner:
     path: tuple[str, ...] = ()
     cell: str | None = None
     phase: str | None = None
-    step: int | None = None
     layer: str | None = None
     op: str | None = None
     replay: bool = False
@@ -41,13 +41,11 @@ class Owner:
     def of(cls, path: Iterable[str]) -> "Owner":
         """Read a path of range names, outermost first."""
         path = tuple(path)
-        found = {kind: name for kind, slash, name in (text.partition("/") for text in path) if slash}
-        step = found.get("step", "")
+        found = dict(map(_field, path))
         return cls(
             path=path,
             cell=found.get("cell"),
             phase=found.get("phase"),
-            step=int(step) if step.isdecimal() else None,
             layer=found.get("layer"),
             op=found.get("op"),
             replay=REPLAY in path,
@@ -59,10 +57,18 @@ class Owner:
         return self.layer is not None or self.op is not None
 
 
+@cache
+def _field(text: str) -> tuple[str, str]:
+    """The kind and the name in a range's text; a text that is not of the grammar has no kind."""
+    kind, slash, name = text.partition("/")
+    return (kind, name) if slash else ("", text)
+
+
 @dataclass(frozen=True)
 class Attribution:
-    """`work` is the trace's `gpu` with three columns more: `call` (row of the launching call, -1 unknown), `launch` and
-    `place` (both places in `owners`): phase and step are the launch's, layer and op the place's. `owners[0]` is nobody.
+    """`work` is the trace's `gpu` with four columns more: `call` (row of the launching call, -1 unknown), `step` (in
+    which that was made, -1 outside steps), `launch` and `place` (both places in `owners`): the phase is the launch's,
+    layer and op are the place's. `owners[0]` is nobody.
     """
 
     work: pd.DataFrame
@@ -78,15 +84,28 @@ class Attribution:
 def attribute(trace: Trace) -> Attribution:
     """Find the owner of every row of `trace.gpu`."""
     ranges = trace.ranges[(trace.ranges["style"] == 0) & (trace.ranges["crosses"] == 0)]
-    swept = sweep(ranges)
-    owners = [Owner.of(trace.strings.get(name, "?") for name in path) for path in swept.paths]
+    numbers = _step_numbers(trace, ranges)
+    # Steps are swept apart: with their numbers in it, no path would occur twice.
+    steps, swept = sweep(ranges[numbers != NONE]), sweep(ranges[numbers == NONE])
+    owners = [Owner.of([trace.strings.get(name, "?") for name in path]) for path in swept.paths]
     call = launching_calls(trace)
-    launch = np.zeros(len(call), dtype=np.int32)
+    launch, step = np.zeros(len(call), dtype=np.int32), np.full(len(call), NONE, dtype=np.int32)
     known = call != NONE
     threads, starts = trace.calls["thread"].to_numpy()[call[known]], trace.calls["start"].to_numpy()[call[known]]
     launch[known] = swept.path_ids(threads, starts)
+    # A step's row is -1 where there is none, and finds the -1 at the end.
+    step[known] = np.append(numbers[numbers != NONE], NONE)[steps.owners(threads, starts)]
     place = _places(trace, swept, owners, launch)
-    return Attribution(trace.gpu.assign(call=call, launch=launch, place=place), owners)
+    return Attribution(trace.gpu.assign(call=call, step=step, launch=launch, place=place), owners)
+
+
+def _step_numbers(trace: Trace, ranges: pd.DataFrame) -> np.ndarray:
+    """The N of every range `step/N`, -1 for all others."""
+    codes, names = pd.factorize(ranges["name"].to_numpy())
+    fields = [_field(trace.strings.get(name, "?")) for name in names.tolist()]
+    numbers = [int(name) if kind == "step" and name.isdecimal() else NONE for kind, name in fields]
+    found: np.ndarray = np.array(numbers, dtype=np.int64)[codes]
+    return found
 
 
 def launching_calls(trace: Trace) -> np.ndarray:

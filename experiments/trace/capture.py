@@ -1,4 +1,4 @@
-"""A worker under `nsys profile`: its command line, its environment, and how it ends.
+"""A worker under a profiler (`nsys profile`, `ncu`): its command line, its environment, and how it ends.
 
 nsys passes a program's output on through pipes of its own, mixed with its progress bar, so the worker's two pipes go
 around it as descriptors 3 and 4. The environment is cut to what a worker needs: nsys writes all of it into the report.
@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.environment import ROOT
 from experiments.errors import UserError
 from experiments.messages import Exit, to_line
-from experiments.trace.nsys import Nsys
+from experiments.trace.tools import Profiler
 from experiments.worker_process import WORKER_COMMAND, WorkerProcess
 
 WINDOW = "cudaProfilerApi"
@@ -67,28 +67,29 @@ def reduced_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def traced_command(
-    nsys: Nsys,
+    profiler: Profiler,
     arguments: Sequence[str],
     environ: Mapping[str, str] = os.environ,
     worker: Sequence[str] = WORKER_COMMAND,
 ) -> list[str]:
-    """The command that starts a worker under nsys, its pipes led around it."""
-    variables = [f"{name}={value}" for name, value in sorted(nsys.environment(reduced_environment(environ)).items())]
-    around = ["/bin/sh", "-c", ASIDE, "sh", str(nsys.path), *arguments]
+    """The command that starts a worker under a profiler, its pipes led around it."""
+    kept = profiler.environment(reduced_environment(environ))
+    variables = [f"{name}={value}" for name, value in sorted(kept.items())]
+    around = ["/bin/sh", "-c", ASIDE, "sh", str(profiler.path), *arguments]
     return ["/usr/bin/env", "-i", *variables, *around, "/bin/sh", "-c", BACK, "sh", *worker]
 
 
 class TracedWorker(WorkerProcess):
-    """A worker under nsys. `finish` lets nsys write its report; `kill` gives it up, agent and all."""
+    """A worker under a profiler. `finish` lets that write its report; `kill` gives it up, agent and all."""
 
     def finish(self, timeout_s: float) -> None:
-        """Let the worker exit and nsys write what it captured. UserError where that takes too long."""
+        """Let the worker exit and the profiler write what it has. UserError where that takes too long."""
         try:
             with contextlib.suppress(BrokenPipeError):
                 self._send(to_line(Exit()), time.monotonic() + END_TIMEOUT_S)
             self._process.wait(timeout_s)
         except (TimeoutError, subprocess.TimeoutExpired):
-            raise UserError(f"nsys had written no report {timeout_s:g} s after the worker's end") from None
+            raise UserError(f"the profiler had written no report {timeout_s:g} s after the worker's end") from None
         finally:
             self.kill()
 

@@ -7,14 +7,18 @@ fusebench trace experiment=headline models=[qwen3-0.6b] variants=[baseline,fused
 fusebench trace experiment=demo dry_run=true              print which cells
 fusebench trace read=FILE [against=FILE]                  show an export or a ledger; compare two ledgers
 
-    profiler=auto      nsys, torch, or auto: nsys where there are a GPU and nsys
-    steps=8            steps in the window
+    profiler=auto      nsys, torch, or auto: nsys where there are a GPU and nsys; ncu counts bandwidth, occupancy and
+                       stall reasons of every kernel instead, into counters/<cell>.json
+    steps=8            steps in the window (1 for ncu)
     run=latest         the run whose folder gets the ledgers: its id, `latest`, or `new`; without any run, a new one
-    nsys=PATH          the nsys to use (else FUSEBENCH_NSYS, PATH, the usual places)
+    nsys=PATH ncu=PATH the one to use (else FUSEBENCH_NSYS or FUSEBENCH_NCU, PATH, the usual places)
     keep_raw=FOLDER    also keep the raw traces there. They are private: do not publish them
     expect=[NAME,...]  kernels that every variant but the baseline must have run; `*` stands for anything
 
-Exit code 0 when every cell was traced, 1 when some were not, 2 for bad input or an empty capture.
+A fusion that the variant switches on, that took work and whose kernel is not in the trace fails its cell; one that the
+dispatcher leaves off at a cell's shape is said.
+
+Exit code 0 when every cell was traced, 1 when some failed, 2 for bad input or an empty capture.
 """
 
 import sys
@@ -32,13 +36,16 @@ from experiments.errors import UserError
 from experiments.models import Model
 from experiments.records import Cell
 from experiments.sweep import Prepared, prepare
-from experiments.trace.ledger import Ledger, assert_present, compare
+from experiments.trace.counting import Counter
+from experiments.trace.ledger import Ledger, compare
+from experiments.trace.liveness import assert_present, contradictions
+from experiments.trace.ncu import Ncu, find_ncu
 from experiments.trace.nsys import Nsys, find_nsys
 from experiments.trace.options import Options, parse
 from experiments.trace.runs import TraceRun, open_run
 from experiments.trace.session import CannotTrace, Tracer
 from experiments.trace.show_file import show_file
-from experiments.trace.tables import changes, show, show_ledger
+from experiments.trace.tables import changes, counter_table, show, show_ledger
 from experiments.worker_process import WORKER_COMMAND
 
 TRACED_KINDS = ("decode", "prefill")
@@ -83,18 +90,21 @@ def run_trace(
     if config.dry_run:
         console.print("\n".join([f"{len(jobs)} cells:", *(job.cell.id for job in jobs)]), markup=False)
         return 0
-    nsys = choose_profiler(options, prepared.config.device, console)
+    profiler = choose_profiler(options, prepared.config.device, console)
     keep_raw = _make_keep_raw(options, console)
 
     def say(text: str) -> None:
         console.print(f"  {text}", style="dim", markup=False)
 
     with open_run(prepared, options.run) as run:
-        tracer = Tracer(prepared.config, options.steps, nsys, run.logs, keep_raw, say, worker)
-        console.print(f"run {run.path}: {len(jobs)} cells under {nsys_name(nsys)}", markup=False)
-        failed = _trace_all(jobs, tracer, run, options, console)
+        console.print(f"run {run.path}: {len(jobs)} cells under {_name(profiler)}", markup=False)
+        how = (run.logs, keep_raw, say, worker)
+        if isinstance(profiler, Ncu):
+            failed = _count_all(jobs, Counter(prepared.config, options.steps, profiler, *how), run, console)
+        else:
+            failed = _trace_all(jobs, Tracer(prepared.config, options.steps, profiler, *how), run, options, console)
     if failed:
-        console.print(f"{len(failed)} of {len(jobs)} cells were not traced: {', '.join(failed)}", markup=False)
+        console.print(f"{len(failed)} of {len(jobs)} cells failed: {', '.join(failed)}", markup=False)
     console.print(f"The report: fusebench report experiment={config.name} run={run.path.name}", markup=False)
     return 1 if failed else 0
 
@@ -112,14 +122,18 @@ def plan_jobs(prepared: Prepared) -> Iterator[Job]:
                 yield from (Job(model, variant, Cell(point, variant.name, 0)) for variant in variants.values())
 
 
-def choose_profiler(options: Options, device: str, console: Console) -> Nsys | None:
-    """The nsys to trace with, or None for the PyTorch profiler."""
+def choose_profiler(options: Options, device: str, console: Console) -> Nsys | Ncu | None:
+    """The profiler to start workers under, or None for the PyTorch profiler."""
     if options.profiler == "torch":
         return None
     if device == "cpu":
-        if options.profiler == "nsys":
-            raise UserError("profiler=nsys sees kernels of a GPU only, and device is cpu; use profiler=torch")
+        if options.profiler in ("nsys", "ncu"):
+            raise UserError(
+                f"profiler={options.profiler} sees kernels of a GPU only, and device is cpu; use profiler=torch"
+            )
         return None
+    if options.profiler == "ncu":
+        return find_ncu(options.ncu)
     try:
         return find_nsys(options.nsys)
     except UserError as error:
@@ -129,9 +143,8 @@ def choose_profiler(options: Options, device: str, console: Console) -> Nsys | N
         return None
 
 
-def nsys_name(nsys: Nsys | None) -> str:
-    """The profiler in words."""
-    return f"nsys {nsys.version}" if nsys else "the PyTorch profiler"
+def _name(profiler: Nsys | Ncu | None) -> str:
+    return f"{type(profiler).__name__.lower()} {profiler.version}" if profiler else "the PyTorch profiler"
 
 
 def _make_keep_raw(options: Options, console: Console) -> Path | None:
@@ -160,12 +173,31 @@ def _trace_all(jobs: Sequence[Job], tracer: Tracer, run: TraceRun, options: Opti
             continue
         write_json(run.traces / f"{job.cell.id}.json", plain.encode(ledger))
         show_ledger(console, ledger)
+        if against := contradictions(ledger):
+            console.print(f"  the trace contradicts the variant: {'; '.join(against)}", style="red", markup=False)
+            failed.append(job.cell.id)
         if job.variant.name == BASELINE:
             baselines[job.cell.point] = ledger
             continue
         assert_present(ledger, dict.fromkeys(options.expect))
         if baseline := baselines.get(job.cell.point):
             _show_difference(baseline, ledger, console)
+    return failed
+
+
+def _count_all(jobs: Sequence[Job], counter: Counter, run: TraceRun, console: Console) -> list[str]:
+    """Count, store and print job by job; returns the ids of the cells that failed."""
+    failed = []
+    for i, job in enumerate(jobs, 1):
+        console.print(f"[{i}/{len(jobs)}] {job.cell.id}", markup=False)
+        try:
+            counters = counter.count(job.model, job.variant, job.cell)
+        except CannotTrace as error:
+            console.print(f"  not counted: {error}", markup=False)
+            failed.append(job.cell.id)
+            continue
+        write_json(run.counters / f"{job.cell.id}.json", plain.encode(counters))
+        show(console, counter_table(counters))
     return failed
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from experiments.errors import UserError
 from experiments.trace.grouping import Interner
+from experiments.trace.names import short_name
 from experiments.trace.reader import PROCESS_MASK, Trace, in_order
 from experiments.trace.schema import KINDS, NONE, ROW, RUNTIME, SPEC
 
@@ -113,19 +114,6 @@ def _gpu_row(event: Event, names: _Names) -> dict[str, int]:
     for key in ("grid", "block"):
         row |= {f"{key}_{axis}": int(size) for axis, size in zip("xyz", arguments.get(key, ()), strict=False)}
     return row
-
-
-def short_name(signature: str) -> str:
-    """A kernel's name without return type, namespaces, template and arguments, as nsys has it."""
-    depth, plain = 0, []
-    for letter in signature.replace("(anonymous namespace)", "unnamed"):
-        depth += (letter == "<") - (letter == ">")
-        if letter == "(" and depth == 0:
-            break
-        if depth == 0 and letter != ">":
-            plain.append(letter)
-    words = "".join(plain).split()
-    return words[-1].rsplit("::", 1)[-1] if words else signature
 
 
 def _call_row(event: Event) -> tuple[int, ...]:

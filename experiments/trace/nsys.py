@@ -6,14 +6,14 @@ FUSEBENCH_NSYS_LIB  LD_LIBRARY_PATH for that command, where its libraries lie ap
 
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.trace.tools import candidates, last_words, numbers, run_tool
 
 COMMAND, LIBRARIES = "FUSEBENCH_NSYS", "FUSEBENCH_NSYS_LIB"
 INSTALL_PLACES = (
@@ -56,51 +56,24 @@ class Nsys:
 
     def run(self, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run one of its sub-commands to the end."""
-        return _run([str(self.path), *arguments], self.environment(os.environ), timeout_s)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2023.4.4.54-2344" is (2023, 4, 4, 54)."""
-    match = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, match[0].split("."))) if match else ()
+        return run_tool([str(self.path), *arguments], self.environment(os.environ), timeout_s)
 
 
 def find_nsys(configured: str | None = None, environ: Mapping[str, str] = os.environ) -> Nsys:
     """The nsys asked for, else the one on PATH, else the newest in the usual places. UserError says what to install."""
     asked = configured or environ.get(COMMAND)
-    for path in _candidates(asked, environ):
+    for path in candidates("nsys", asked, environ, INSIDE_FOLDER, INSTALL_PLACES):
         libraries = environ.get(LIBRARIES) or _libraries_beside(path)
         found = Nsys(path, "", libraries)
-        output = _run([str(path), "--version"], found.environment(environ), 60)
+        output = run_tool([str(path), "--version"], found.environment(environ), 60)
         match = re.search(r"\d{4}(\.\d+)+", output.stdout)
         if match and numbers(match[0]) < OLDEST:
             raise UserError(f"nsys {match[0]} is too old to follow kernels inside CUDA graphs; {INSTALL}")
         if match:
             return Nsys(path, match[0], libraries)
         if asked:
-            words = (output.stderr or output.stdout).strip().splitlines()
-            raise UserError(f"{asked} does not run as nsys: {words[-1] if words else 'no answer to --version'}")
+            raise UserError(f"{asked} does not run as nsys: {last_words(output, 'no answer to --version')}")
     raise UserError(f"{asked}: there is no nsys; {INSTALL}" if asked else f"nsys is not on this machine; {INSTALL}")
-
-
-def _candidates(asked: str | None, environ: Mapping[str, str]) -> Iterator[Path]:
-    if asked:
-        path = Path(asked).expanduser()
-        if path.is_dir():
-            yield from (found for pattern in INSIDE_FOLDER for found in sorted(path.glob(pattern)) if found.is_file())
-        elif found_on_path := shutil.which(asked, path=environ.get("PATH")):
-            yield Path(found_on_path)
-        return
-    if on_path := shutil.which("nsys", path=environ.get("PATH")):
-        yield Path(on_path)
-    for pattern in INSTALL_PLACES:
-        found = [path for path in Path("/").glob(pattern.lstrip("/")) if os.access(path, os.X_OK)]
-        yield from sorted(found, key=_version_in, reverse=True)
-
-
-def _version_in(path: Path) -> tuple[int, ...]:
-    match = re.search(r"\d{4}(\.\d+)+", str(path))
-    return numbers(match[0]) if match else ()
 
 
 def _libraries_beside(path: Path) -> str:
@@ -126,12 +99,9 @@ def finish_report(nsys: Nsys, report: Path) -> Path:
     importer = find_importer(nsys)
     if importer is None:
         raise UserError(f"nsys {nsys.version} left a .qdstrm and no report, for its importer is missing: {mend(nsys)}")
-    done = _run([str(importer), "-i", str(raw), "-o", str(report)], nsys.environment(os.environ), 600)
+    done = run_tool([str(importer), "-i", str(raw), "-o", str(report)], nsys.environment(os.environ), 600)
     if not report.is_file():
-        words = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(
-            f"{importer.name} could not read the capture: {words[-1] if words else 'no words'}; {mend(nsys)}"
-        )
+        raise UserError(f"{importer.name} could not read the capture: {last_words(done, 'no words')}; {mend(nsys)}")
     return report
 
 
@@ -153,10 +123,7 @@ def export_sqlite(nsys: Nsys, report: Path, output: Path) -> Path:
     """Export a report; UserError with nsys' last words where that fails."""
     done = nsys.run("export", "-t", "sqlite", "--force-overwrite=true", "-o", str(output), str(report))
     if not output.is_file():
-        words = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(
-            f"nsys export failed on {report.name}: {words[-1] if words else f'exit code {done.returncode}'}"
-        )
+        raise UserError(f"nsys export failed on {report.name}: {last_words(done, f'exit code {done.returncode}')}")
     return output
 
 
@@ -169,15 +136,3 @@ def why_no_ranges(nsys_version: str) -> str:
     if numbers(nvtx) > NEWEST_NVTX_FOR_OLD_NSYS and numbers(nsys_version)[:2] <= LAST_NSYS_KNOWN_TO_DROP:
         return f"nsys {nsys_version} drops every range of nvtx {nvtx}: python -m pip install nvtx==0.2.11"
     return f"nsys {nsys_version} recorded none of the ranges of nvtx {nvtx}: did the worker push any?"
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, env=dict(environment), capture_output=True, text=True, errors="replace", timeout=timeout_s,
-            check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{Path(command[0]).name} {command[1]} took longer than {timeout_s:g} s") from None
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: {error.strerror}")

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from experiments.compose import suggest
 from experiments.errors import UserError
 
-PROFILERS = ("auto", "nsys", "torch")
-KEYS = ("profiler", "steps", "run", "nsys", "keep_raw", "expect", "read", "against")
+PROFILERS = ("auto", "nsys", "torch", "ncu")
+KEYS = ("profiler", "steps", "run", "nsys", "ncu", "keep_raw", "expect", "read", "against")
 DEFAULT_STEPS = 8
+# ncu runs every kernel of a step many times, and they are the same in each.
+COUNTED_STEPS = 1
 MOST_STEPS = 200
 
 
@@ -20,6 +22,7 @@ class Options:
     steps: int = DEFAULT_STEPS
     run: str = "latest"
     nsys: str | None = None
+    ncu: str | None = None
     keep_raw: str | None = None
     expect: tuple[str, ...] = ()
     read: str | None = None
@@ -46,14 +49,15 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     if "against" in values and "read" not in values:
         raise UserError("against= belongs to read=: two ledgers to compare")
     expect = tuple(name.strip() for name in values.get("expect", "").strip("[]").split(",") if name.strip())
-    texts = {key: values.get(key) for key in ("nsys", "keep_raw", "read", "against")}
-    options = Options(profiler, _steps(values.get("steps")), values.get("run", "latest"), expect=expect, **texts)
+    texts = {key: values.get(key) for key in ("nsys", "ncu", "keep_raw", "read", "against")}
+    steps = _steps(values.get("steps"), COUNTED_STEPS if profiler == "ncu" else DEFAULT_STEPS)
+    options = Options(profiler, steps, values.get("run", "latest"), expect=expect, **texts)
     return options, rest
 
 
-def _steps(text: str | None) -> int:
+def _steps(text: str | None, default: int) -> int:
     if text is None:
-        return DEFAULT_STEPS
+        return default
     if not text.isdecimal() or not 1 <= int(text) <= MOST_STEPS:
         raise UserError(f"steps={text} must be a whole number from 1 to {MOST_STEPS}")
     return int(text)

@@ -8,9 +8,10 @@ for another thing. All times are integer nanoseconds from the start of the sessi
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from experiments.trace.schema import (
     GPU_TABLES,
     META_TABLES,
     NODE_TABLES,
+    NONE,
     OPEN_NS,
     RANGES,
     ROW,
@@ -33,7 +35,7 @@ from experiments.trace.schema import (
 )
 
 PROCESS_MASK = ~0xFFFFFF
-_CHUNK_ROWS = 200_000
+_CHUNK_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,16 @@ class _Export:
                 )
             else:
                 selected.append(str(column.default))
-        cursor = self.database.execute(f"SELECT {', '.join(selected)} FROM {table.name}")
+        names = [column.name for column in table.columns]
+        yield from self._fetched(f"SELECT {', '.join(selected)} FROM {table.name}", names)
+
+    def _fetched(self, query: str, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of a query whose columns are integers."""
+        cursor = self.database.execute(query)
         while rows := cursor.fetchmany(_CHUNK_ROWS):
-            values = np.array(rows, dtype=np.int64)
-            yield {column.name: values[:, i].copy() for i, column in enumerate(table.columns)}
+            values = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(rows) * len(names))
+            values = values.reshape(-1, len(names))
+            yield {name: values[:, i].copy() for i, name in enumerate(names)}
 
     def _frame(self, table: Table) -> pd.DataFrame:
         """A whole table, empty where the export has none."""
@@ -193,21 +201,28 @@ class _Export:
     def _ranges(self) -> tuple[pd.DataFrame, dict[int, str]]:
         """NVTX ranges, and the texts that are no row of StringIds under made-up negative keys."""
         styles = self._range_styles()
-        texts: dict[str, int] = {}
-        rows: list[tuple[int, ...]] = []
-        if RANGES in self.tables:
-            wanted = ", ".join(map(str, styles))
-            query = f"""
-                SELECT start, IFNULL(end, {OPEN_NS}), IFNULL(globalTid, 0), IFNULL(domainId, 0), textId, text,
-                    eventType, endGlobalTid
-                FROM {RANGES} WHERE eventType IN ({wanted})"""
-            for start, end, thread, domain, text_id, text, event, end_thread in self.database.execute(query):
-                name = text_id if text_id is not None else texts.setdefault(text or "", -2 - len(texts))
-                crosses = end_thread is not None
-                rows.append((start, end, thread, domain, name, styles[event], crosses))
-        values = np.array(rows, dtype=np.int64).reshape(-1, 7)
         names = ("start", "end", "thread", "domain", "name", "style", "crosses")
-        return pd.DataFrame(dict(zip(names, values.T, strict=True))), {key: text for text, key in texts.items()}
+        chunks = [{name: np.empty(0, dtype=np.int64) for name in names}]
+        if RANGES in self.tables:
+            chunks += self._fetched(
+                f"""SELECT start, IFNULL(end, {OPEN_NS}), IFNULL(globalTid, 0), IFNULL(domainId, 0), IFNULL(textId, -1),
+                    eventType, endGlobalTid IS NOT NULL
+                FROM {RANGES} WHERE eventType IN ({", ".join(map(str, styles))})""",
+                names,
+            )
+        ranges = _joined(chunks)
+        ranges["style"] = ranges["style"].map(styles).astype(np.int64)
+        unregistered = np.flatnonzero(ranges["name"].to_numpy() == NONE)
+        texts = self._unregistered_texts(styles) if len(unregistered) else []
+        keys: dict[str, int] = {}
+        ranges.loc[unregistered, "name"] = [keys.setdefault(text, -2 - len(keys)) for text in texts]
+        return ranges, {key: text for text, key in keys.items()}
+
+    def _unregistered_texts(self, styles: dict[int, int]) -> list[str]:
+        """The texts of the ranges without a textId, in the table's own order, which is that of any other scan of it."""
+        wanted = ", ".join(map(str, styles))
+        query = f"SELECT text FROM {RANGES} WHERE eventType IN ({wanted}) AND textId IS NULL"
+        return [text or "" for (text,) in self.database.execute(query)]
 
     def _range_styles(self) -> dict[int, int]:
         """Event type -> 0 for push/pop, 1 for start/end. The ids are the export's own where it lists them."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.trace.grouping import group_codes
-from experiments.trace.ledger import KernelRow, TimelineRow
+from experiments.trace.ledger import KernelRow, Timeline
 from experiments.trace.reader import Trace
 from experiments.trace.schema import KINDS, NONE
 
@@ -79,24 +79,42 @@ def _empty_row(window: Window, row: int, spec: dict[str, Any], strings: dict[int
     )
 
 
-def timeline(window: Window, trace: Trace) -> list[TimelineRow]:
-    """The step in the middle, on the first device; nothing where there are no steps."""
-    steps = np.unique(window.step[window.step != NONE])
-    if not len(steps):
-        return []
-    chosen = np.flatnonzero((window.step == steps[len(steps) // 2]) & (window.device == window.device.min()))
+def timeline(window: Window, trace: Trace) -> Timeline:
+    """The step of median length on the first device; an empty one where there are no steps."""
+    rows = _median_step(window)
     specs = trace.specs.to_dict("records")
-    origin = window.start[chosen[0]]
-    return [
-        TimelineRow(
-            start_us=int(window.start[row] - origin) / 1e3,
-            duration_us=int(window.end[row] - window.start[row]) / 1e3,
-            name=_names(specs[window.spec[row]], trace.strings)[0],
-            **window.owner(row),
-            stream=specs[window.spec[row]]["stream"],
-        )
-        for row in chosen.tolist()
-    ]
+    texts = {"": 0}
+
+    def place(text: str | None) -> int:
+        return texts.setdefault(text or "", len(texts))
+
+    names = [place(_names(specs[window.spec[row]], trace.strings)[0]) for row in rows]
+    owners = [window.owner(row) for row in rows]
+    places = {key: [place(owner[key]) for owner in owners] for key in ("phase", "layer", "op")}
+    return Timeline(
+        texts=list(texts),
+        start_ns=[int(window.start[row] - window.start[rows[0]]) for row in rows],
+        duration_ns=[int(window.end[row] - window.start[row]) for row in rows],
+        stream=[specs[window.spec[row]]["stream"] for row in rows],
+        name=names,
+        **places,
+    )
+
+
+def _median_step(window: Window) -> list[int]:
+    """The rows of the step whose length is the median, on the first device."""
+    counted = np.flatnonzero((window.step != NONE) & (window.device == window.device.min()))
+    if not len(counted):
+        return []
+    steps, codes = np.unique(window.step[counted], return_inverse=True)
+    ends = np.zeros(len(steps), dtype=np.int64)
+    np.maximum.at(ends, codes, window.end[counted])
+    # Rows come in order of start: a step's first row is where it begins.
+    _, firsts = np.unique(codes, return_index=True)
+    lengths_ns = ends - window.start[counted[firsts]]
+    median = np.argsort(lengths_ns, kind="stable")[len(steps) // 2]
+    chosen: list[int] = counted[codes == median].tolist()
+    return chosen
 
 
 def _names(spec: dict[str, Any], strings: dict[int, str]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The run folder that gets the ledgers, held like a sweep holds it: no trace disturbs a sweep that is under way."""
+"""The run folder that gets ledgers and counters, held as a sweep holds it: no trace disturbs one that is under way."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from experiments.records import Cell, CellResult, Status
 from experiments.store import MANIFEST, RunStore, create_run, read_manifest, read_run
 from experiments.sweep import Prepared
 
-TRACES = "traces"
+TRACES, COUNTERS = "traces", "counters"
 STEP_METRICS = ("step_ms", "ttft_ms")
 
 
@@ -28,6 +28,11 @@ class TraceRun:
     def traces(self) -> Path:
         """Where ledgers go."""
         return self.path / TRACES
+
+    @property
+    def counters(self) -> Path:
+        """Where hardware counters go."""
+        return self.path / COUNTERS
 
     @property
     def logs(self) -> Path:
@@ -67,12 +72,14 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
         store = RunStore(path, found)
         results = read_run(path)[1] if found.source_hash == manifest.source_hash else []
     with store:
-        (store.path / TRACES).mkdir(exist_ok=True)
+        for part in (TRACES, COUNTERS):
+            (store.path / part).mkdir(exist_ok=True)
         store.logs.mkdir(exist_ok=True)
         try:
             yield TraceRun(store.path, results)
         finally:
-            if path is None and not any((store.path / TRACES).iterdir()):
+            kept = [file for part in (TRACES, COUNTERS) for file in (store.path / part).iterdir()]
+            if path is None and not kept:
                 store.discard()
 
 

@@ -17,6 +17,7 @@ from experiments.trace.attribution import attribute
 from experiments.trace.capture import TracedWorker, profile_arguments, traced_command
 from experiments.trace.kineto import read_chrome_trace
 from experiments.trace.ledger import Ledger
+from experiments.trace.liveness import check_rungs
 from experiments.trace.nsys import Nsys, export_sqlite, finish_report, why_no_ranges
 from experiments.trace.reader import Trace, read_trace
 from experiments.trace.schema import KINDS, NONE
@@ -49,71 +50,78 @@ class Tracer:
         if eager:
             variant = replace(variant, runtime=replace(variant.runtime, cuda_graphs=False))
         with tempfile.TemporaryDirectory(prefix="fusebench-trace-") as folder:
-            trace, steps = self._capture(Path(folder), model, variant, cell)
+            trace, traced = self._capture(Path(folder), model, variant, cell)
         check_content(trace, cell, self.config.device, self.nsys.version if self.nsys else "")
         profiler = "nsys" if self.nsys else "torch"
-        found = attribute(trace)
-        return make_ledger(
-            trace, found, profiler, cell, steps, untraced_step_ms=untraced_step_ms, note=EAGER if eager else ""
-        )
+        note = EAGER if eager else ""
+        ledger = make_ledger(trace, attribute(trace), profiler, cell, traced.steps, untraced_step_ms, note)
+        return replace(ledger, rungs=check_rungs(trace, ledger, traced.rungs))
 
-    def _capture(self, folder: Path, model: Model, variant: VariantConfig, cell: Cell) -> tuple[Trace, int]:
+    def _capture(self, folder: Path, model: Model, variant: VariantConfig, cell: Cell) -> tuple[Trace, Traced]:
         log = self.logs / f"{cell.id}.trace.log"
         if self.nsys is None:
             chrome = folder / "trace.json"
             worker = WorkerProcess(log, self.worker)
             try:
-                steps = self._run(worker, model, variant, cell, str(chrome))
+                request = TraceRequest(cell, self.steps, "torch", str(chrome))
+                answer = run_window(worker, self.config, model, variant, request, self.say)
             finally:
                 worker.close()
             self._keep(cell, chrome, "pt.trace.json")
-            return read_chrome_trace(chrome, package_version("torch") or "?"), steps
+            return read_chrome_trace(chrome, package_version("torch") or "?"), answer
         output = folder / "capture"
-        traced = TracedWorker(log, traced_command(self.nsys, profile_arguments(output), worker=self.worker))
+        under = TracedWorker(log, traced_command(self.nsys, profile_arguments(output), worker=self.worker))
         try:
-            steps = self._run(traced, model, variant, cell, "")
+            request = TraceRequest(cell, self.steps, "nsys")
+            answer = run_window(under, self.config, model, variant, request, self.say)
         except BaseException:
-            traced.kill()
+            under.kill()
             raise
         self.say("nsys writes its report")
-        traced.finish(REPORT_TIMEOUT_S)
+        under.finish(REPORT_TIMEOUT_S)
         report = finish_report(self.nsys, output.with_suffix(".nsys-rep"))
         self._keep(cell, report, "nsys-rep")
         export = export_sqlite(self.nsys, report, output.with_suffix(".sqlite"))
         self._keep(cell, export, "sqlite")
-        return read_trace(export), steps
-
-    def _run(self, worker: WorkerProcess, model: Model, variant: VariantConfig, cell: Cell, path: str) -> int:
-        """Load the engine and run the window; returns the steps it holds."""
-        config, protocol = self.config, self.config.protocol
-        load = Load(
-            model=model.source,
-            variant=variant,
-            device=config.device,
-            dtype=config.dtype,
-            weights=config.weights,
-            seed=config.seed,
-            points=(cell.point,),
-            workloads=tuple(config.workloads),
-            protocol=protocol,
-        )
-        request = TraceRequest(cell, self.steps, "nsys" if self.nsys else "torch", path)
-        try:
-            ready = worker.ask(load, protocol.load_timeout_s, self.say)
-            traced = worker.ask(request, protocol.cell_timeout_s, self.say) if isinstance(ready, Ready) else ready
-        except WorkerLost as lost:
-            raise CannotTrace(lost.reason) from None
-        if isinstance(traced, Failed):
-            reason = without_paths(traced.reason)
-            raise UserError(f"{cell.id}: {reason}") if traced.kind == "user" else CannotTrace(reason)
-        if not isinstance(traced, Traced):
-            raise CannotTrace(f"the worker answered {type(traced).__name__}")
-        return traced.steps
+        return read_trace(export), answer
 
     def _keep(self, cell: Cell, raw: Path, suffix: str) -> None:
         """Copy a raw file to where the user wants it."""
         if self.keep_raw and raw.is_file():
             shutil.copyfile(raw, self.keep_raw / f"{cell.id}.{suffix}")
+
+
+def run_window(
+    worker: WorkerProcess,
+    config: ExperimentConfig,
+    model: Model,
+    variant: VariantConfig,
+    request: TraceRequest,
+    say: Callable[[str], None],
+) -> Traced:
+    """Load the engine and run the window; returns what the worker says of it."""
+    load = Load(
+        model=model.source,
+        variant=variant,
+        device=config.device,
+        dtype=config.dtype,
+        weights=config.weights,
+        seed=config.seed,
+        points=(request.cell.point,),
+        workloads=tuple(config.workloads),
+        protocol=config.protocol,
+    )
+    try:
+        ready = worker.ask(load, config.protocol.load_timeout_s, say)
+        traced = worker.ask(request, config.protocol.cell_timeout_s, say) if isinstance(ready, Ready) else ready
+    except WorkerLost as lost:
+        raise CannotTrace(lost.reason) from None
+    if isinstance(traced, Failed):
+        reason = without_paths(traced.reason)
+        raise UserError(f"{request.cell.id}: {reason}") if traced.kind == "user" else CannotTrace(reason)
+    if not isinstance(traced, Traced):
+        raise CannotTrace(f"the worker answered {type(traced).__name__}")
+    return traced
 
 
 def check_content(trace: Trace, cell: Cell, device: str, nsys_version: str) -> None:

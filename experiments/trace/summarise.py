@@ -81,7 +81,7 @@ def make_ledger(
 def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window:
     work, owners = attribution.work, attribution.owners
     launch, place, spec = (work[name].to_numpy() for name in ("launch", "place", "spec"))
-    steps = np.array(_counted_steps(owners, cell), dtype=np.int32)[launch]
+    steps = np.where(_counts(owners, cell)[launch], work["step"].to_numpy(), NONE)
     start, end = work["start"].to_numpy(), work["end"].to_numpy()
     chosen: slice | np.ndarray = slice(None)
     if (steps != NONE).any():
@@ -111,13 +111,11 @@ def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window
     )
 
 
-def _counted_steps(owners: list[Owner], cell: Cell | None) -> list[int]:
-    """Of each owner, the step if it counts, else -1."""
+def _counts(owners: list[Owner], cell: Cell | None) -> np.ndarray:
+    """Of each owner, whether a step of its counts."""
     replays = any(owner.replay for owner in owners)
     cell_id = cell.id if cell and cell.id in {owner.cell for owner in owners} else None
-    counted = ((owner.replay or not replays) and cell_id in (None, owner.cell) for owner in owners)
-    steps = ((NONE if owner.step is None else owner.step) for owner in owners)
-    return [step if counts else NONE for step, counts in zip(steps, counted, strict=True)]
+    return np.array([(owner.replay or not replays) and cell_id in (None, owner.cell) for owner in owners])
 
 
 def union(start: np.ndarray, end: np.ndarray, device: np.ndarray) -> Busy:

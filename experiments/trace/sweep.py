@@ -54,10 +54,25 @@ class Sweep:
         return found
 
 
+class _Paths:
+    """Names that are open together, outermost first, each such path once: a path is a shorter one and a name more."""
+
+    def __init__(self) -> None:
+        self.known: list[tuple[int, ...]] = [()]
+        self._longer: dict[tuple[int, int], int] = {}
+
+    def longer(self, path: int, name: int) -> int:
+        """The path that has one name more."""
+        if (path, name) not in self._longer:
+            self._longer[path, name] = len(self.known)
+            self.known.append((*self.known[path], name))
+        return self._longer[path, name]
+
+
 def sweep(ranges: pd.DataFrame) -> Sweep:
     """Sweep the given ranges (columns start, end, thread, name), thread by thread."""
     parent = np.full(len(ranges), NONE, dtype=np.int32)
-    paths: dict[tuple[int, ...], int] = {(): 0}
+    paths = _Paths()
     threads = ranges["thread"].to_numpy()
     by_thread = np.argsort(threads, kind="stable")
     cuts = np.flatnonzero(np.diff(threads[by_thread])) + 1
@@ -66,31 +81,47 @@ def sweep(ranges: pd.DataFrame) -> Sweep:
         for rows in np.split(by_thread, cuts)
         if len(rows)
     }
-    return Sweep(stacks, parent, list(paths))
+    return Sweep(stacks, parent, paths.known)
 
 
-def _sweep_thread(
-    ranges: pd.DataFrame, rows: np.ndarray, parent: np.ndarray, paths: dict[tuple[int, ...], int]
-) -> Stack:
+def _sweep_thread(ranges: pd.DataFrame, rows: np.ndarray, parent: np.ndarray, paths: _Paths) -> Stack:
     names: list[int] = ranges["name"].to_numpy()[rows].tolist()
     times, places, opens = _boundaries(ranges["start"].to_numpy()[rows], ranges["end"].to_numpy()[rows])
-    owner = np.full(len(times), NONE, dtype=np.int32)
-    path = np.zeros(len(times), dtype=np.int32)
+    below, owner, path = [NONE] * len(rows), [NONE] * len(times), [0] * len(times)
+    # `levels[k]` is the path of the first k ranges of the stack.
     stack: list[int] = []
+    levels = [0]
     closed: set[int] = set()
     for i, (place, is_open) in enumerate(zip(places.tolist(), opens.tolist(), strict=True)):
         if is_open:
-            parent[rows[place]] = rows[stack[-1]] if stack else NONE
+            below[place] = stack[-1] if stack else NONE
             stack.append(place)
+            levels.append(paths.longer(levels[-1], names[place]))
         else:
             closed.add(place)
+            if stack[-1] != place:
+                levels = _levels(stack, closed, names, paths)
             while stack and stack[-1] in closed:
                 closed.remove(stack.pop())
+                levels.pop()
         if stack:
-            owner[i] = rows[stack[-1]]
-            open_names = tuple([names[place] for place in stack if place not in closed])
-            path[i] = paths.setdefault(open_names, len(paths))
-    return Stack(times, owner, path)
+            owner[i], path[i] = stack[-1], levels[-1]
+    parent[rows] = _rows_at(rows, below)
+    return Stack(times, _rows_at(rows, owner), np.array(path, dtype=np.int32))
+
+
+def _levels(stack: list[int], closed: set[int], names: list[int], paths: _Paths) -> list[int]:
+    """The paths of a stack in which a range has closed under another one."""
+    levels = [0]
+    for place in stack:
+        levels.append(levels[-1] if place in closed else paths.longer(levels[-1], names[place]))
+    return levels
+
+
+def _rows_at(rows: np.ndarray, places: list[int]) -> np.ndarray:
+    """The rows at these places; -1 stays."""
+    index = np.array(places, dtype=np.int64)
+    return np.where(index == NONE, NONE, rows[index]).astype(np.int32)
 
 
 def _boundaries(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from experiments.reporting.formats import Column, Kind, Table, display
+from experiments.records import Cell
+from experiments.reporting.formats import Column, Kind, Table, Value, display
+from experiments.trace.counters import CounterRow, Counters
 from experiments.trace.ledger import Ledger, compare, per_step
 
 _TITLES = {"name": "Kernel", "phase": "Phase", "op": "Op", "layer": "Layer"}
@@ -50,25 +52,73 @@ def changes(baseline: Ledger, other: Ledger, key: str = "op") -> Table:
     return Table(f"changes_by_{key}", f"What changed, by {key}", caption, columns, rows)
 
 
+COUNTER_COLUMNS = (
+    Column("kernel", "Kernel"),
+    Column("launches_per_step", "Launches per step", Kind.NUMBER),
+    Column("us_per_launch", "µs, under ncu", Kind.NUMBER),
+    Column("dram_gb_per_s", "DRAM, GB/s", Kind.NUMBER),
+    Column("dram_share", "DRAM", Kind.PERCENT),
+    Column("l2_hit_share", "L2 hits", Kind.PERCENT),
+    Column("sm_share", "SM", Kind.PERCENT),
+    Column("tensor_share", "Tensor cores", Kind.PERCENT),
+    Column("occupancy_share", "Occupancy", Kind.PERCENT),
+    Column("occupancy_limit_share", "its limit", Kind.PERCENT),
+    Column("registers", "Registers", Kind.NUMBER),
+    Column("waves", "Waves", Kind.NUMBER),
+    Column("stalls", "Stalls: warps waiting per issue"),
+)
+
+
+def counter_values(row: CounterRow) -> tuple[Value, ...]:
+    """One row of COUNTER_COLUMNS."""
+    bandwidth = row.dram_bytes_per_s
+    named = (row.values.get(column.name) for column in COUNTER_COLUMNS[4:-1])
+    stalls = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in row.stalls())
+    gb_per_s = None if bandwidth is None else bandwidth / 1e9
+    return (row.name, row.launches_per_step, row.values.get("time_us"), gb_per_s, *named, stalls)
+
+
+def counter_table(counters: Counters, most: int = 15) -> Table:
+    """What ncu counted of a cell's kernels, those with most time first."""
+    title = f"{title_of_cell(counters.cell)}: ncu {counters.profiler_version}, {counters.steps} steps"
+    rows = tuple(counter_values(row) for row in counters.rows[:most])
+    return Table("counters", title, "", COUNTER_COLUMNS, rows)
+
+
 def title_of(ledger: Ledger) -> str:
     """The cell in words."""
-    if ledger.cell is None:
-        return "this trace"
-    point = ledger.cell.point
-    return f"{point.model} {point.workload} batch {point.batch} length {point.length}, {ledger.cell.variant}"
+    return "this trace" if ledger.cell is None else title_of_cell(ledger.cell)
+
+
+def title_of_cell(cell: Cell) -> str:
+    """Point and variant."""
+    point = cell.point
+    return f"{point.model} {point.workload} batch {point.batch} length {point.length}, {cell.variant}"
 
 
 def facts(ledger: Ledger) -> list[str]:
     """The ledger's own figures, one line each."""
     lines = [
         f"{ledger.steps} steps, {ledger.kernels_per_step:g} kernels and {ledger.launches_per_step:g} launches per step",
-        f"window {ledger.window_ms:.4g} ms = busy {ledger.busy_ms:.4g} + idle {ledger.gap_ms:.4g}; "
-        f"overlapping work {ledger.overlap_ms:.4g} ms",
+        f"window {ledger.window_ms:.4g} ms = busy {ledger.busy_ms:.4g} + idle {ledger.gap_ms:.4g}; overlapping work "
+        f"{ledger.overlap_ms:.4g} ms; kernels + gaps - overlap = {ledger.closure:.2%} of the window",
+        _gaps(ledger),
         f"{ledger.coverage:.1%} of the device time has its layer or op; {ledger.profiler} {ledger.profiler_version}, "
         f"schema {ledger.export_schema}",
         _inflation(ledger),
+        _rungs(ledger),
     ]
     return [line for line in (*lines, ledger.note) if line]
+
+
+def _gaps(ledger: Ledger) -> str:
+    """Where the device waited, per step: for its next kernel, or for the host to launch the next step."""
+    steps, gaps = max(ledger.steps, 1), ledger.gaps
+    return (
+        f"idle per step: {gaps.within_steps_us / steps:.4g} us between its kernels, "
+        f"{gaps.between_steps_us / steps:.4g} us until the next step; "
+        f"{gaps.count} gaps, median {gaps.median_us:.3g} us, longest {gaps.max_us:.4g} us"
+    )
 
 
 def _inflation(ledger: Ledger) -> str:
@@ -78,6 +128,17 @@ def _inflation(ledger: Ledger) -> str:
         f"traced step {ledger.traced_step_ms:.4g} ms, untraced {ledger.untraced_step_ms:.4g} ms: "
         f"tracing inflates it {ledger.inflation:.2f} times"
     )
+
+
+def _rungs(ledger: Ledger) -> str:
+    """Every rung with its fate, those that ran with how often."""
+    if not ledger.rungs:
+        return ""
+    words = (
+        f"{row.name} {row.fate}" + (f" ({row.count_per_step:g} per step)" if row.count_per_step else "")
+        for row in ledger.rungs
+    )
+    return f"rungs: {', '.join(words)}"
 
 
 def show(console: Console, table: Table) -> None:

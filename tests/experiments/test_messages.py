@@ -16,6 +16,8 @@ from experiments.messages import (
     Message,
     Progress,
     Ready,
+    Rung,
+    Traced,
     Verified,
     Verify,
     from_line,
@@ -37,6 +39,7 @@ MESSAGES = [
     Ready("random", "12ab", "twin", ("linear",), {"weights": 3}, {"read_bytes_per_s": 1.5e12}),
     Verified(Verdict(False, "why", 3, 0.5, math.inf, 1.0, 2)),
     Measured(CellResult(CELL, Status.OK, samples={"step_ms": [1.0, math.inf]})),
+    Traced(CELL, 3, (Rung("norm_linear", "_norm_linear_kernel", True),)),
     Failed("oom", "näher\nbetrachtet"),
     Progress("capturing"),
 ]

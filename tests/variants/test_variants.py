@@ -145,6 +145,44 @@ def test_all_work_of_a_layer_is_in_some_op_s_range(name: str, monkeypatch: pytes
     assert unseen.found <= {"aten.cat.default"}
 
 
+def marks(name: str, monkeypatch: pytest.MonkeyPatch, **switches: bool) -> set[str]:
+    """The rungs that took work, in prompts of several lengths and their decodes."""
+    left: set[str] = set()
+
+    @contextmanager
+    def span(text: str) -> Iterator[None]:
+        left.add(text)
+        yield
+
+    monkeypatch.setattr(ranges, "span", span)
+    variant = build_variant(name, name, switches, Runtime())
+    with ranges.detail():
+        serve(tiny_engine(variant), PROMPTS[:4], GREEDY)
+    return {text.removeprefix("rung/") for text in left if text.startswith("rung/")}
+
+
+def test_every_rung_says_where_it_takes_work_and_none_that_is_off_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from variants.fused import KERNELS, SWITCHES
+
+    assert KERNELS.keys() == SWITCHES.keys()
+    assert marks("fused", monkeypatch) == SWITCHES.keys()
+    assert marks("norm_linear", monkeypatch) == {"norm_linear"}
+    assert marks("baseline", monkeypatch) == set()
+    for rung in SWITCHES:
+        # Without qkv_post there is no attention at once either.
+        gone = {rung, "attention"} if rung == "qkv_post" else {rung}
+        assert marks("fused", monkeypatch, **{rung: False}) == SWITCHES.keys() - gone
+
+
+@pytest.mark.parametrize("name", VARIANT_NAMES)
+def test_the_kernel_that_proves_a_rung_exists(name: str) -> None:
+    """Under the name that a profiler shows; torch.compile's kernels have theirs from the compiler."""
+    folder = Path(variants.__file__).parent / "kernels"
+    source = "".join(file.read_text() for file in sorted(folder.glob("*.py")))
+    kernels = {kernel for kernel in VARIANTS[name].kernels.values() if kernel != "triton_*"}
+    assert {kernel for kernel in kernels if f"\ndef {kernel}(" not in source} == set()
+
+
 def test_compiled_layers_equal_plain_ones_without_a_graph_break() -> None:
     """Dynamo takes both halves of a layer whole, for any number of tokens; no code is generated here."""
     from torch._dynamo.testing import CompileCounter

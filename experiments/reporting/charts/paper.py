@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.charts.palette import SERIES, heat_color, is_dark
-from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Lines, Panel, Series
+from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Lines, Panel, Series, Spans
 from experiments.reporting.charts.svg import log_ticks, short
 
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "h")
@@ -38,7 +38,7 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def _compose(figure: Figure, plt: Any) -> Any:
-    stacked = isinstance(figure.panels[0].chart, Bars | Dots)
+    stacked = isinstance(figure.panels[0].chart, Bars | Dots | Spans)
     columns = 1 if stacked else min(len(figure.panels), 3)
     rows = math.ceil(len(figure.panels) / columns)
     sizes = [_size(panel) for panel in figure.panels]
@@ -71,6 +71,8 @@ def _draw(panel: Panel, ax: Any) -> None:
         _lines(panel.chart, ax)
     elif isinstance(panel.chart, Dots):
         _dots(panel.chart, ax)
+    elif isinstance(panel.chart, Spans):
+        _spans(panel.chart, ax)
     else:
         _bars(panel.chart, ax)
 
@@ -84,11 +86,13 @@ def _size(panel: Panel) -> tuple[float, float]:
         return 3.0, 2.5
     if isinstance(chart, Dots):
         return 6.5, 0.22 * len(chart.rows) + 0.8
+    if isinstance(chart, Spans):
+        return 6.5, 0.24 * sum(lane.tracks for lane in chart.lanes) + 0.75
     return 6.5, 0.2 * sum(len(g.bars) + 0.8 for g in chart.groups) + 0.7
 
 
 def _legend(figure: Figure, canvas: Any, plt: Any, columns: int) -> None:
-    flat = any(isinstance(panel.chart, Bars) for panel in figure.panels)
+    flat = any(isinstance(panel.chart, Bars | Spans) for panel in figure.panels)
     handles = [
         plt.Line2D(
             [], [], color=_color(slot), marker="s" if flat else MARKERS[slot % len(MARKERS)], lw=0 if flat else 1.4
@@ -198,7 +202,7 @@ def _bars(chart: Bars, ax: Any) -> None:
             ax.text(0, y, group.label, fontweight="bold", va="center", fontsize=7.5)
             y += 1
         for bar in group.bars:
-            left = 0.0
+            left = bar.start
             for segment in bar.segments:
                 ax.barh(y, segment.value, 0.75, left=left, color=_color(segment.color), linewidth=0)
                 left += segment.value
@@ -228,3 +232,20 @@ def _dots(chart: Dots, ax: Any) -> None:
     ax.set_xlabel(chart.x_label)
     if chart.limit is not None:
         ax.axvline(chart.limit, color=SERIES[0], linestyle="--", linewidth=1)
+
+
+def _spans(chart: Spans, ax: Any) -> None:
+    ax.grid(False, axis="y")
+    y, ticks = 0.0, []
+    for lane in chart.lanes:
+        for color in sorted({span.color for span in lane.spans}):
+            for track in range(lane.tracks):
+                chosen = [s for s in lane.spans if (s.color, s.track) == (color, track)]
+                bars = [(s.start, s.end - s.start) for s in chosen]
+                ax.broken_barh(bars, (y + track - 0.4, 0.8), facecolors=_color(color), linewidth=0)
+        ticks.append(y)
+        y += lane.tracks + 0.3
+    ax.set_yticks(ticks, [lane.label for lane in chart.lanes])
+    ax.set_ylim(y - 0.6, -0.7)
+    ax.set_xlim(0, 1.01 * chart.longest)
+    ax.set_xlabel(chart.x_label)

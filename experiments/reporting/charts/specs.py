@@ -69,11 +69,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar of one or more segments, with what is printed at its end."""
+    """A horizontal bar of one or more segments, with what is printed at its end; it floats where `start` is not 0."""
 
     label: str
     segments: tuple[Segment, ...]
     text: str
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,46 @@ class Dots:
     limit: float | None = None
 
 
-Chart = Lines | Heatmap | Bars | Dots
+@dataclass(frozen=True)
+class Span:
+    """A piece of work on a time axis. `track` is its line within the lane, for what overlaps."""
+
+    start: float
+    end: float
+    color: int
+    name: str
+    tip: str
+    track: int = 0
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one variant did, with what is printed at its end."""
+
+    label: str
+    spans: tuple[Span, ...]
+    text: str
+
+    @property
+    def tracks(self) -> int:
+        """Lines that it takes."""
+        return 1 + max((span.track for span in self.spans), default=0)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Lanes on one time axis from zero, gaps left empty."""
+
+    x_label: str
+    lanes: tuple[Lane, ...]
+
+    @property
+    def longest(self) -> float:
+        """Where the last span ends."""
+        return max((span.end for lane in self.lanes for span in lane.spans), default=0.0)
+
+
+Chart = Lines | Heatmap | Bars | Dots | Spans
 
 
 @dataclass(frozen=True)

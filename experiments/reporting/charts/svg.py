@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
+from experiments.reporting.charts.elements import linear_axis, mark, n, short, svg, text
 from experiments.reporting.charts.palette import EDGES, MARKERS, heat_class, is_dark
-from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Dots, Heatmap, Lines, Mark, Series
+from experiments.reporting.charts.spans import draw_spans
+from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Dots, Heatmap, Lines, Mark, Series, Spans
 
 GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
 
@@ -26,26 +28,9 @@ def draw(chart: Chart, label: str) -> str:
         return _heatmap(chart, label)
     if isinstance(chart, Dots):
         return _dots(chart, label)
+    if isinstance(chart, Spans):
+        return draw_spans(chart, label)
     return _bars(chart, label)
-
-
-def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
-    size = f'viewBox="0 0 {_n(width)} {_n(height)}" style="max-width:{_n(width)}px"'
-    return f'<svg {size} role="img" aria-label="{escape(label)}" tabindex="0">{"".join(body)}</svg>'
-
-
-def _n(value: float) -> str:
-    """Coordinates to a tenth of a pixel, as short as they go."""
-    return f"{value:.1f}".rstrip("0").rstrip(".")
-
-
-def _text(x: float, y: float, words: str, css: str = "") -> str:
-    css = f' class="{css}"' if css else ""
-    return f'<text x="{_n(x)}" y="{_n(y)}"{css}>{escape(words)}</text>'
-
-
-def _mark(tip: str, body: str) -> str:
-    return f'<g class="m"><title>{escape(tip)}</title>{body}</g>'
 
 
 # Curves
@@ -62,7 +47,7 @@ def _lines(chart: Lines, label: str) -> str:
     body = _grid(chart, to_x, to_y, ys)
     for series in chart.series:
         body.append(_series(series, to_x, to_y))
-    return _svg(WIDTH, _PLOT_HEIGHT, label, body)
+    return svg(WIDTH, _PLOT_HEIGHT, label, body)
 
 
 def _log_scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
@@ -91,12 +76,12 @@ def _grid(
     body = []
     for tick in log_ticks(ys):
         y = to_y(tick)
-        body.append(f'<path class="g" d="M{_n(_LEFT)} {_n(y)}H{_n(right)}"/>')
-        body.append(_text(_LEFT - 6, y + 4, short(tick), "e"))
+        body.append(f'<path class="g" d="M{n(_LEFT)} {n(y)}H{n(right)}"/>')
+        body.append(text(_LEFT - 6, y + 4, short(tick), "e"))
     for tick in _thin(chart.x_ticks or log_ticks([m.x for s in chart.series for m in s.marks]), to_x):
-        body.append(_text(to_x(tick), bottom + 16, short(tick), "c"))
-    body.append(f'<path class="a" d="M{_n(_LEFT)} {_n(bottom)}H{_n(right)}"/>')
-    body.append(_text((_LEFT + right) / 2, _PLOT_HEIGHT - 6, chart.x_label, "c l"))
+        body.append(text(to_x(tick), bottom + 16, short(tick), "c"))
+    body.append(f'<path class="a" d="M{n(_LEFT)} {n(bottom)}H{n(right)}"/>')
+    body.append(text((_LEFT + right) / 2, _PLOT_HEIGHT - 6, chart.x_label, "c l"))
     return body
 
 
@@ -109,46 +94,33 @@ def _thin(ticks: Sequence[float], to_x: Callable[[float], float]) -> list[float]
     return kept
 
 
-def short(value: float) -> str:
-    """A tick label."""
-    if value >= 1e12:
-        return f"{value / 1e12:g}T"
-    if value >= 1e9:
-        return f"{value / 1e9:g}G"
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    if value >= 1e4:
-        return f"{value / 1e3:g}k"
-    return f"{value:g}"
-
-
 def _series(series: Series, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> str:
     css = f"s{series.color}"
     points = [(to_x(m.x), to_y(m.y)) for m in series.marks]
     body = ""
     if series.kind != "marks" and len(points) > 1:
         dash = " f" if series.kind == "line" else ""
-        path = "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
+        path = "L".join(f"{n(x)} {n(y)}" for x, y in points)
         body += f'<path class="p {css}{dash}" d="M{path}"/>'
     if series.kind == "line":
         return body
-    for mark, (x, y) in zip(series.marks, points, strict=True):
-        body += _mark(mark.tip, _whisker(mark, x, to_y, css) + marker(series.color, x, y))
+    for point, (x, y) in zip(series.marks, points, strict=True):
+        body += mark(point.tip, _whisker(point, x, to_y, css) + marker(series.color, x, y))
     return body
 
 
-def _whisker(mark: Mark, x: float, to_y: Callable[[float], float], css: str) -> str:
-    if mark.low is None or mark.high is None or abs(to_y(mark.low) - to_y(mark.high)) < 3:
+def _whisker(point: Mark, x: float, to_y: Callable[[float], float], css: str) -> str:
+    if point.low is None or point.high is None or abs(to_y(point.low) - to_y(point.high)) < 3:
         return ""
-    low, high = _n(to_y(mark.low)), _n(to_y(mark.high))
-    return f'<path class="w {css}" d="M{_n(x)} {low}V{high}M{_n(x - 3)} {low}h6M{_n(x - 3)} {high}h6"/>'
+    low, high = n(to_y(point.low)), n(to_y(point.high))
+    return f'<path class="w {css}" d="M{n(x)} {low}V{high}M{n(x - 3)} {low}h6M{n(x - 3)} {high}h6"/>'
 
 
 def marker(slot: int, x: float, y: float, r: float = 4.0) -> str:
     """A filled shape, one per series, so that colour is never the only difference."""
     css, shape = f'class="d s{slot}"', MARKERS[slot % len(MARKERS)]
     if shape == "circle":
-        return f'<circle {css} cx="{_n(x)}" cy="{_n(y)}" r="{_n(r)}"/>'
+        return f'<circle {css} cx="{n(x)}" cy="{n(y)}" r="{n(r)}"/>'
     outline = {
         "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
         "triangle": [(0, -1.15), (1.05, 0.8), (-1.05, 0.8)],
@@ -161,7 +133,7 @@ def marker(slot: int, x: float, y: float, r: float = 4.0) -> str:
         outline += [(-0.4, 0.4), (-1.1, 0.4), (-1.1, -0.4), (-0.4, -0.4)]
         if shape == "cross":
             outline = [((a - b) * 0.72, (a + b) * 0.72) for a, b in outline]
-    path = "L".join(f"{_n(x + r * a)} {_n(y + r * b)}" for a, b in outline)
+    path = "L".join(f"{n(x + r * a)} {n(y + r * b)}" for a, b in outline)
     return f'<path {css} d="M{path}z"/>'
 
 
@@ -174,39 +146,39 @@ def _heatmap(chart: Heatmap, label: str) -> str:
     cell_height = 38.0 if cell_width >= 44 else (22.0 if rows <= 20 else 14.0)
     left, top = 46.0, 34.0
     body = [
-        _text(left + columns * cell_width / 2, 12, chart.column_title, "c l"),
-        _text(left - 6, 28, chart.row_title, "e l"),
+        text(left + columns * cell_width / 2, 12, chart.column_title, "c l"),
+        text(left - 6, 28, chart.row_title, "e l"),
     ]
     for j, name in enumerate(chart.columns):
         if j % math.ceil(30 / cell_width) == 0:
-            body.append(_text(left + (j + 0.5) * cell_width, 28, name, "c"))
+            body.append(text(left + (j + 0.5) * cell_width, 28, name, "c"))
     for i, name in enumerate(chart.rows):
-        body.append(_text(left - 6, top + (i + 0.5) * cell_height + 4, name, "e"))
+        body.append(text(left - 6, top + (i + 0.5) * cell_height + 4, name, "e"))
         for j in range(columns):
             x, y = left + j * cell_width, top + i * cell_height
             body.append(_heat_cell(chart, i, j, x, y, cell_width, cell_height))
-    return _svg(left + columns * cell_width + 4, top + rows * cell_height + 4, label, body)
+    return svg(left + columns * cell_width + 4, top + rows * cell_height + 4, label, body)
 
 
 def _heat_cell(chart: Heatmap, i: int, j: int, x: float, y: float, width: float, height: float) -> str:
     cell = chart.cells.get((i, j))
     if cell is None:
         return ""
-    box = f'x="{_n(x + 1)}" y="{_n(y + 1)}" width="{_n(width - 2)}" height="{_n(height - 2)}" rx="3"'
+    box = f'x="{n(x + 1)}" y="{n(y + 1)}" width="{n(width - 2)}" height="{n(height - 2)}" rx="3"'
     if cell.value is None:
-        words = _text(x + width / 2, y + height / 2 + 4, cell.state, "c n") if width >= 44 else ""
-        return _mark(cell.tip, f'<rect class="x" {box}/>{words}')
+        words = text(x + width / 2, y + height / 2 + 4, cell.state, "c n") if width >= 44 else ""
+        return mark(cell.tip, f'<rect class="x" {box}/>{words}')
     css = f"h{heat_class(cell.value)}" + (" u" if cell.state == "unresolved" else "")
     ink = "c i" if is_dark(cell.value) else "c k"
     glyph = GLYPHS.get(cell.state, "")
     words = ""
     if width >= 44:
-        words = _text(x + width / 2, y + height / 2 - 1, cell.text, ink) + _text(
+        words = text(x + width / 2, y + height / 2 - 1, cell.text, ink) + text(
             x + width / 2, y + height - 7, glyph, ink + " y"
         )
     elif width >= 18:
-        words = _text(x + width / 2, y + height / 2 + 4, glyph, ink + " y")
-    return _mark(cell.tip, f'<rect class="{css}" {box}/>{words}')
+        words = text(x + width / 2, y + height / 2 + 4, glyph, ink + " y")
+    return mark(cell.tip, f'<rect class="{css}" {box}/>{words}')
 
 
 # Bars and dots
@@ -214,51 +186,37 @@ def _heat_cell(chart: Heatmap, i: int, j: int, x: float, y: float, width: float,
 _WIDE, _LABELS = 560.0, 150.0
 
 
-def _linear_axis(
-    longest: float, end: float, y: float, words: str, body: list[str], as_percent: bool = False
-) -> Callable[[float], float]:
-    """Draw an axis under the rows, leaving `end` pixels for the words at their ends; returns the scale."""
-    step = 10 ** math.floor(math.log10(longest))
-    step = next(s for s in (step / 5, step / 2, step, 2 * step, 5 * step) if longest / s <= 6)
-    scale = (_WIDE - _LABELS - end) / longest
-    for k in range(math.floor(longest / step + 1e-9) + 1):
-        x = _LABELS + k * step * scale
-        label = f"{100 * k * step:g} %" if as_percent else short(float(f"{k * step:.6g}"))
-        body.insert(0, f'<path class="g" d="M{_n(x)} 2V{_n(y)}"/>')
-        body.append(_text(x, y + 14, label, "c v"))
-    body.append(_text(_LABELS, y + 30, words, "l"))
-    return lambda value: _LABELS + value * scale
-
-
 def _bars(chart: Bars, label: str) -> str:
-    totals = [sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
+    totals = [bar.start + sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
     longest = max(totals, default=0.0)
     if longest <= 0:
         return ""
     body: list[str] = []
     height = 6 + sum(18 * len(g.bars) + (18 if g.label else 0) + 8 for g in chart.groups)
-    end = 16 + 6.4 * max(len(bar.text) for group in chart.groups for bar in group.bars)
-    to_x = _linear_axis(longest, end, height, chart.x_label, body)
+    bars = [bar for group in chart.groups for bar in group.bars]
+    left = max(_LABELS, 14 + 6.2 * max(len(bar.label) for bar in bars))
+    right = _WIDE - 16 - 6.4 * max(len(bar.text) for bar in bars)
+    to_x = linear_axis(left, right, longest, height, chart.x_label, body)
     y = 6.0
     for group in chart.groups:
         y = _bar_group(group, y, to_x, body)
-    return _svg(_WIDE, height + 36, label, body)
+    return svg(_WIDE, height + 36, label, body)
 
 
 def _bar_group(group: BarGroup, y: float, to_x: Callable[[float], float], body: list[str]) -> float:
     if group.label:
-        body.append(_text(0, y + 12, group.label, "b"))
+        body.append(text(0, y + 12, group.label, "b"))
         y += 18
     for bar in group.bars:
-        body.append(_text(_LABELS - 8, y + 12, bar.label, "e"))
-        start = 0.0
+        body.append(text(to_x(0) - 8, y + 12, bar.label, "e"))
+        start = bar.start
         for segment in bar.segments:
             x, width = to_x(start), to_x(segment.value) - to_x(0)
             if width >= 0.05:
-                box = f'x="{_n(x)}" y="{_n(y + 2)}" width="{_n(max(width, 0.5))}" height="13"'
-                body.append(_mark(segment.tip, f'<rect class="q s{segment.color}" {box}/>'))
+                box = f'x="{n(x)}" y="{n(y + 2)}" width="{n(max(width, 0.5))}" height="13"'
+                body.append(mark(segment.tip, f'<rect class="q s{segment.color}" {box}/>'))
             start += segment.value
-        body.append(_text(to_x(start) + 6, y + 12, bar.text, "v"))
+        body.append(text(to_x(start) + 6, y + 12, bar.text, "v"))
         y += 18
     return y + 8
 
@@ -270,17 +228,17 @@ def _dots(chart: Dots, label: str) -> str:
         return ""
     height = 8 + 22.0 * len(chart.rows)
     body: list[str] = []
-    to_x = _linear_axis(longest, 56, height, chart.x_label, body, as_percent=True)
+    to_x = linear_axis(_LABELS, _WIDE - 56, longest, height, chart.x_label, body, as_percent=True)
     if chart.limit is not None:
-        body.append(f'<path class="a f" d="M{_n(to_x(chart.limit))} 2V{_n(height)}"/>')
+        body.append(f'<path class="a f" d="M{n(to_x(chart.limit))} 2V{n(height)}"/>')
     for index, (name, dots) in enumerate(chart.rows):
         y = 18 + 22.0 * index
         ends = [to_x(dot.value) for dot in dots]
-        body.append(_text(_LABELS - 12, y + 4, name, "e"))
-        body.append(f'<path class="r" d="M{_n(min(ends))} {_n(y)}H{_n(max(ends))}"/>')
-        body += [_mark(dot.tip, marker(dot.color, to_x(dot.value), y, 4.5)) for dot in dots]
-        body.append(_text(max(ends) + 10, y + 4, f"{100 * max(dot.value for dot in dots):.0f} %", "v"))
-    return _svg(_WIDE, height + 36, label, body)
+        body.append(text(_LABELS - 12, y + 4, name, "e"))
+        body.append(f'<path class="r" d="M{n(min(ends))} {n(y)}H{n(max(ends))}"/>')
+        body += [mark(dot.tip, marker(dot.color, to_x(dot.value), y, 4.5)) for dot in dots]
+        body.append(text(max(ends) + 10, y + 4, f"{100 * max(dot.value for dot in dots):.0f} %", "v"))
+    return svg(_WIDE, height + 36, label, body)
 
 
 def heat_scale() -> str:
@@ -308,9 +266,7 @@ def sparkline_counts(counts: dict[str, int]) -> str:
         width = 300.0 * amount / total
         if amount:
             body.append(
-                _mark(
-                    f"{name}: {amount} of {total}", f'<rect class="{name}" x="{_n(x)}" width="{_n(width)}" height="8"/>'
-                )
+                mark(f"{name}: {amount} of {total}", f'<rect class="{name}" x="{n(x)}" width="{n(width)}" height="8"/>')
             )
         x += width
     words = ", ".join(f"{amount} {name}" for name, amount in counts.items())

@@ -1,15 +1,13 @@
-"""Tables of everything but speed: answers, floors, kernels, memory, machine state, and what was not measured."""
+"""Tables of everything but speed: answers, floors, memory, machine state, and what was not measured."""
 
 import math
 from collections import Counter, defaultdict
 from statistics import median
 
-from experiments.config import BASELINE
 from experiments.metrics import METRICS
 from experiments.records import Status
 from experiments.reporting.formats import Column, Kind, Value
 from experiments.reporting.headline import correctness
-from experiments.reporting.ledgers import Ledger
 from experiments.reporting.rows import Analysis, point_of
 from experiments.reporting.shards import places
 from experiments.reporting.tables.registry import PLACE, VARIANT, Content, labelled, place, table
@@ -61,97 +59,6 @@ def floors(analysis: Analysis) -> Content | None:
         (p.model, p.workload, p.batch, p.length, f.bytes, f.flop / 1e9, f.flop / f.bytes, f.floor_ms, f.bound)
         for p, f in sorted(analysis.floors.items())
     ]
-    return Content(columns, rows)
-
-
-@table("Kernels", "where")
-def kernels(analysis: Analysis) -> Content | None:
-    """The kernels that take most of a traced step, the top twelve of each traced cell; times are the profiler's."""
-    columns = (
-        *PLACE,
-        VARIANT,
-        Column("kernel", "Kernel"),
-        Column("op", "Op"),
-        Column("phase", "Phase"),
-        Column("launches_per_step", "Launches per step", Kind.NUMBER),
-        Column("us_per_step", "µs per step", Kind.NUMBER),
-        Column("share", "Share of busy time", Kind.PERCENT),
-    )
-    rows: list[tuple[Value, ...]] = []
-    for ledger in analysis.run.ledgers:
-        time_us: dict[tuple[str, str, str], float] = defaultdict(float)
-        launches: Counter[tuple[str, str, str]] = Counter()
-        for k in ledger.kernels:
-            time_us[k.name, k.owner, k.phase] += k.total_us
-            launches[k.name, k.owner, k.phase] += k.count
-        total = math.fsum(time_us.values()) or 1.0
-        p = ledger.cell.point
-        head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant)
-        for key, us in sorted(time_us.items(), key=lambda item: (-item[1], item[0]))[:12]:
-            per_step = (launches[key] * ledger.per_step, us * ledger.per_step, us / total)
-            rows.append((*head, key[0], key[1], key[2], *per_step))
-    return Content(columns, rows)
-
-
-@table("What fusion changed", "where")
-def kernel_changes(analysis: Analysis) -> Content | None:
-    """Launches and device time per traced step by operation, each variant beside the baseline of the same point; most
-    time saved first. An operation that one side lacks is zero there."""
-    columns = (
-        *PLACE,
-        VARIANT,
-        Column("op", "Op"),
-        Column("baseline_launches", "Launches, baseline", Kind.NUMBER),
-        Column("launches", "Launches, variant", Kind.NUMBER),
-        Column("baseline_us", "µs, baseline", Kind.NUMBER),
-        Column("us", "µs, variant", Kind.NUMBER),
-        Column("saved_us", "µs saved", Kind.NUMBER),
-    )
-    by_point = {g.cell.point: _by_op(g) for g in analysis.run.ledgers if g.cell.variant == BASELINE}
-    rows: list[tuple[Value, ...]] = []
-    for ledger in analysis.run.ledgers:
-        p = ledger.cell.point
-        if ledger.cell.variant == BASELINE or p not in by_point:
-            continue
-        before, after = by_point[p], _by_op(ledger)
-        pairs = {op: (*before.get(op, (0.0, 0.0)), *after.get(op, (0.0, 0.0))) for op in before | after}
-        for op, (n0, us0, n1, us1) in sorted(pairs.items(), key=lambda item: (item[1][3] - item[1][1], item[0])):
-            rows.append((p.model, p.workload, p.batch, p.length, ledger.cell.variant, op, n0, n1, us0, us1, us0 - us1))
-    return Content(columns, rows)
-
-
-def _by_op(ledger: Ledger) -> dict[str, tuple[float, float]]:
-    """(launches, microseconds) per step of each op."""
-    sums: dict[str, tuple[float, float]] = {}
-    for k in ledger.kernels:
-        launches, us = sums.get(k.owner, (0.0, 0.0))
-        sums[k.owner] = (launches + k.count * ledger.per_step, us + k.total_us * ledger.per_step)
-    return sums
-
-
-@table("Traces", "where")
-def traces(analysis: Analysis) -> Content | None:
-    """Each traced cell. Coverage is the share of device time that found its layer and op; inflation is the profiled
-    over the un-profiled step time; idle is the share of the traced window in which the device did nothing."""
-    columns = (
-        *PLACE,
-        VARIANT,
-        Column("profiler", "Profiler"),
-        Column("steps", "Steps", Kind.COUNT),
-        Column("launches_per_step", "Launches per step", Kind.NUMBER),
-        Column("busy_us_per_step", "Busy, µs per step", Kind.NUMBER),
-        Column("idle", "Idle", Kind.PERCENT),
-        Column("coverage", "Coverage", Kind.PERCENT),
-        Column("inflation", "Inflation", Kind.RATIO),
-    )
-    rows: list[tuple[Value, ...]] = []
-    for ledger in analysis.run.ledgers:
-        p = ledger.cell.point
-        launches = sum(k.count for k in ledger.kernels) * ledger.per_step
-        idle = max(0.0, 1 - ledger.busy_ms / ledger.window_ms) if ledger.window_ms > 0 else None
-        head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant, ledger.profiler, ledger.steps)
-        busy = 1e3 * ledger.busy_ms * ledger.per_step
-        rows.append((*head, launches, busy, idle, ledger.coverage, ledger.inflation))
     return Content(columns, rows)
 
 

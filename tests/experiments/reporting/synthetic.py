@@ -9,7 +9,7 @@ from typing import Any
 from experiments import plain
 from experiments.floors import floor_ms
 from experiments.records import Cell, CellResult, Point, Status, Verdict
-from experiments.reporting.ledgers import Kernel, Ledger
+from experiments.reporting.ledgers import Interval, Kernel, Ledger
 from experiments.reporting.run import Run, assemble
 
 QWEN3_06B = {
@@ -146,4 +146,13 @@ def ledger(variant: str, coverage: float = 0.97) -> Ledger:
     kernels.append(Kernel("memcpy HtoD", "", "", "", 20, 22.0))
     cell = Cell(Point("qwen3-0.6b", "decode", 1, 128), variant, 0)
     busy = sum(k.total_us for k in kernels) / 1e3
-    return Ledger(cell, "nsys", coverage, busy * 1.2, busy, 10, tuple(kernels), 1.31)
+    return Ledger(cell, "nsys", coverage, busy * 1.2, busy, 10, tuple(kernels), 1.31, _step(kernels))
+
+
+def _step(kernels: Sequence[Kernel]) -> tuple[Interval, ...]:
+    """The kernels one after the other, half a microsecond between them."""
+    step: list[Interval] = []
+    for k in kernels:
+        start_us = step[-1].end_us + 0.5 if step else 0.0
+        step.append(Interval(start_us, k.total_us / 10, k.name, k.layer, k.owner))
+    return tuple(step)

@@ -50,6 +50,24 @@ def test_traces_say_coverage_idle_and_inflation() -> None:
     row = next(r for r in _tables()["traces"] if r["variant"] == "baseline")
     assert (row["coverage"], row["inflation"], row["launches_per_step"]) == (0.97, 1.31, 283)
     assert row["idle"] == pytest.approx(1 - 1 / 1.2)
+    assert row["closure"] == pytest.approx(1)
+    # A step reads 1.2 GB of weights: 151,936 x 1024 of the head and 15.7 M of each of 28 layers, 2 bytes each.
+    busy_us = float(str(row["busy_us_per_step"]))
+    assert float(str(row["busy_gb_per_s"])) * busy_us / 1e3 == pytest.approx(1206, rel=0.02)
+
+
+BAD_STEP = {"texts": ["", "k"], "name": [7], "layer": [0], "op": [0], "phase": [0], "start_ns": [0], "duration_ns": [1]}
+
+
+def test_a_damaged_timeline_is_named_not_fatal(tmp_path: Path) -> None:
+    data = plain.encode(ledger("fused"))
+    for name, step in (("good", {**BAD_STEP, "name": [1]}), ("place", BAD_STEP), ("short", {**BAD_STEP, "op": []})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**data, "timeline": step}))
+    ledgers, problems = read_ledgers(tmp_path)
+    assert [[(work.name, work.duration_us, work.owner) for work in x.step] for x in ledgers] == [
+        [("k", 0.001, "unattributed")]
+    ]
+    assert [problem.split(":")[0] for problem in problems] == ["traces/place.json", "traces/short.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cell": {"point": 3}, "kernels": []}', '{"kernels": [{}]}'])

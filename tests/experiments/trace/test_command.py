@@ -57,6 +57,10 @@ def test_every_point_and_variant_gets_a_ledger(tmp_path: Path) -> None:
     (traces,) = tmp_path.glob("results/*/*/traces")
     read, problems = read_ledgers(traces)
     assert (len(read), problems) == (4, [])
+    assert [x.label for x in read[:2]] == ["baseline (twin)", "folded (twin)"]
+    assert [(work.name, work.owner, work.start_us, work.duration_us) for work in read[0].step] == [
+        ("aten::linear", "linear", 0.0, 300.0), ("aten::copy_", "forward", 490.0, 100.5),
+    ]  # fmt: skip
 
 
 def test_a_variant_under_a_second_name_is_not_traced_twice(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path, mode: str, r
     code, printed = run(tmp_path, "workloads=[decode]", "variants=[baseline,folded]", mode=mode)
     assert code == 1
     assert printed.count(f"not traced: {reason}") == 2
-    assert "2 of 2 cells were not traced" in printed
+    assert "2 of 2 cells failed" in printed
     assert not list(tmp_path.glob("results/*/*")), "a run without a cell and without a ledger is nothing"
 
 
@@ -146,6 +150,18 @@ def test_an_expected_kernel_that_never_ran_is_an_error(tmp_path: Path) -> None:
     assert run(tmp_path, *overrides, options=Options(steps=2, expect=("aten::lin*",)))[0] == 0
     with pytest.raises(UserError, match="norm_linear_kernel never ran"):
         run(tmp_path, *overrides, options=Options(steps=2, expect=("norm_linear_kernel",)))
+
+
+def test_a_trace_that_contradicts_the_variant_fails_its_cell_and_not_the_others(tmp_path: Path) -> None:
+    code, printed = run(tmp_path, "workloads=[decode]", "variants=[baseline,folded]", mode="rungs")
+    printed = " ".join(printed.split())
+    assert code == 1
+    assert "rungs: live live (1 per step), idle left off at this shape, stray stray (1 per step)" in printed
+    assert printed.count("contradicts the variant: rung stray is switched off and ran all the same (aten::copy_)") == 2
+    assert "2 of 2 cells failed" in printed
+    # Both ledgers are kept, and say so.
+    fates = [[row.fate for row in ledger.rungs] for ledger in ledgers(tmp_path).values()]
+    assert fates == [["live", "left off at this shape", "stray"]] * 2
 
 
 def test_raw_traces_are_kept_where_asked_and_said_to_be_private(tmp_path: Path) -> None:
@@ -250,3 +266,6 @@ def test_a_real_engine_on_a_cpu(tmp_path: Path) -> None:
         assert {row.layer for row in ledger.kernels} >= {"embed", "0", "1", "head"}
     ops = {name.split(".")[4]: {row.op for row in ledger.kernels} for name, ledger in found.items()}
     assert "norm_linear" in ops["norm_linear"]
+    # A CPU runs the twins of the kernels: the rung is seen to take its work, its kernel cannot be.
+    fates = {name.split(".")[4]: [row.fate for row in ledger.rungs] for name, ledger in found.items()}
+    assert fates == {"baseline": [], "norm_linear": ["twin"]}

@@ -1,7 +1,9 @@
 """Sums, unions and gaps: what a ledger says must add up, to the nanosecond."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from experiments.errors import UserError
 from experiments.records import Cell, Point
 from experiments.trace.attribution import attribute
-from experiments.trace.ledger import Ledger
+from experiments.trace.ledger import Ledger, Timeline
 from experiments.trace.reader import Trace, read_trace
 from experiments.trace.summarise import make_ledger
 
@@ -65,9 +67,48 @@ def test_per_step_figures(synthetic: Synthetic) -> None:
     assert ledger.warning == ""
     rows = {(row.name, row.phase, row.layer, row.op, row.count, row.total_us) for row in ledger.kernels}
     assert rows == {("gemm", "forward", "0", "linear", 4, 0.08), ("argmax", "sample", None, None, 2, 0.01)}
-    assert [(row.start_us, row.duration_us, row.name, row.stream) for row in ledger.timeline] == [
-        (0.0, 0.02, "gemm", 1), (0.01, 0.02, "gemm", 2), (0.035, 0.005, "argmax", 1),
+    drawn = ledger.timeline
+    assert list(zip(drawn.start_ns, drawn.duration_ns, drawn.stream, strict=True)) == [
+        (0, 20, 1),
+        (10, 20, 2),
+        (35, 5, 1),
+    ]
+    named = [[drawn.texts[i] for i in column] for column in (drawn.name, drawn.layer, drawn.op, drawn.phase)]
+    assert named == [
+        ["gemm", "gemm", "argmax"], ["0", "0", ""], ["linear", "linear", ""], ["forward", "forward", "sample"],
     ]  # fmt: skip
+
+
+def test_the_step_that_is_drawn_is_the_one_of_median_length(synthetic: Synthetic) -> None:
+    export = synthetic()
+    for step, length in enumerate((90, 10, 40, 30, 20)):
+        at = 1000 * step
+        export.range(f"step/{step}", at, at + 900)
+        export.call(step, at + 1, at + 2)
+        export.kernel("gemm", step, at + 5, at + 5 + length)
+    assert ledger_of(export.read()).timeline.duration_ns == [30]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_microsecond_of_a_window_is_lost(synthetic: Synthetic, seed: int) -> None:
+    """Any work on any streams of two devices, inside steps and outside: kernels + gaps - overlap = window."""
+    rng = Random(seed)
+    export = synthetic()
+    for i in range(60):
+        at = rng.randrange(20_000)
+        if rng.random() < 0.8:
+            export.range(f"step/{i}", at, at + 40)
+        export.call(i, at + 1, at + 2)
+        where = {"deviceId": rng.randrange(2), "streamId": rng.randrange(3)}
+        start = at + rng.randrange(200)
+        export.kernel(f"k{rng.randrange(4)}", i, start, start + rng.randrange(1, 900), **where)
+    ledger = ledger_of(export.read())
+    assert ledger.overlap_ms > 0
+    assert ledger.closure == pytest.approx(1, abs=1e-9)
+    gaps_us = ledger.gaps.within_steps_us + ledger.gaps.between_steps_us
+    assert gaps_us == pytest.approx(1e3 * ledger.gap_ms, abs=1e-9)
+    lost = replace(ledger, kernels=ledger.kernels[1:])
+    assert "add up to" in lost.warning
 
 
 def test_devices_are_united_apart(synthetic: Synthetic) -> None:
@@ -158,7 +199,7 @@ def test_a_trace_without_steps_counts_as_a_whole(synthetic: Synthetic) -> None:
     export.work("CUPTI_ACTIVITY_KIND_MEMCPY", 2, 20, 25, copyKind=1)
     export.work("CUPTI_ACTIVITY_KIND_MEMSET", 3, 30, 31)
     ledger = ledger_of(export.read())
-    assert (ledger.steps, ledger.kernels_per_step, ledger.timeline) == (0, 1.0, [])
+    assert (ledger.steps, ledger.kernels_per_step, ledger.timeline) == (0, 1.0, Timeline())
     assert [(row.name, row.kind) for row in ledger.kernels] == [
         ("gemm", "kernel"), ("[memcpy HtoD]", "memcpy"), ("[memset]", "memset"),
     ]  # fmt: skip

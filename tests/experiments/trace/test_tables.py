@@ -8,7 +8,7 @@ from rich.console import Console
 
 from experiments.records import Cell, Point
 from experiments.reporting.formats import to_markdown
-from experiments.trace.ledger import Gaps, KernelRow, Ledger
+from experiments.trace.ledger import Gaps, KernelRow, Ledger, Timeline
 from experiments.trace.tables import changes, facts, show_ledger, time_by
 
 
@@ -18,14 +18,14 @@ def row(name: str, phase: str, op: str | None, count: int, total_us: float, laye
 
 LONG = "a_kernel_whose_name_" + "goes_on_and_on_" * 10
 BASELINE = Ledger(
-    schema=1, cell=Cell(Point("qwen3-0.6b", "decode", 1, 128), "baseline", 0), profiler="nsys",
+    schema=2, cell=Cell(Point("qwen3-0.6b", "decode", 1, 128), "baseline", 0), profiler="nsys",
     profiler_version="2023.4", export_schema="3.7.2", coverage=0.9, window_ms=0.3, busy_ms=0.2,
     gap_ms=0.1, overlap_ms=0.0, outside_ms=0.0, devices=1, steps=2, kernels_per_step=8.0, launches_per_step=1.0,
     traced_step_ms=0.15, untraced_step_ms=0.1, inflation=1.5,
     gaps=Gaps(50.0, 50.0, 9, 0.1, 9.0),
     kernels=[row("gemm", "forward", "linear", 8, 120.0), row("norm", "forward", "norm", 6, 50.0),
              row(LONG, "sample", None, 2, 30.0)],
-    timeline=[],
+    timeline=Timeline(),
 )  # fmt: skip
 FUSED = replace(
     BASELINE,

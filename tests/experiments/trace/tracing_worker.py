@@ -2,7 +2,8 @@
 
     python tracing_worker.py [MODE]
 
-MODE: nothing; `no-window` (the profiler's window never opens); `fail` (out of memory); `user`; `die`; `empty`.
+MODE: nothing; `no-window` (the profiler's window never opens); `fail` (out of memory); `user`; `die`; `empty`; `rungs`
+(fusions that are live, left off and, being switched off, stray).
 """
 
 import json
@@ -12,10 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.messages import Answer, Exit, Failed, Load, Ready, Trace, Traced, worker_channel
+from experiments.messages import Answer, Exit, Failed, Load, Ready, Rung, Trace, Traced, worker_channel
 
 CHANNEL = worker_channel() if __name__ == "__main__" else None
 MODE = sys.argv[1] if len(sys.argv) > 1 else ""
+RUNGS = {
+    "rungs": (Rung("live", "aten::lin*", True), Rung("idle", "attention", True), Rung("stray", "aten::copy_", False)),
+}
 
 
 def answer(request: object) -> Answer:
@@ -32,21 +36,24 @@ def answer(request: object) -> Answer:
         os._exit(3)
     if request.profiler == "nsys":
         push_ranges(request)
-    else:
+    elif request.profiler == "torch":
         events = [] if MODE == "empty" else chrome_events(request)
         Path(request.path).write_text(json.dumps({"schemaVersion": 1, "traceEvents": events}))
-    return Traced(request.cell, request.steps)
+    return Traced(request.cell, request.steps, RUNGS.get(MODE, ()))
 
 
 def push_ranges(request: Trace) -> None:
     """The ranges of a traced cell, in real time."""
     import nvtx
 
+    from engine.ranges import detail, rung
+
     if MODE == "no-window":
         return
-    with nvtx.annotate(f"cell/{request.cell.id}"), nvtx.annotate("replay"):
+    with nvtx.annotate(f"cell/{request.cell.id}"), nvtx.annotate("replay"), detail():
         for step in range(request.steps):
             with nvtx.annotate(f"step/{step}"), nvtx.annotate("phase/forward"), nvtx.annotate("op/linear"):
+                rung("live")
                 time.sleep(0.001)
 
 
