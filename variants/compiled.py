@@ -54,9 +54,9 @@ def before_attention(
     return q, k, v, residual
 
 
-def after_attention(attended_TO: Tensor, residual_TH: Tensor, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
-    """(delta, residual) after a layer's output projection and MLP."""
-    normed, residual = norm(linear(attended_TO, layer.o), residual_TH, layer.mlp_norm_H, eps)
+def after_attention(delta_TH: Tensor, residual_TH: Tensor, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
+    """(delta, residual) after a layer's MLP."""
+    normed, residual = norm(delta_TH, residual_TH, layer.mlp_norm_H, eps)
     return linear(silu_mul_reference(linear(normed, layer.gate_up)), layer.down), residual
 
 
@@ -81,8 +81,9 @@ class CompiledOps(Ops):
             stream.delta_TH, stream.residual_TH, layer, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2, ctx.config
         )
         self.store_kv(k, v, cache, ctx.batch)
-        delta, residual = after(self.attention(q, cache, ctx), residual, layer, ctx.config.norm_eps)
-        return Stream(delta, residual)
+        delta = self.linear(self.attention(q, cache, ctx), layer.o)
+        delta, residual = after(delta, residual, layer, ctx.config.norm_eps)
+        return Stream(self.sum_over_ranks(delta, layer.down), residual)
 
 
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:

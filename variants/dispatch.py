@@ -4,6 +4,11 @@ The bounds come from measurements on an H200 (docs/challenges.md): each fused ke
 replaces, weights cold in L2. Other GPUs use them until they are measured there.
 """
 
+import logging
+from functools import cache
+
+logger = logging.getLogger("fusebench.variants")
+
 # Above this many weights a product is bound by bytes and its launch matters less.
 LARGE_WEIGHTS = 16 * 2**20
 
@@ -25,3 +30,9 @@ def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
     if num_rows <= MAX_ROWS[rung][large]:
         return True
     return not large and num_rows >= MIN_PREFILL_ROWS.get(rung, num_rows + 1)
+
+
+@cache
+def turn_off(rung: str, reason: str) -> None:
+    """Say, once, that a rung is switched on and runs nowhere."""
+    logger.info("%s does not run: %s", rung, reason)

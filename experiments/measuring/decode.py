@@ -49,10 +49,7 @@ def measure_decode(session: Session, point: Point, protocol: ProtocolConfig) -> 
 
 def fill_with_noise(engine: Engine, seed: int) -> None:
     """Every page gets values of the size that keys and values have."""
-    generator = torch.Generator(engine.device).manual_seed(seed)
-    for cache in engine.runner.caches:
-        cache.k.normal_(generator=generator)
-        cache.v.normal_(generator=generator)
+    engine.runner.fill_with_noise(seed)
 
 
 @contextmanager
