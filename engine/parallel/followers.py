@@ -29,6 +29,7 @@ from engine.variant import Variant
 # How long a process may take to be seen as dead once its sockets are closed, and to end once its pipe is.
 DEATH_S = 2.0
 EXIT_S = 5.0
+CLOSED = "the engine is closed; build a new one"
 
 
 class Followers:
@@ -130,7 +131,7 @@ class Followers:
         if self._broken:
             raise EngineError(self._broken)
         if not self.close.alive:
-            raise EngineError("the engine is closed")
+            raise EngineError(CLOSED)
         self._check()
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         for pipe in self._pipes:
@@ -176,6 +177,8 @@ class EngineMirror:
 
     def told(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
         """Have them call a method of theirs while this rank calls its own, inside the block."""
+        if not self._drop.alive:
+            raise EngineError(CLOSED)
         return self._followers.told(self._number, name, args, kwargs)
 
     def wait(self, event: torch.cuda.Event) -> None:
