@@ -49,10 +49,7 @@ class Ops:
     @op
     def linear(self, x_TK: Tensor, linear: Linear) -> Tensor:
         """x @ weight.T + bias [T, O], added up where the ranks hold parts of K."""
-        return self.sum_over_ranks(F.linear(x_TK, linear.weight_NK, linear.bias_N), linear)
-
-    def sum_over_ranks(self, y_TO: Tensor, linear: Linear) -> Tensor:
-        """The whole product, of this rank's part of it."""
+        y_TO = F.linear(x_TK, linear.weight_NK, linear.bias_N)
         return y_TO if linear.sum_over is None else self.all_reduce(y_TO, linear.sum_over)
 
     @op

@@ -1,7 +1,7 @@
 """The baseline through torch.compile: the honest second baseline, what a compiler fuses unasked.
 
 Each layer is compiled in two parts, before and after attention, with the number of tokens as a symbol, as vLLM does it;
-the KV store and attention are the baseline's own kernels.
+the KV store, attention and the output projection are the baseline's own kernels.
 """
 
 from collections.abc import Callable, Mapping
@@ -71,6 +71,10 @@ class CompiledOps(Ops):
         first, second = compiled
         return first, second
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: a process that is sent the variant compiles for itself."""
+        return {}
+
     @op
     def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
         """One decoder layer: compiled, attention, compiled."""
@@ -83,7 +87,9 @@ class CompiledOps(Ops):
         self.store_kv(k, v, cache, ctx.batch)
         delta = self.linear(self.attention(q, cache, ctx), layer.o)
         delta, residual = after(delta, residual, layer, ctx.config.norm_eps)
-        return Stream(self.sum_over_ranks(delta, layer.down), residual)
+        if layer.down.sum_over is not None:
+            delta = self.all_reduce(delta, layer.down.sum_over)
+        return Stream(delta, residual)
 
 
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
