@@ -30,6 +30,7 @@ from engine.variant import Variant
 DEATH_S = 2.0
 EXIT_S = 5.0
 CLOSED = "the engine is closed; build a new one"
+UNGUARDED = 'before it was ready (a script that builds an engine of several ranks needs `if __name__ == "__main__":`)'
 
 
 class Followers:
@@ -54,6 +55,11 @@ class Followers:
             self._start(rank, device, store.port)
         self._meet()
         self.ranks.connect(store, own_device)
+
+    @property
+    def usable(self) -> bool:
+        """Whether they can be told anything: none is lost, and nothing has gone wrong half-way."""
+        return self._broken is None and self.close.alive and all(process.is_alive() for process in self._processes)
 
     def mirror(self, config: EngineConfig, variant: Variant, model: ModelConfig | None) -> "EngineMirror":
         """The other ranks' runners of a new engine, to be built inside `building`."""
@@ -104,7 +110,7 @@ class Followers:
 
     def forget_dropped(self) -> None:
         """Let them forget now."""
-        if self._broken is None and self.close.alive:
+        if self.usable:
             self._forget_dropped()
 
     def _start(self, rank: int, device: str, port: int) -> None:
@@ -121,7 +127,7 @@ class Followers:
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             connection.wait([pipe, process.sentinel])
             if (heard := _hear(pipe)) != READY:
-                self._raise_lost(heard=heard)
+                self._raise_lost(heard=heard or UNGUARDED)
 
     def _forget_dropped(self) -> None:
         while self._dropped:
@@ -188,7 +194,8 @@ class EngineMirror:
     def close(self) -> None:
         """Drop them now."""
         self._drop()
-        self._followers.forget_dropped()
+        with contextlib.suppress(EngineError):
+            self._followers.forget_dropped()
 
 
 def _hear(pipe: connection.Connection) -> str:

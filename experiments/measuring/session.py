@@ -47,6 +47,7 @@ class Session:
     """A loaded model and the variant that runs it."""
 
     request: Load
+    _followers: Followers | None = None
 
     def __post_init__(self) -> None:
         config = self.request.variant
@@ -86,10 +87,12 @@ class Session:
         """Processes that share an engine of the variant; each prepares its own part of the weights."""
         return self.request.variant.runtime.tensor_parallel_size
 
-    @cached_property
+    @property
     def followers(self) -> Followers | None:
-        """The other ranks, the same for every engine: starting them takes seconds."""
-        return Followers(self.num_ranks, self.request.device) if self.num_ranks > 1 else None
+        """The other ranks. The same for every engine, since starting them takes seconds, until a cell loses them."""
+        if self.num_ranks > 1 and not (self._followers and self._followers.usable):
+            self._followers = Followers(self.num_ranks, self.request.device)
+        return self._followers
 
     @property
     def kernels(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import BASELINE, Engine, EngineConfig, EngineError, SamplingParams, UserError, Variant
+from engine import BASELINE, Engine, EngineConfig, EngineError, SamplingParams, UserError, Variant, kv_cache
 from engine.loading import load_model
 from engine.parallel.followers import Followers
 from tests.engine.checkpoints import tiny_checkpoint
@@ -84,14 +84,22 @@ def test_a_model_in_memory_is_handed_to_the_other_rank(followers: Followers, lla
 
 
 def test_a_rank_holds_half_of_the_heads(followers: Followers, llama: Path) -> None:
-    """Weights and pages; the pool is as large as on one rank, and both ranks agree on it where they size it."""
-    one, two = engine_of(llama, num_kv_blocks=None), engine_of(llama, followers=followers, num_kv_blocks=None)
-    assert len(two.blocks.blocks) == len(one.blocks.blocks)
+    """Of the weights, and of every page."""
+    one, two = engine_of(llama), engine_of(llama, followers=followers)
     for mine, whole in zip(two.runner.caches, one.runner.caches, strict=True):
         assert mine.k.numel() == whole.k.numel() / 2
     layer, whole_layer = two.model.weights.layers[0], one.model.weights.layers[0]
     for name in ("qkv", "o", "gate_up", "down"):
         assert getattr(layer, name).weight_NK.numel() == getattr(whole_layer, name).weight_NK.numel() / 2
+
+
+def test_the_smaller_pool_counts(followers: Followers, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank sizes its own by what its device has left; in nano-vLLM they may then differ (its PR #215)."""
+    wanted = kv_cache.wanted_blocks(engine_of(llama).config)
+    monkeypatch.setattr(kv_cache, "fitting_blocks", lambda *_: wanted + 5)
+    engine = engine_of(llama, followers=followers, num_kv_blocks=None)
+    assert len(engine.blocks.blocks) == engine.runner.num_blocks == wanted
+    assert serve(engine, PROMPTS, GREEDY) == serve(engine_of(llama), PROMPTS, GREEDY)
 
 
 def test_engines_share_the_ranks_and_drop_their_runners(followers: Followers, llama: Path) -> None:

@@ -1,6 +1,7 @@
 """A variant on two ranks is verified and measured as any other; here the second rank is a process on the CPU."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ def session(followers: Followers) -> Session:
     tp2 = VariantConfig("tp2", "fused", runtime=RuntimeConfig(tensor_parallel_size=2))
     session = Session(dataclasses.replace(load(), variant=tp2))
     # Those of all tests, in place of some of its own.
-    session.__dict__["followers"] = followers
+    session._followers = followers
     return session
 
 
@@ -46,3 +47,22 @@ def test_a_decode_cell_runs_on_two_ranks(session: Session) -> None:
     samples, engine = measure_decode(session, Point("tiny", "decode", 2, 24), PROTOCOL)
     assert len(samples["step_ms"]) == PROTOCOL.windows
     assert engine.snapshot()["ranks"] == 2
+
+
+def test_lost_ranks_are_replaced(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that ran out of memory half-way through a step takes its ranks along, and not the cells after it."""
+    started: list[SimpleNamespace] = []
+
+    def start(size: int, device: str) -> SimpleNamespace:
+        started.append(SimpleNamespace(size=size, device=device, usable=True))
+        return started[-1]
+
+    monkeypatch.setattr("experiments.measuring.session.Followers", start)
+    first = session.followers
+    assert not started
+    session._followers = None
+    assert session.followers is session.followers is started[0]
+    started[0].usable = False
+    assert session.followers is started[1]
+    assert (started[1].size, started[1].device) == (2, "cpu")
+    session._followers = first
