@@ -11,6 +11,7 @@ from engine.block_manager import BlockManager
 from engine.build import build_runner
 from engine.config import EngineConfig
 from engine.errors import RequestError, UserError
+from engine.launch import Pending
 from engine.live import LiveRequest
 from engine.loading import LoadedModel, load_model
 from engine.metrics import Metrics
@@ -20,7 +21,7 @@ from engine.parallel.ranks import ALONE, Ranks
 from engine.parallel.sharing import share_weights
 from engine.ranges import span
 from engine.request import FinishReason, RequestOutput, SamplingParams, as_tokens
-from engine.runner import Pending, Runner
+from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.variant import BASELINE, Variant
 
@@ -39,8 +40,9 @@ class Engine:
         loaded: LoadedModel | None = None,
         followers: Followers | None = None,
     ) -> None:
-        """Build it on `loaded`, or on the model that `config` names. An engine of several ranks starts the others
-        itself, or shares those given.
+        """Build it on `loaded`, a whole model, or on the one that `config` names.
+
+        An engine of several ranks starts the others itself, or shares `followers` with other engines.
         """
         self.config, self.variant = config, variant
         size = config.tensor_parallel_size

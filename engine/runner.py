@@ -5,11 +5,9 @@ tensor parallelism every rank has a runner: rank 0's tells the others' what to r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from engine.config import EngineConfig
 from engine.graphs import GraphCache, GraphKey, Step, bucket_sizes, round_up
 from engine.inputs import Layout, Staging
 from engine.kernels.step import advance, publish
+from engine.launch import Launch, Pending
 from engine.model import Model, hidden, logits, next_token
 from engine.parallel.mirror import Mirror, on_every_rank
 from engine.parallel.ranks import ALONE, Ranks
@@ -32,36 +31,6 @@ from engine.variant import Variant
 PREFILL_GRAPH_TOKENS = 2048
 PREFILL_GRAPH_SEQS = 16
 PREFILL_SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, PREFILL_GRAPH_TOKENS + 1, 256)]
-
-
-class Launch(NamedTuple):
-    """A step as every rank runs it: its shape, whether a graph serves it, and the packed inputs to upload.
-
-    `packed` is None where the device has them already. The last two count for mixed steps without a graph.
-    """
-
-    layout: Layout
-    greedy: bool
-    graphed: bool
-    packed: np.ndarray | None
-    num_rows: int = 0
-    max_query_len: int = 1
-
-
-@dataclass
-class Pending:
-    """A launched step: who gets a token from it, where the tokens will be, and how to wait for them."""
-
-    sampling: list[Scheduled]
-    tokens: Tensor
-    wait: Callable[[], None] | None
-    logprobs: list[TokenLogprobs | None] | None = None
-
-    def token_ids(self) -> list[int]:
-        """The sampled tokens, in the order of `sampling`; waits for the step."""
-        if self.wait is not None:
-            self.wait()
-        return [int(token) for token in self.tokens[: len(self.sampling)].tolist()]
 
 
 class Runner:

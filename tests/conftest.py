@@ -39,9 +39,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def followers() -> "Iterator[Followers]":
-    """A second rank on the CPU, for all tests that need one: a process that imports torch takes seconds to start."""
+    """A second rank on the CPU, for all tests that need one."""
     from engine.parallel.followers import Followers
+    from tests.ranks import forked_ranks
 
-    others = Followers(2, "cpu")
+    with forked_ranks():
+        others = Followers(2, "cpu")
     yield others
     others.close()

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -149,22 +149,24 @@ class Followers:
 
     def _explain(self, error: Exception) -> None:
         """Raise EngineError if what went wrong is that a rank is lost."""
-        if not isinstance(error, EngineError | UserError) and connection.wait(
-            [p.sentinel for p in self._processes], DEATH_S
-        ):
+        if not isinstance(error, EngineError | UserError) and self._await_death():
             self._raise_lost(error)
 
-    def _raise_lost(self, cause: Exception | None = None, heard: str = "") -> None:
-        """Name the first rank that has ended; `heard` is what it said last, if that is known already."""
-        for rank, (process, pipe) in enumerate(zip(self._processes, self._pipes, strict=True), 1):
-            process.join(DEATH_S)
-            if process.exitcode is not None:
-                words = heard or _hear(pipe)
-                how = _ending(process.exitcode) + (f": {words}" if words else "")
-                self._give_up(f"rank {rank} of {self.ranks.size} {how}", cause)
-        self._give_up(f"one of {self.ranks.size} ranks gives no answer", cause)
+    def _await_death(self) -> bool:
+        return bool(connection.wait([process.sentinel for process in self._processes], DEATH_S))
 
-    def _give_up(self, reason: str, cause: Exception | None = None) -> None:
+    def _raise_lost(self, cause: Exception | None = None, heard: str = "") -> NoReturn:
+        """Name the rank that has ended; `heard` is what it said last, if that is known already."""
+        self._await_death()
+        ends = [(p.exitcode, rank) for rank, p in enumerate(self._processes, 1) if p.exitcode is not None]
+        if not ends:
+            self._give_up(f"one of {self.ranks.size} ranks gives no answer", cause)
+        # A rank that was killed comes first: others may have ended for want of it.
+        code, rank = min(ends)
+        words = heard or _hear(self._pipes[rank - 1])
+        self._give_up(f"rank {rank} of {self.ranks.size} {_ending(code)}" + (f": {words}" if words else ""), cause)
+
+    def _give_up(self, reason: str, cause: Exception | None = None) -> NoReturn:
         self._broken = f"{reason}; build a new engine"
         self.abandon()
         raise EngineError(self._broken) from cause

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from engine import Engine, SamplingParams
+from engine.launch import Launch
 from engine.parallel.ranks import Ranks
-from engine.runner import Launch, Runner
+from engine.runner import Runner
 from tests.engine.replay import graph_engine
 from tests.engine.tiny import GREEDY, PROMPTS, expected, serve, tiny_engine
 

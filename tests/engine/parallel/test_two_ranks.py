@@ -14,11 +14,11 @@ from tests.engine.checkpoints import tiny_checkpoint
 from tests.engine.tiny import prompt_of, serve
 from tests.shipped import VARIANTS
 
-GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 SAMPLED = [
-    SamplingParams(temperature=1.0, seed=7, max_tokens=20, ignore_eos=True),
-    SamplingParams(temperature=0.8, seed=8, top_k=20, top_p=0.9, min_p=0.01, max_tokens=20, ignore_eos=True),
-    SamplingParams(repetition_penalty=1.4, logprobs=2, max_tokens=20, ignore_eos=True),
+    SamplingParams(temperature=1.0, seed=7, max_tokens=12, ignore_eos=True),
+    SamplingParams(temperature=0.8, seed=8, top_k=20, top_p=0.9, min_p=0.01, max_tokens=12, ignore_eos=True),
+    SamplingParams(repetition_penalty=1.4, logprobs=2, max_tokens=12, ignore_eos=True),
     GREEDY,
 ]
 PROMPTS = [prompt_of(length, vocab_size=131) for length in (1, 16, 33, 50)]
