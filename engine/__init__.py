@@ -2,7 +2,7 @@
 
 from engine.config import EngineConfig, ModelConfig
 from engine.engine import Engine
-from engine.errors import ModelError, RequestError, UserError
+from engine.errors import EngineError, ModelError, RequestError, UserError
 from engine.request import RequestOutput, SamplingParams
 from engine.variant import BASELINE, Runtime, Variant
 
@@ -10,6 +10,7 @@ __all__ = [
     "BASELINE",
     "Engine",
     "EngineConfig",
+    "EngineError",
     "ModelConfig",
     "ModelError",
     "RequestError",

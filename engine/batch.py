@@ -3,9 +3,10 @@
 Shape suffixes: T tokens of the step, B sequences, P blocks a sequence may hold, D head dim.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
@@ -29,6 +30,12 @@ class Batch:
     cu_seqlens_B1: Tensor | None = None
     max_query_len: int = 1
     logit_rows: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on a device."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
 class LayerCache(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Literal
 from engine.errors import UserError
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "tensor_parallel_size")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -84,7 +85,8 @@ class EngineConfig:
     `model` is a Hugging Face folder or hub id, a GGUF file, or the name of a file under configs/model (seeded random
     weights). `num_kv_blocks=None` sizes the pool for `max_num_seqs` sequences of `max_model_len` tokens, bounded by
     `gpu_memory_utilization` of what is free once the weights and CUDA graphs are there. `overlap` prepares and launches
-    a step before the tokens of the one before it are read back.
+    a step before the tokens of the one before it are read back. `tensor_parallel_size` processes share the model, each
+    with a GPU of its own from `device` on (on a CPU they only prove that the answers are right).
     """
 
     model: str | Path
@@ -99,11 +101,12 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     overlap: bool = True
     seed: int = 0
+    tensor_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
-        for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for key in COUNTS:
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
         if self.num_kv_blocks is not None and self.num_kv_blocks < 1:

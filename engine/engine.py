@@ -3,21 +3,25 @@
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
-from engine import kv_cache
 from engine.block_manager import BlockManager
+from engine.build import build_runner
 from engine.config import EngineConfig
 from engine.errors import RequestError, UserError
+from engine.launch import Pending
 from engine.live import LiveRequest
 from engine.loading import LoadedModel, load_model
 from engine.metrics import Metrics
-from engine.model import Model
+from engine.parallel.device import rank_device
+from engine.parallel.followers import EngineMirror, Followers
+from engine.parallel.ranks import ALONE, Ranks
+from engine.parallel.sharing import share_weights
 from engine.ranges import span
 from engine.request import FinishReason, RequestOutput, SamplingParams, as_tokens
-from engine.rope import rope_tables
-from engine.runner import Pending, Runner
+from engine.runner import Runner
 from engine.scheduler import Scheduler
 from engine.variant import BASELINE, Variant
 
@@ -29,22 +33,31 @@ Prompt = str | Sequence[int]
 class Engine:
     """Runs one model in one variant. Not thread-safe; several engines may live in one process."""
 
-    def __init__(self, config: EngineConfig, variant: Variant = BASELINE, loaded: LoadedModel | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        variant: Variant = BASELINE,
+        loaded: LoadedModel | None = None,
+        followers: Followers | None = None,
+    ) -> None:
+        """Build it on `loaded`, a whole model, or on the one that `config` names.
+
+        An engine of several ranks starts the others itself, or shares `followers` with other engines.
+        """
         self.config, self.variant = config, variant
-        self.device = _device(config.device)
+        size = config.tensor_parallel_size
+        self.device = rank_device(config.device, 0, size)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.loaded = loaded or load_model(config.model, self.dtype, self.device, config.seed)
-        model = self.loaded.config
-        if config.max_model_len > model.max_position_embeddings:
-            raise UserError(
-                f"max_model_len={config.max_model_len} is beyond the model's {model.max_position_embeddings} positions"
-            )
-        weights = variant.prepare(self.loaded.weights, model)
-        tables = rope_tables(model, config.max_model_len, self.device)
-        self.model = Model(model, weights, *tables)
-        num_blocks = config.num_kv_blocks or self._fitting_blocks()
-        self.runner = self._runner(num_blocks)
-        self.blocks = BlockManager(num_blocks, config.block_size, config.enable_prefix_caching)
+        self._own_followers = Followers(size, config.device) if size > 1 and followers is None else None
+        self._mirror: EngineMirror | None = None
+        try:
+            self.loaded, self.runner = self._build_everywhere(loaded, followers or self._own_followers)
+        except BaseException:
+            if self._own_followers is not None:
+                self._own_followers.abandon()
+            raise
+        self.model = self.runner.model
+        self.blocks = BlockManager(self.runner.num_blocks, config.block_size, config.enable_prefix_caching)
         self.scheduler = Scheduler(self.blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self.metrics = Metrics()
         self._live: dict[int, LiveRequest] = {}
@@ -52,6 +65,23 @@ class Engine:
         self._ids = itertools.count()
         self._in_flight: Pending | None = None
         logger.info("variant %s replaces %s", variant.name, ", ".join(variant.replaced) or "nothing")
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes of the other ranks, where there are any. A later step raises EngineError.
+
+        It also happens when the engine is no longer referred to, and at the end of the process.
+        """
+        if self._mirror is not None:
+            self.runner.graphs.clear()
+            self._mirror.close()
+        if self._own_followers is not None:
+            self._own_followers.close()
 
     def add_request(self, prompt: Prompt, sampling: SamplingParams | None = None) -> int:
         """Queue a request and return its id. One that cannot be served comes out of the next step with its error."""
@@ -82,7 +112,7 @@ class Engine:
         request_id = next(self._ids)
         live = self._begin(request_id, checked, sampling)
         self.scheduler.adopt(live.sequence)
-        self.runner.last_token_R[live.sequence.row] = checked[-1]
+        self.runner.set_token(live.sequence.row, checked[-1])
         self._live[request_id] = live
         return request_id
 
@@ -160,7 +190,7 @@ class Engine:
 
     def snapshot(self) -> dict[str, float]:
         """What one needs to say why it was slow: totals since the engine was built, and the blocks in use now."""
-        return self.metrics.snapshot(self.scheduler, self.runner.graphs)
+        return self.metrics.snapshot(self.scheduler, self.runner.graphs) | {"ranks": float(self.runner.ranks.size)}
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the engine's books do not balance."""
@@ -170,20 +200,32 @@ class Engine:
 
     # Building.
 
-    def _runner(self, num_blocks: int) -> Runner:
-        caches = kv_cache.allocate(self.model.config, num_blocks, self.config.block_size, self.dtype, self.device)
-        return Runner(self.model, self.variant, caches, self.config)
+    def _build_everywhere(self, given: LoadedModel | None, others: Followers | None) -> tuple[LoadedModel, Runner]:
+        """(the model as loaded, the runner of this rank); the other ranks build theirs meanwhile."""
+        if others is None:
+            return self._build(given, ALONE)
+        if others.ranks.size != self.config.tensor_parallel_size:
+            raise UserError(
+                f"tensor_parallel_size={self.config.tensor_parallel_size}, but there are {others.ranks.size} ranks"
+            )
+        self._mirror = others.mirror(self.config, self.variant, None if given is None else given.config)
+        with self._mirror.building():
+            loaded, runner = self._build(given, others.ranks)
+        runner.mirror = self._mirror
+        return loaded, runner
 
-    def _fitting_blocks(self) -> int:
-        activation_bytes = 0
-        if self.device.type == "cuda":
-            # Largest steps and graphs over a one-block cache: what they take is not the cache's to have.
-            before_bytes = torch.cuda.memory_reserved(self.device)
-            self._runner(1).run_largest()
-            torch.cuda.synchronize(self.device)
-            activation_bytes = torch.cuda.memory_reserved(self.device) - before_bytes
-            torch.cuda.empty_cache()
-        return kv_cache.fitting_blocks(self.config, self.model.config, self.dtype, activation_bytes)
+    def _build(self, given: LoadedModel | None, ranks: Ranks) -> tuple[LoadedModel, Runner]:
+        """(the model as loaded, the runner of this rank)."""
+        config = self.config
+        loaded = given or load_model(config.model, self.dtype, self.device, config.seed, ranks)
+        model, weights = loaded.config, loaded.weights
+        if config.max_model_len > model.max_position_embeddings:
+            raise UserError(
+                f"max_model_len={config.max_model_len} is beyond the model's {model.max_position_embeddings} positions"
+            )
+        if given and ranks.size > 1:
+            weights = share_weights(model, weights, self.dtype, ranks)
+        return loaded, build_runner(replace(config, device=str(self.device)), self.variant, model, weights, ranks)
 
     # Requests.
 
@@ -245,13 +287,3 @@ class Engine:
         live.finish(reason)
         self.scheduler.finish(live.sequence)
         del self._live[live.output.request_id]
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r} is no device: give cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name}, but torch sees no GPU here: give cpu, or mend the driver")
-    return device

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Commands print them as one line and exit with code 2."""
+"""Errors that a user can mend, which commands print as one line with exit code 2, and the one that ends an engine."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,7 @@ class ModelError(UserError):
 
 class RequestError(UserError):
     """One request that cannot be served; the others go on."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot go on: a rank of it is lost. The message names the rank and how it ended."""

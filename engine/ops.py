@@ -19,6 +19,7 @@ from engine.kernels.attention import paged_decode_attention, varlen_prefill_atte
 from engine.kernels.kv_store import store_kv
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope import rope
+from engine.parallel.ranks import Columns, Ranks
 from engine.ranges import op
 from engine.weights import LayerWeights, Linear
 
@@ -47,8 +48,24 @@ class Ops:
 
     @op
     def linear(self, x_TK: Tensor, linear: Linear) -> Tensor:
-        """x @ weight.T + bias [T, O]."""
-        return F.linear(x_TK, linear.weight_NK, linear.bias_N)
+        """x @ weight.T + bias [T, O], added up where the ranks hold parts of K."""
+        y_TO = F.linear(x_TK, linear.weight_NK, linear.bias_N)
+        return y_TO if linear.sum_over is None else self.all_reduce(y_TO, linear.sum_over)
+
+    @op
+    def all_reduce(self, x: Tensor, ranks: Ranks) -> Tensor:
+        """x added up over the ranks, in place."""
+        return ranks.sum(x)
+
+    @op
+    def all_gather(self, part_BN: Tensor, columns: Columns) -> Tensor:
+        """The outputs of all ranks side by side [B, V]."""
+        return columns.join(part_BN)
+
+    @op
+    def best_of_ranks(self, token_B: Tensor, logit_B: Tensor, columns: Columns) -> Tensor:
+        """The greedy token of each row, int64 [B], from the best of each rank's part of the vocabulary."""
+        return columns.best(token_B, logit_B)
 
     @op
     def rope(self, q_TND: Tensor, k_TMD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -145,8 +162,13 @@ class Ops:
 
     def logits(self, stream: Stream, norm_H: Tensor | None, lm_head: Linear, eps: float) -> Tensor:
         """Final norm and LM head, [B, V]."""
-        return self.norm_linear(stream, norm_H, lm_head, eps)[0]
+        part_BN = self.norm_linear(stream, norm_H, lm_head, eps)[0]
+        return part_BN if lm_head.columns is None else self.all_gather(part_BN, lm_head.columns)
 
     def next_token(self, stream: Stream, norm_H: Tensor | None, lm_head: Linear, eps: float) -> Tensor:
         """The greedy next token of each row, int64 [B]."""
-        return self.argmax(self.logits(stream, norm_H, lm_head, eps))
+        if lm_head.columns is None:
+            return self.argmax(self.logits(stream, norm_H, lm_head, eps))
+        part_BN = self.norm_linear(stream, norm_H, lm_head, eps)[0]
+        token_B = self.argmax(part_BN)
+        return self.best_of_ranks(token_B, part_BN.gather(1, token_B[:, None]).squeeze(1), lm_head.columns)

@@ -1,10 +1,11 @@
 """From scheduled sequences to tokens on the device: upload, forward pass (a CUDA graph where there is one), sampling.
 
-Nothing here waits for the GPU, except a request for log-probabilities: `launch` enqueues and returns a `Pending`.
+Nothing here waits for the GPU, except a request for log-probabilities: `launch` enqueues and returns a `Pending`. Under
+tensor parallelism every rank has a runner: rank 0's tells the others' what to run (`on_every_rank`) and draws for all.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 from engine import inputs
 from engine.batch import Batch, LayerCache, Stream
 from engine.config import EngineConfig
-from engine.graphs import Graph, GraphCache, GraphKey, Step, bucket_sizes, round_up
+from engine.graphs import GraphCache, GraphKey, Step, bucket_sizes, round_up
 from engine.inputs import Layout, Staging
 from engine.kernels.step import advance, publish
+from engine.launch import Launch, Pending
 from engine.model import Model, hidden, logits, next_token
+from engine.parallel.mirror import Mirror, on_every_rank
+from engine.parallel.ranks import ALONE, Ranks
 from engine.ranges import span
 from engine.request import TokenLogprobs
 from engine.sampling import SamplingBatch, penalise, sample, token_logprobs
@@ -29,28 +33,15 @@ PREFILL_GRAPH_SEQS = 16
 PREFILL_SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, PREFILL_GRAPH_TOKENS + 1, 256)]
 
 
-@dataclass
-class Pending:
-    """A launched step: who gets a token from it, and where the tokens will be."""
-
-    sampling: list[Scheduled]
-    tokens: Tensor
-    copied: torch.cuda.Event | None
-    logprobs: list[TokenLogprobs | None] | None = None
-
-    def token_ids(self) -> list[int]:
-        """The sampled tokens, in the order of `sampling`; waits for the step."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return [int(token) for token in self.tokens[: len(self.sampling)].tolist()]
-
-
 class Runner:
     """Owns the device state of running sequences: step inputs, newest tokens, graphs."""
 
-    def __init__(self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig) -> None:
+    def __init__(
+        self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig, ranks: Ranks = ALONE
+    ) -> None:
         self.model, self.variant, self.ops = model, variant, variant.ops
-        self.caches, self.config = caches, config
+        self.caches, self.config, self.ranks = caches, config, ranks
+        self.mirror: Mirror | None = None
         self.device = torch.device(config.device)
         cuda = self.device.type == "cuda"
         self.graphs = GraphCache(cuda and variant.runtime.cuda_graphs)
@@ -62,9 +53,16 @@ class Runner:
         self.staging = Staging(inputs.packed_size(tokens, config.max_num_seqs, self.table_width), self.device)
         self.dummy_row = config.max_num_seqs
         self.last_token_R = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=self.device)
+        # Rank 0's newest draw; elsewhere, where to put it.
+        self._sampled = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.device)
         self._out = [torch.zeros(config.max_num_seqs, dtype=torch.int64, pin_memory=cuda) for _ in range(3)]
         self._turn = 0
         self._on_device: object = None
+
+    @property
+    def num_blocks(self) -> int:
+        """Pages of the KV cache."""
+        return self.caches[0].k.shape[0]
 
     def launch(self, decodes: list[Scheduled], prefills: list[Scheduled]) -> Pending:
         """Enqueue one step."""
@@ -73,20 +71,56 @@ class Runner:
         params = [item.sequence.sampling for item in sampling]
         greedy = not any(p.needs_logits for p in params)
         with torch.inference_mode():
-            run = self._launch_mixed(items, len(decodes), greedy) if prefills else self._launch_decode(decodes, greedy)
-            tokens, logits_BV = run
+            mixed = len(prefills) > 0
+            step = self._mixed_launch(items, len(decodes), greedy) if mixed else self._decode_launch(decodes, greedy)
+            tokens, logits_BV = self.run(step)
             chances: list[TokenLogprobs | None] | None = None
             if not greedy and logits_BV is not None:
                 tokens, chances = self._sample(sampling, logits_BV[: len(sampling)])
             return self._read_back(sampling, tokens, chances)
 
+    @on_every_rank
+    def run(self, step: Launch) -> tuple[Tensor | None, Tensor | None]:
+        """Upload a step's inputs and run it; (tokens, logits), of which one is None, or both."""
+        if step.packed is not None:
+            if self.ranks.rank > 0:
+                self.staging.next()[: step.packed.size] = step.packed
+            self.staging.upload(step.packed.size)
+        if step.graphed:
+            return self._replay(step.layout, step.greedy)
+        if step.layout.decode_only:
+            return self._decode_step(step.layout, step.greedy)
+        return self._mixed_step(step.layout, step.num_rows, step.max_query_len, step.greedy)
+
+    @on_every_rank
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of a batch made by hand, on any device; keys and values go to the pages that it names."""
+        self._on_device = None
+        with torch.inference_mode():
+            return logits(self.model, self.ops, hidden(self.model, self.ops, batch.to(self.device), self.caches))
+
+    @on_every_rank
+    def set_token(self, row: int, token: int) -> None:
+        """Make a token the newest of the sequence in that row."""
+        self.last_token_R[row] = token
+
+    @on_every_rank
+    def fill_with_noise(self, seed: int) -> None:
+        """Give every page values of the size that keys and values have: for benchmarks, whose contexts are not real."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for cache in self.caches:
+            cache.k.normal_(generator=generator)
+            cache.v.normal_(generator=generator)
+
+    @on_every_rank
     def warm_up(self, batch_sizes: Sequence[int], greedy: bool = True) -> None:
         """Capture decode graphs, for every context length, ahead of their first use."""
         sizes = {round_up(num_seqs, self.decode_sizes) for num_seqs in batch_sizes} if self.graphs.enabled else set()
         for size in sorted(size for size in sizes if size is not None):
             for width in self.table_widths:
-                self._captured(Layout(size, size, size, width), greedy)
+                self._ensure_captured(Layout(size, size, size, width), greedy)
 
+    @on_every_rank
     def warm_up_all(self) -> None:
         """Capture every graph that greedy traffic can ask for, and run what has none once, on padding.
 
@@ -96,16 +130,17 @@ class Runner:
         self.warm_up(self.decode_sizes)
         for num_tokens in (size for size in PREFILL_SIZES if size <= budget and self.graphs.enabled):
             for num_seqs in self.prefill_seq_sizes:
-                self._captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
+                self._ensure_captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
         prompts = [*(2**power for power in range(budget.bit_length()) if 2**power < budget), budget - 1]
         for num_decode, num_prefill in [*((n, 1) for n in range(1, most)), *((1, n) for n in prompts if most > 1)]:
             self._run_padding(Layout(num_decode + num_prefill, num_decode + 1, num_decode, self.table_width))
 
+    @on_every_rank
     def run_largest(self) -> None:
         """One step of the largest size on padding, so that its memory use can be seen."""
         size = self.config.max_num_seqs
         if self.graphs.enabled:
-            self._captured(Layout(size, size, size, self.table_width), greedy=True)
+            self._ensure_captured(Layout(size, size, size, self.table_width), greedy=True)
         self._run_padding(Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width))
 
     def _run_padding(self, layout: Layout) -> None:
@@ -114,6 +149,7 @@ class Runner:
             self._upload_padding(layout)
             self._mixed_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy=True)
 
+    @on_every_rank
     def forget_graphs(self) -> None:
         """Drop all graphs; the next steps capture anew."""
         self.graphs.clear()
@@ -127,22 +163,22 @@ class Runner:
         size = size or len(decodes)
         return Layout(size, size, size, width or self.table_width)
 
-    def _launch_decode(self, decodes: list[Scheduled], greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _decode_launch(self, decodes: list[Scheduled], greedy: bool) -> Launch:
         layout = self._decode_layout(decodes)
-        graph = self._captured(layout, greedy) if self.graphs.enabled else None
+        if self.graphs.enabled:
+            self._ensure_captured(layout, greedy)
+        else:
+            self.graphs.fall_back("CUDA graphs are off")
         # Every decode step moves its rows on by itself: only a changed batch or a new block needs an upload.
         wanted = (
             layout,
             [(item.sequence.request_id, item.sequence.row, len(item.sequence.blocks)) for item in decodes],
         )
+        packed = None
         if wanted != self._on_device:
             packed = inputs.fill_decode(self.staging.next(), layout, decodes, self.dummy_row)
-            self.staging.upload(packed.size)
             self._on_device = wanted
-        if graph is not None:
-            return self._replay(layout, greedy)
-        self.graphs.fall_back("CUDA graphs are off")
-        return self._decode_step(layout, greedy)
+        return Launch(layout, greedy, self.graphs.enabled, packed)
 
     def _decode_step(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
@@ -154,25 +190,20 @@ class Runner:
 
     # Steps with prefill chunks in them.
 
-    def _launch_mixed(
-        self, items: list[Scheduled], num_decode: int, greedy: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _mixed_launch(self, items: list[Scheduled], num_decode: int, greedy: bool) -> Launch:
         self._on_device = None
         num_tokens = sum(item.length for item in items)
         num_rows = sum(item.samples for item in items)
         max_query_len = max(item.length for item in items)
         layout = self._prefill_layout(num_tokens, len(items), num_decode)
-        use_graph = layout is not None
+        graphed = layout is not None
         if layout is None:
             layout = Layout(num_tokens, len(items), num_decode, self.table_width)
         else:
-            self._captured(layout, greedy)
+            self._ensure_captured(layout, greedy)
         host = self.staging.next()
         packed = inputs.fill_mixed(host, layout, items, self.config.block_size, self.dummy_row)
-        self.staging.upload(packed.size)
-        if use_graph:
-            return self._replay(layout, greedy)
-        return self._mixed_step(layout, num_rows, max_query_len, greedy)
+        return Launch(layout, greedy, graphed, packed, num_rows, max_query_len)
 
     def _prefill_layout(self, num_tokens: int, num_seqs: int, num_decode: int) -> Layout | None:
         """The padded shape whose graph serves this step; None, with the reason counted, where none does."""
@@ -216,10 +247,13 @@ class Runner:
         publish(tokens, rows_B, self.last_token_R)
         return tokens, None
 
-    def _captured(self, layout: Layout, greedy: bool) -> Graph:
-        key = self._key(layout, greedy)
-        if key in self.graphs.graphs:
-            return self.graphs.graphs[key]
+    def _ensure_captured(self, layout: Layout, greedy: bool) -> None:
+        if self._key(layout, greedy) not in self.graphs.graphs:
+            self.capture(layout, greedy)
+
+    @on_every_rank
+    def capture(self, layout: Layout, greedy: bool) -> None:
+        """Capture the graph of a padded shape."""
         self._on_device = None
         with torch.inference_mode():
             self._upload_padding(layout)
@@ -228,7 +262,7 @@ class Runner:
                 if layout.decode_only
                 else (lambda: self._mixed_step(layout, layout.num_seqs, layout.num_tokens, greedy))
             )
-            return self.graphs.capture(key, step)
+            self.graphs.capture(self._key(layout, greedy), step)
 
     def _key(self, layout: Layout, greedy: bool) -> GraphKey:
         kind: Literal["decode", "prefill"] = "decode" if layout.decode_only else "prefill"
@@ -252,13 +286,22 @@ class Runner:
             params = [sequence.sampling for sequence in sequences]
             positions = [item.start + item.length for item in sampling]
             batch = SamplingBatch.of(params, [s.seed for s in sequences], positions, self.device)
-            rows = torch.tensor([s.row for s in sequences], dtype=torch.int32, device=self.device)
-            tokens = sample(self._penalised(sampling, rows, logits_BV), params, batch)
-            publish(tokens, rows, self.last_token_R)
-            asked = any(p.logprobs is not None for p in params)
-            return tokens, token_logprobs(logits_BV, tokens, params) if asked else None
+            rows = [sequence.row for sequence in sequences]
+            self._sampled = tokens = sample(self._penalised(sampling, rows, logits_BV), params, batch)
+            self.publish_sampled(rows)
+            if all(p.logprobs is None for p in params):
+                return tokens, None
+            if wait := self._waiter():
+                wait()
+            return tokens, token_logprobs(logits_BV, tokens, params)
 
-    def _penalised(self, sampling: list[Scheduled], rows_B: Tensor, logits_BV: Tensor) -> Tensor:
+    @on_every_rank
+    def publish_sampled(self, rows: list[int]) -> None:
+        """Feed the tokens that rank 0 has drawn back on every rank."""
+        tokens = self.ranks.broadcast(self._sampled[: len(rows)])
+        publish(tokens, torch.tensor(rows, dtype=torch.int32, device=self.device), self.last_token_R)
+
+    def _penalised(self, sampling: list[Scheduled], rows: list[int], logits_BV: Tensor) -> Tensor:
         """The logits, lowered for tokens that a sequence holds already where its request wants that."""
         asking = [i for i, item in enumerate(sampling) if item.sequence.sampling.repetition_penalty != 1]
         if not asking:
@@ -270,9 +313,8 @@ class Runner:
         # The newest token of a decoding sequence may be known on the device only.
         unread = [len(item.sequence.tokens) < item.start + item.length for item in items]
         index = torch.tensor(asking, device=self.device)
-        newest = torch.where(
-            torch.tensor(unread, device=self.device), self.last_token_R[rows_B[index].long()], seen[:, 0]
-        )
+        asking_rows = torch.tensor([rows[i] for i in asking], device=self.device)
+        newest = torch.where(torch.tensor(unread, device=self.device), self.last_token_R[asking_rows], seen[:, 0])
         penalty = torch.tensor([item.sequence.sampling.repetition_penalty for item in items], device=self.device)
         penalised = penalise(logits_BV[index].float(), torch.cat((seen, newest[:, None]), dim=1), penalty)
         return logits_BV.float().index_copy(0, index, penalised)
@@ -285,11 +327,15 @@ class Runner:
         if tokens is None or not sampling:
             return Pending([], host, None)
         host[: len(sampling)].copy_(tokens[: len(sampling)], non_blocking=True)
-        copied = None
-        if self.device.type == "cuda":
-            copied = torch.cuda.Event()
-            copied.record()
-        return Pending(sampling, host, copied, chances)
+        return Pending(sampling, host, self._waiter(), chances)
+
+    def _waiter(self) -> Callable[[], None] | None:
+        """How to wait for what has been enqueued so far; None where it is done already."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize if self.mirror is None else partial(self.mirror.wait, event)
 
 
 def table_widths(max_model_len: int, block_size: int) -> list[int]:

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.parallel.ranks import Columns, Ranks
+
 
 @dataclass(frozen=True)
 class Linear:
-    """`y_TN = x_TK @ weight_NK.T + bias_N`."""
+    """`y_TN = x_TK @ weight_NK.T + bias_N`, or one rank's part of it.
+
+    Where the ranks of `sum_over` hold parts of K, y is the sum of their products; where `columns` is given, they hold
+    parts of N, and all of y is wanted.
+    """
 
     weight_NK: Tensor
     bias_N: Tensor | None = None
+    sum_over: Ranks | None = None
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ PEERS = ("transformers", "vllm", "nano_vllm")
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How a variant launches its work: CUDA graphs, torch.compile, programmatic dependent launch."""
+    """How a variant launches its work: CUDA graphs, torch.compile, programmatic dependent launch, on how many GPUs."""
 
     cuda_graphs: bool = True
     compile: bool = False
     pdl: bool = False
+    tensor_parallel_size: int = 1
 
 
 @dataclass(frozen=True)

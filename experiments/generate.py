@@ -39,6 +39,7 @@ class Options:
     repetition_penalty: float = 1.0
     seed: int = 0
     max_model_len: int = 2048
+    tensor_parallel_size: int = 1
 
 
 def parse(argv: list[str]) -> tuple[str, Options]:
@@ -81,10 +82,17 @@ def build(options: Options) -> Engine:
             model = str(fetch_model(model))
         except FetchError as error:
             print(f"fusebench: {error}; going on with random weights", file=sys.stderr)
-    config = EngineConfig(model, dtype, device, options.max_model_len, max_num_seqs=1, seed=options.seed)
-    return Engine(
-        replace(config, num_kv_blocks=-(-options.max_model_len // config.block_size)), load_variant(options.variant)
+    config = EngineConfig(
+        model,
+        dtype,
+        device,
+        options.max_model_len,
+        max_num_seqs=1,
+        num_kv_blocks=-(-options.max_model_len // EngineConfig.block_size),
+        seed=options.seed,
+        tensor_parallel_size=options.tensor_parallel_size,
     )
+    return Engine(config, load_variant(options.variant))
 
 
 def speed_line(engine: Engine, output: RequestOutput, seconds: float) -> str:

@@ -1,8 +1,13 @@
 """GPU honesty: GPU tests skip with a reason, and a skip under --require-gpu is a failure."""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from engine.parallel.followers import Followers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +35,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here; run on one with --require-gpu"))
+
+
+@pytest.fixture(scope="session")
+def followers() -> "Iterator[Followers]":
+    """A second rank on the CPU, for all tests that need one."""
+    from engine.parallel.followers import Followers
+    from tests.ranks import forked_ranks
+
+    with forked_ranks():
+        others = Followers(2, "cpu")
+    yield others
+    others.close()

@@ -1,7 +1,7 @@
 """The baseline through torch.compile: the honest second baseline, what a compiler fuses unasked.
 
 Each layer is compiled in two parts, before and after attention, with the number of tokens as a symbol, as vLLM does it;
-the KV store and attention are the baseline's own kernels.
+the KV store, attention and the output projection are the baseline's own kernels.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,9 +55,9 @@ def before_attention(
     return q, k, v, residual
 
 
-def after_attention(attended_TO: Tensor, residual_TH: Tensor, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
-    """(delta, residual) after a layer's output projection and MLP."""
-    normed, residual = norm(linear(attended_TO, layer.o), residual_TH, layer.mlp_norm_H, eps)
+def after_attention(delta_TH: Tensor, residual_TH: Tensor, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
+    """(delta, residual) after a layer's MLP."""
+    normed, residual = norm(delta_TH, residual_TH, layer.mlp_norm_H, eps)
     return linear(silu_mul_reference(linear(normed, layer.gate_up)), layer.down), residual
 
 
@@ -72,6 +72,10 @@ class CompiledOps(Ops):
         first, second = compiled
         return first, second
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: a process that is sent the variant compiles for itself."""
+        return {}
+
     @op
     def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
         """One decoder layer: compiled, attention, compiled."""
@@ -84,7 +88,10 @@ class CompiledOps(Ops):
             stream.delta_TH, stream.residual_TH, layer, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2, ctx.config
         )
         self.store_kv(k, v, cache, ctx.batch)
-        delta, residual = after(self.attention(q, cache, ctx), residual, layer, ctx.config.norm_eps)
+        delta = self.linear(self.attention(q, cache, ctx), layer.o)
+        delta, residual = after(delta, residual, layer, ctx.config.norm_eps)
+        if layer.down.sum_over is not None:
+            delta = self.all_reduce(delta, layer.down.sum_over)
         return Stream(delta, residual)
 
 

@@ -4,6 +4,11 @@ The bounds were set on an H200: each fused kernel in a CUDA graph against what i
 timings were not kept (docs/challenges.md), so they are to be measured again. Other GPUs use the same.
 """
 
+import logging
+from functools import cache
+
+logger = logging.getLogger("fusebench.variants")
+
 # Above this many weights a product is bound by bytes and its launch matters less.
 LARGE_WEIGHTS = 16 * 2**20
 
@@ -25,3 +30,9 @@ def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
     if num_rows <= MAX_ROWS[rung][large]:
         return True
     return not large and num_rows >= MIN_PREFILL_ROWS.get(rung, num_rows + 1)
+
+
+@cache
+def turn_off(rung: str, reason: str) -> None:
+    """Say, once, that a rung is switched on and runs nowhere."""
+    logger.info("%s does not run: %s", rung, reason)

@@ -17,7 +17,7 @@ def fold(norm_K: Tensor | None, linear: Linear) -> Linear:
     if norm_K is None:
         return linear
     folded_NK = (linear.weight_NK.float() * norm_K.float()).to(linear.weight_NK.dtype)
-    return Linear(folded_NK, linear.bias_N)
+    return replace(linear, weight_NK=folded_NK)
 
 
 def fold_layer(layer: LayerWeights) -> LayerWeights:

@@ -23,7 +23,7 @@ from engine.kernels.attention import paged_decode_attention
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import pays
+from variants.dispatch import pays, turn_off
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
@@ -79,6 +79,10 @@ class FusedOps(Ops):
     @op
     def linear_add(self, x_TK: Tensor, linear: Linear, residual_TH: Tensor) -> Stream:
         """residual + linear(x): added in the epilogue with its sums of squares, or left pending for the next norm."""
+        if linear.sum_over is not None:
+            # Its epilogue would add the residual, and square the sum, once for each rank's part of the product.
+            turn_off("residual_epilogue", "the product is summed over tensor-parallel ranks")
+            return Stream(self.linear(x_TK, linear), residual_TH)
         if not self.runs("residual_epilogue", x_TK, linear):
             return Stream(self.linear(x_TK, linear), residual_TH)
         y, square_sums = linear_add(x_TK, linear.weight_NK, linear.bias_N, residual_TH, self.pdl)
@@ -142,7 +146,8 @@ class FusedOps(Ops):
         x = whole(stream.delta_TH)
         if lm_head.bias_N is not None or not self.runs("lm_head", x, lm_head):
             return super().next_token(stream, norm_H, lm_head, eps)
-        return norm_lm_head_argmax(x, stream.residual_TH, norm_H, lm_head.weight_NK, eps, pdl=self.pdl)[0]
+        token, logit = norm_lm_head_argmax(x, stream.residual_TH, norm_H, lm_head.weight_NK, eps, pdl=self.pdl)
+        return token if lm_head.columns is None else self.best_of_ranks(token, logit, lm_head.columns)
 
 
 def whole(delta_TH: Tensor | None) -> Tensor:

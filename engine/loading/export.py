@@ -31,7 +31,7 @@ def save_folder(loaded: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     tensors = {
         # Slots are rows of packed tensors, and safetensors wants each tensor to own its memory.
         name: slot.to("cpu", dtype, copy=True).contiguous()
-        for name, slot in slots_of(loaded.config, loaded.weights).items()
+        for name, slot in slots_of(loaded.weights, loaded.config).items()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _save_tokenizer(loaded, folder)

@@ -17,6 +17,7 @@ from engine.loading.gguf_file import GgufFile, open_gguf
 from engine.loading.gguf_tokenizer import gguf_tokenizer
 from engine.loading.names import EMBED, FINAL_NORM, LM_HEAD, allocate, check_tensors
 from engine.loading.tokenizer import Tokenizer
+from engine.parallel.ranks import ALONE, Ranks
 from engine.weights import ModelWeights
 
 GLOBAL_NAMES = {"token_embd.weight": EMBED, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
@@ -37,9 +38,9 @@ LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
 def load_gguf(
-    path: Path, dtype: torch.dtype, device: str | torch.device
+    path: Path, dtype: torch.dtype, device: str | torch.device, ranks: Ranks = ALONE
 ) -> tuple[ModelConfig, ModelWeights, Tokenizer]:
-    """Read config, weights (as `dtype` on `device`) and tokenizer.
+    """Read config, one rank's weights (as `dtype` on `device`) and tokenizer.
 
     Raises ModelError for a truncated file, another architecture, an unknown tokenizer, and any missing, surplus or
     misshapen tensor.
@@ -47,7 +48,7 @@ def load_gguf(
     file = open_gguf(path)
     config = gguf_config(file)
     tokenizer = gguf_tokenizer(file.metadata, config.eos_token_ids, str(path))
-    return config, _load_weights(file, config, dtype, device), tokenizer
+    return config, _load_weights(file, config, dtype, device, ranks), tokenizer
 
 
 def gguf_config(file: GgufFile) -> ModelConfig:
@@ -67,17 +68,20 @@ def hf_name(gguf_name: str) -> str:
     return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}.{match[3]}"
 
 
-def _load_weights(file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> ModelWeights:
+def _load_weights(
+    file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: str | torch.device, ranks: Ranks
+) -> ModelWeights:
     stored = {hf_name(name): name for name in file.tensors if name != ROPE_FREQS}
     expected = allocate(config, dtype, "meta").slots
     check_tensors(expected, {ours: file.tensors[name].shape for ours, name in stored.items()}, str(file.path))
-    allocation = allocate(config, dtype, device)
-    for name, slot in allocation.slots.items():
+
+    def read(name: str) -> Tensor:
         values = _read(file, stored[name])
         if config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
-            values = _separate_halves(values, config.head_dim)
-        slot.copy_(values)
-    return allocation.weights
+            return _separate_halves(values, config.head_dim)
+        return values
+
+    return allocate(config, dtype, device, ranks).fill(read)
 
 
 def _read(file: GgufFile, name: str) -> Tensor:

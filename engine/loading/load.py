@@ -15,6 +15,7 @@ from engine.loading.named import load_model_yaml, model_names
 from engine.loading.random import random_weights
 from engine.loading.safetensors import has_weights, load_safetensors
 from engine.loading.tokenizer import Tokenizer, load_tokenizer
+from engine.parallel.ranks import ALONE, Ranks
 from engine.weights import ModelWeights
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,7 +24,10 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run. `source` says in words where it came from."""
+    """A model ready to run, or one rank's weights of it; `config` is the whole model's.
+
+    `source` says in words where it came from.
+    """
 
     config: ModelConfig
     weights: ModelWeights
@@ -32,30 +36,32 @@ class LoadedModel:
     weights_kind: Literal["real", "random"]
 
 
-def load_model(model: str | Path, dtype: torch.dtype, device: str | torch.device, seed: int) -> LoadedModel:
-    """Load a model; `seed` counts for random weights only. Raises ModelError naming what was tried.
+def load_model(
+    model: str | Path, dtype: torch.dtype, device: str | torch.device, seed: int, ranks: Ranks = ALONE
+) -> LoadedModel:
+    """Load one rank's part of a model; `seed` counts for random weights only. Raises ModelError naming what was tried.
 
     `model` is, tried in this order: a Hugging Face folder, or one with a single GGUF file; a GGUF file; a config.json
     (seeded random weights of that shape); a name under configs/model (likewise); a hub id.
     """
     path = Path(model)
     if path.is_dir():
-        return _load_folder(path, dtype, device)
+        return _load_folder(path, dtype, device, ranks)
     if path.is_file():
-        return _load_file(path, dtype, device, seed)
+        return _load_file(path, dtype, device, seed, ranks)
     if str(model) in model_names():
         config = load_model_yaml(str(model))
-        weights = random_weights(config, dtype, device, seed)
+        weights = random_weights(config, dtype, device, seed, ranks)
         return LoadedModel(config, weights, None, f"configs/model/{model}.yaml, random weights, seed {seed}", "random")
     if isinstance(model, str) and HUB_ID.fullmatch(model) and not model.startswith("."):
-        return _load_folder(_download(model), dtype, device)
+        return _load_folder(_download(model), dtype, device, ranks)
     raise ModelError(f"model={str(model)!r} is no file, no folder, no hub id and not one of {', '.join(model_names())}")
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, device: str | torch.device) -> LoadedModel:
+def _load_folder(folder: Path, dtype: torch.dtype, device: str | torch.device, ranks: Ranks) -> LoadedModel:
     config_path, ggufs = folder / "config.json", sorted(folder.glob("*.gguf"))
     if not config_path.exists() and len(ggufs) == 1:
-        return _load_file(ggufs[0], dtype, device, seed=0)
+        return _load_file(ggufs[0], dtype, device, 0, ranks)
     if not config_path.exists() and ggufs:
         names = ", ".join(path.name for path in ggufs)
         raise ModelError(f"{folder} holds several GGUF files ({names}); name the one to load")
@@ -68,17 +74,17 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: str | torch.device) -
             "for seeded random weights of its shape"
         )
     tokenizer = load_tokenizer(folder, config.eos_token_ids)
-    weights = load_safetensors(folder, config, dtype, device)
+    weights = load_safetensors(folder, config, dtype, device, ranks)
     return LoadedModel(config, weights, tokenizer, str(folder), "real")
 
 
-def _load_file(path: Path, dtype: torch.dtype, device: str | torch.device, seed: int) -> LoadedModel:
+def _load_file(path: Path, dtype: torch.dtype, device: str | torch.device, seed: int, ranks: Ranks) -> LoadedModel:
     if path.suffix == ".gguf":
-        return LoadedModel(*load_gguf(path, dtype, device), str(path), "real")
+        return LoadedModel(*load_gguf(path, dtype, device, ranks), str(path), "real")
     if path.name == "config.json":
         config = read_hf_config(path)
         tokenizer = load_tokenizer(path.parent, config.eos_token_ids)
-        weights = random_weights(config, dtype, device, seed)
+        weights = random_weights(config, dtype, device, seed, ranks)
         return LoadedModel(config, weights, tokenizer, f"{path}, random weights, seed {seed}", "random")
     raise ModelError(f"model={str(path)!r} is neither a folder, a .gguf file nor a config.json")
 

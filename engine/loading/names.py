@@ -3,14 +3,16 @@
 `allocate` is the one table of names, shapes and places: safetensors, GGUF and random weights all fill its slots.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import ModelError
+from engine.parallel.ranks import ALONE, Columns, Ranks
+from engine.parallel.shards import shard, shard_config
 from engine.weights import LayerWeights, Linear, ModelWeights
 
 EMBED = "model.embed_tokens.weight"
@@ -23,27 +25,41 @@ MAX_NAMED = 4
 
 @dataclass(frozen=True)
 class Allocation:
-    """Uninitialised weights, and under each checkpoint name the view of them which that tensor fills."""
+    """Uninitialised weights of one rank, and under each checkpoint name the view of them which that tensor fills."""
 
     weights: ModelWeights
     slots: dict[str, Tensor]
+    ranks: Ranks = ALONE
+
+    def fill(self, read: Callable[[str], Tensor]) -> ModelWeights:
+        """The weights, each slot filled with its part of what `read` gives: whole tensors by name, one at a time."""
+        for name, slot in self.slots.items():
+            slot.copy_(shard(name, read(name), self.ranks))
+        return self.weights
 
 
-def allocate(config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> Allocation:
-    """Allocate packed weights; every element belongs to exactly one slot. On device `meta` it costs no memory."""
+def allocate(config: ModelConfig, dtype: torch.dtype, device: str | torch.device, ranks: Ranks = ALONE) -> Allocation:
+    """Allocate one rank's packed weights; every element belongs to exactly one slot, though a slot may be a part only.
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    `config` is that of the whole model. On device `meta` it costs no memory.
+    """
+    mine = shard_config(config, ranks.size)
+    embed_VH = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+    head_NH = ranks.part(embed_VH, 0)
+    if not config.tie_word_embeddings:
+        head_NH = torch.empty_like(head_NH)
+    columns = Columns(ranks, config.vocab_size) if ranks.size > 1 else None
+    weights = ModelWeights(
+        embed_VH,
+        tuple(_allocate_layer(mine, dtype, device, ranks) for _ in range(config.num_layers)),
+        torch.empty(config.hidden_size, dtype=dtype, device=device),
+        Linear(head_NH, columns=columns),
+    )
+    return Allocation(weights, slots_of(weights, mine), ranks)
 
-    embed_VH = empty(config.vocab_size, config.hidden_size)
-    lm_head = Linear(embed_VH if config.tie_word_embeddings else empty(config.vocab_size, config.hidden_size))
-    layers = tuple(_allocate_layer(config, dtype, device) for _ in range(config.num_layers))
-    weights = ModelWeights(embed_VH, layers, empty(config.hidden_size), lm_head)
-    return Allocation(weights, slots_of(config, weights))
 
-
-def slots_of(config: ModelConfig, weights: ModelWeights) -> dict[str, Tensor]:
-    """Under each checkpoint name, the view of the weights that it names. A norm that was folded away has none."""
+def slots_of(weights: ModelWeights, config: ModelConfig) -> dict[str, Tensor]:
+    """Checkpoint name -> the view of packed weights which that tensor fills; `config` is that of the weights."""
     slots = {EMBED: weights.embed_VH}
     if weights.final_norm_H is not None:
         slots[FINAL_NORM] = weights.final_norm_H
@@ -85,12 +101,15 @@ def is_ignored(name: str, tied: bool) -> bool:
     return name.endswith(IGNORED_SUFFIXES) or (tied and name == LM_HEAD)
 
 
-def _allocate_layer(config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> LayerWeights:
+def _allocate_layer(config: ModelConfig, dtype: torch.dtype, device: str | torch.device, ranks: Ranks) -> LayerWeights:
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     def linear(n: int, k: int, bias: bool) -> Linear:
         return Linear(empty(n, k), empty(n) if bias else None)
+
+    def row_parallel(n: int, k: int, bias: bool) -> Linear:
+        return replace(linear(n, k, bias and ranks.rank == 0), sum_over=ranks if ranks.size > 1 else None)
 
     hidden, intermediate = config.hidden_size, config.intermediate_size
     return LayerWeights(
@@ -98,10 +117,10 @@ def _allocate_layer(config: ModelConfig, dtype: torch.dtype, device: str | torch
         qkv=linear(config.qkv_size, hidden, config.qkv_bias),
         q_norm_D=empty(config.head_dim) if config.qk_norm else None,
         k_norm_D=empty(config.head_dim) if config.qk_norm else None,
-        o=linear(hidden, config.q_size, config.o_bias),
+        o=row_parallel(hidden, config.q_size, config.o_bias),
         mlp_norm_H=empty(hidden),
         gate_up=linear(2 * intermediate, hidden, config.mlp_bias),
-        down=linear(hidden, intermediate, config.mlp_bias),
+        down=row_parallel(hidden, intermediate, config.mlp_bias),
     )
 
 

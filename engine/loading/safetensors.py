@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from engine.config import ModelConfig
 from engine.errors import ModelError
 from engine.loading.names import EMBED, LM_HEAD, Allocation, allocate, check_tensors
+from engine.parallel.ranks import ALONE, Ranks
 from engine.weights import ModelWeights
 
 INDEX = "model.safetensors.index.json"
@@ -23,8 +24,10 @@ def has_weights(folder: Path) -> bool:
     return (folder / INDEX).exists() or any(folder.glob("*.safetensors"))
 
 
-def load_safetensors(folder: Path, config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> ModelWeights:
-    """Stream the folder's tensors, one at a time, into packed weights of `dtype` on `device`.
+def load_safetensors(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: str | torch.device, ranks: Ranks = ALONE
+) -> ModelWeights:
+    """Stream the folder's tensors, one at a time, into one rank's packed weights of `dtype` on `device`.
 
     Raises ModelError for a damaged file and for every missing, surplus or misshapen tensor, before any is copied.
     """
@@ -35,9 +38,8 @@ def load_safetensors(folder: Path, config: ModelConfig, dtype: torch.dtype, devi
         check_tensors(
             expected, {name: _float_shape(files[path], path, name) for name, path in owner.items()}, str(folder)
         )
-        allocation = allocate(config, dtype, device)
-        for name, slot in allocation.slots.items():
-            slot.copy_(_read(files[owner[name]], owner[name], name))
+        allocation = allocate(config, dtype, device, ranks)
+        allocation.fill(lambda name: _read(files[owner[name]], owner[name], name))
         if config.tie_word_embeddings and LM_HEAD in owner:
             _check_tied_head(allocation, files[owner[LM_HEAD]], owner[LM_HEAD])
         return allocation.weights

@@ -73,10 +73,7 @@ def decode_engine(session: Session, contexts: list[int], steps: int) -> Engine:
 
 def fill_with_noise(engine: Engine, seed: int) -> None:
     """Every page gets values of the size that keys and values have."""
-    generator = torch.Generator(engine.device).manual_seed(seed)
-    for cache in engine.runner.caches:
-        cache.k.normal_(generator=generator)
-        cache.v.normal_(generator=generator)
+    engine.runner.fill_with_noise(seed)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine import Engine, EngineConfig, Runtime, Variant
 from engine.loading import LoadedModel, load_model
+from engine.parallel.followers import Followers
 from engine.variant import keep
 from engine.weights import ModelWeights
 from experiments.config import WorkloadConfig
@@ -47,20 +48,22 @@ class Session:
     """A loaded model and the variant that runs it."""
 
     request: Load
+    _followers: Followers | None = None
 
     def __post_init__(self) -> None:
         config = self.request.variant
         runtime = Runtime(config.runtime.cuda_graphs, config.runtime.compile, config.runtime.pdl)
-        variant = build_variant(config.name, config.kind, config.switches, runtime)
+        variant: Variant = build_variant(config.name, config.kind, config.switches, runtime)
         self.dtype: torch.dtype = getattr(torch, self.request.dtype)
         self.device = torch.device(self.request.device)
         source = resolve_model(self.request.model, self.request.weights)
         self.original: LoadedModel = load_model(source, self.dtype, self.device, self.request.seed)
         self._check_positions()
         self.weights_hash = hash_weights(self.original.weights)
-        prepared = variant.prepare(self.original.weights, self.original.config)
-        self.loaded = replace(self.original, weights=prepared)
-        self.variant: Variant = replace(variant, prepare=keep)
+        self.loaded, self.variant = self.original, variant
+        if self.num_ranks == 1:
+            prepared = variant.prepare(self.original.weights, self.original.config)
+            self.loaded, self.variant = replace(self.original, weights=prepared), replace(variant, prepare=keep)
 
     def _check_positions(self) -> None:
         """Every point must fit the model: the harness does not know the positions of a folder or a hub id."""
@@ -75,6 +78,18 @@ class Session:
                     f"workload.{point.workload}: {longest} tokens do not fit the {positions} positions of "
                     f"{point.model}; shorten lengths, or leave the model out"
                 )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share an engine of the variant; each prepares its own part of the weights."""
+        return self.request.variant.runtime.tensor_parallel_size
+
+    @property
+    def followers(self) -> Followers | None:
+        """The other ranks. The same for every engine, since starting them takes seconds, until a cell loses them."""
+        if self.num_ranks > 1 and not (self._followers and self._followers.usable):
+            self._followers = Followers(self.num_ranks, self.request.device)
+        return self._followers
 
     @property
     def kernels(self) -> str:
@@ -106,7 +121,7 @@ class Session:
     ) -> Engine:
         """A fresh engine that holds `num_seqs` sequences of `tokens_per_seq` tokens; a step takes `step_tokens`.
 
-        `changes` are keys of its config.
+        Another `variant` runs the weights as they were loaded, on one rank. `changes` are keys of the engine's config.
         """
         loaded = self.loaded if variant is None else self.original
         positions = loaded.config.max_position_embeddings
@@ -122,7 +137,10 @@ class Session:
             enable_prefix_caching=False,
             seed=self.request.seed,
         )
-        return Engine(replace(config, **changes), variant or self.variant, loaded)
+        config = replace(config, **changes)
+        if variant is not None:
+            return Engine(config, variant, loaded)
+        return Engine(replace(config, tensor_parallel_size=self.num_ranks), self.variant, loaded, self.followers)
 
     def prompts(self, point: Point, length: int, salt: int = 0) -> list[list[int]]:
         """Random prompts, the same for every variant: seeded by the run, the point and `salt`."""

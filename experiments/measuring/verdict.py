@@ -17,7 +17,6 @@ from torch import Tensor
 
 from engine import BASELINE, Engine, SamplingParams, Variant
 from engine.batch import Batch
-from engine.model import hidden, logits
 from experiments.measuring.reference import reference_logits
 from experiments.measuring.session import Session, free_memory
 from experiments.records import Verdict
@@ -222,8 +221,8 @@ def decode_logits(engine: Engine, tokens_T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logits(engine: Engine, batch: Batch) -> Tensor:
-    runner = engine.runner
-    return logits(runner.model, runner.ops, hidden(runner.model, runner.ops, batch, runner.caches))
+    # On every rank, and a batch that is sent to others must not lie on this one's GPU.
+    return engine.runner.logits(batch.to(torch.device("cpu")))
 
 
 def _table(engine: Engine, num_rows: int) -> Tensor:

@@ -57,11 +57,13 @@ def analyse(run: Run) -> Analysis:
     rows: list[Row] = []
     values: dict[Key, dict[int, float]] = {}
     for (point, _), cells in sorted(groups.items(), key=lambda item: (item[0][0], order[item[0][1]])):
+        # A floor is that of one GPU.
+        floor = floors.get(point) if all(cell.counters.get("ranks", 1) == 1 for cell in cells) else None
         for metric in metrics_of(run.info.kind(point.workload)):
             row, by_round = _level(cells, metric)
             if row is not None:
                 marked = replace(row, machine=machines.get(point, ""))
-                rows.append(_with_floor(marked, metric, floors.get(point)))
+                rows.append(_with_floor(marked, metric, floor))
                 values[key_of(row)] = by_round
     ratios = _compare(rows, values)
     return Analysis(run, tuple(_with_speedups(rows, values, ratios)), values, ratios, floors)

@@ -27,7 +27,7 @@ def test_a_written_model_comes_back_and_computes_the_same_elsewhere(name: str, t
     save_folder(loaded, tmp_path / "model", torch.float32)
     again = load_model(tmp_path / "model", torch.float32, "cpu", seed=0)
     assert again.config == loaded.config
-    ours, back = (slots_of(m.config, m.weights) for m in (loaded, again))
+    ours, back = (slots_of(m.weights, m.config) for m in (loaded, again))
     assert ours.keys() == back.keys()
     assert all(torch.equal(ours[key], back[key]) for key in ours)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
