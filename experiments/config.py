@@ -69,7 +69,11 @@ class ProtocolConfig:
     A window holds `steps_per_window` steps, fewer where they would take longer than `window_ms`, at least one.
     Warm-up runs `warmup_min_steps`, then on until steady, at most `warmup_max_steps`. `verdict_tokens` positions are
     checked against the reference before a variant is timed. A cell (a load, its verdict included) that takes longer
-    than its timeout is killed; no new round starts once `time_budget_s` is spent.
+    than its timeout is killed; no new round of a model starts once its share of `time_budget_s` is spent.
+
+    `rounds` is the most. Where `target_ci` is given, a point ends after `min_rounds` or later, as soon as each of its
+    verdicts is clear and each paired log speed-up known to +-`target_ci` (experiments/settling.py). Up to
+    `window_repeats` windows of a cell are measured again where the GPU throttled or its clock drifted.
     """
 
     rounds: int
@@ -82,6 +86,9 @@ class ProtocolConfig:
     load_timeout_s: float
     cell_timeout_s: float
     time_budget_s: float | None = None
+    min_rounds: int = 3
+    target_ci: float | None = None
+    window_repeats: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ Plan of Cells -> CellResult (one file each) -> Row (cells summarised over rounds
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+# Reasons of cells that were skipped for no fault of theirs: the sweep's business, not the variant's.
+SETTLED = "settled: earlier rounds had made every verdict of this point clear"
+OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
+
 
 class Status(StrEnum):
     """How a planned cell ended; `reason` says why whenever it is not `ok`."""
@@ -88,6 +92,11 @@ class CellResult:
     verdict: Verdict | None = None
     started: str = ""
     duration_s: float = 0.0
+
+    @property
+    def is_settled(self) -> bool:
+        """Was it left out because its point needed no more rounds? Then nothing is missing."""
+        return self.status is Status.SKIPPED and self.reason == SETTLED
 
 
 @dataclass(frozen=True)

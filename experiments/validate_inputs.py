@@ -16,6 +16,7 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.models import Model, find_model
+from experiments.stats import MIN_ROUNDS
 
 
 def check(config: ExperimentConfig) -> list[Model]:
@@ -60,8 +61,12 @@ def _check_protocol(protocol: ProtocolConfig) -> None:
         _check_above(f"protocol.{key}", getattr(protocol, key), 0)
     for key in ("window_ms", "warmup_min_steps", "verdict_tokens"):
         _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
-    if protocol.time_budget_s is not None:
-        _check_above("protocol.time_budget_s", protocol.time_budget_s, 0)
+    _check_above("protocol.window_repeats", protocol.window_repeats, -1e-9)
+    for key in ("time_budget_s", "target_ci"):
+        if getattr(protocol, key) is not None:
+            _check_above(f"protocol.{key}", getattr(protocol, key), 0)
+    if protocol.min_rounds < MIN_ROUNDS:
+        raise UserError(f"protocol.min_rounds={protocol.min_rounds} must be {MIN_ROUNDS} or more for an interval")
     least, most = protocol.warmup_min_steps, protocol.warmup_max_steps
     if most < least:
         raise UserError(f"protocol.warmup_max_steps={most} must not be below protocol.warmup_min_steps={least}")

@@ -154,7 +154,8 @@ def _control(analysis: Analysis) -> list[Fact]:
 def _cells(analysis: Analysis) -> Fact:
     counts = analysis.run.status_counts()
     others = [f"{counts[s.value]} {s.value}" for s in Status if s is not Status.OK and counts[s.value]]
-    text = ", ".join([f"{counts['planned']:,} planned", f"{counts['ok']:,} ok", *others])
+    settled = [f"{counts['settled']:,} not needed (settled early)"] if counts["settled"] else []
+    text = ", ".join([f"{counts['planned']:,} planned", f"{counts['ok']:,} ok", *settled, *others])
     damaged = len(analysis.run.problems)
     if damaged:
         text += f"; {damaged} problem{'s' * (damaged != 1)} in reading them"

@@ -8,6 +8,7 @@ from experiments import plain
 from experiments.config import BASELINE
 from experiments.floors import DTYPE_BYTES, Ceilings, nano_vllm_requests
 from experiments.records import Cell, Point
+from experiments.stats import Looks
 
 Range = tuple[int, int]
 
@@ -42,6 +43,12 @@ class RunInfo:
     protocol: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     by_process: tuple[str, ...] = ()
+
+    @property
+    def looks(self) -> Looks:
+        """After which rounds a comparison of this run may have been stopped."""
+        rounds, target_ci = int(self.protocol.get("rounds") or 1), self.protocol.get("target_ci")
+        return Looks.planned(rounds, int(self.protocol.get("min_rounds") or rounds), target_ci)
 
     @property
     def dtype_bytes(self) -> int:

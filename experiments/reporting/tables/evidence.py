@@ -192,17 +192,18 @@ def telemetry(analysis: Analysis) -> Content | None:
 
 @table("How the planned cells ended", "missing")
 def ledger(analysis: Analysis) -> Content | None:
-    """Planned cells, one per point, variant and round, by how they ended."""
-    statuses = list(Status)
-    counts: dict[str, Counter[Status]] = {v: Counter() for v in analysis.run.variants}
+    """Planned cells, one per point, variant and round, by how they ended. Settled ones were not measured, since earlier
+    rounds had made every verdict of their point clear."""
+    endings = [*(s.value for s in Status), "settled"]
+    counts: dict[str, Counter[str]] = {v: Counter() for v in analysis.run.variants}
     for result in analysis.run.results:
-        counts[result.cell.variant][result.status] += 1
+        counts[result.cell.variant]["settled" if result.is_settled else result.status.value] += 1
     columns = (
         VARIANT,
         Column("planned", "Planned", Kind.COUNT),
-        *(Column(s.value, s.value, Kind.COUNT) for s in statuses),
+        *(Column(ending, ending, Kind.COUNT) for ending in endings),
     )
-    return Content(columns, [(v, c.total(), *(c[s] for s in statuses)) for v, c in counts.items()])
+    return Content(columns, [(v, c.total(), *(c[ending] for ending in endings)) for v, c in counts.items()])
 
 
 @table("Every cell that is not ok", "missing")
@@ -210,7 +211,7 @@ def not_ok(analysis: Analysis) -> Content | None:
     """Nothing planned is left out: what failed, in which rounds, and why."""
     groups: dict[tuple[object, str, Status, str], list[int]] = defaultdict(list)
     for result in analysis.run.results:
-        if result.status is not Status.OK:
+        if result.status is not Status.OK and not result.is_settled:
             groups[result.cell.point, result.cell.variant, result.status, result.reason].append(result.cell.round)
     rows: list[tuple[Value, ...]] = []
     for (point, variant, status, reason), rounds in groups.items():
