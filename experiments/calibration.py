@@ -66,9 +66,10 @@ class Calibration:
 
 def simulate(noise: str, effect: float, protocol: ProtocolConfig, sweeps: int, seed: int = 0) -> Calibration:
     """Simulate that many sweeps of one slow-down at 40 points; what they were found to be."""
-    config = _config(protocol)
-    drawn = (_sweep(replace(config, seed=sweep), NOISES[noise], effect, (seed, sweep)) for sweep in range(sweeps))
-    return judge(noise, effect, protocol.target_ci is not None, ([*compared(a, VARIANT)] for a in drawn))
+    config, adaptive = _config(protocol), protocol.target_ci is not None
+    rng = np.random.default_rng([seed, list(NOISES).index(noise), round(1e6 * effect), adaptive])
+    drawn = (_sweep(replace(config, seed=sweep), NOISES[noise], effect, rng) for sweep in range(sweeps))
+    return judge(noise, effect, adaptive, ([*compared(a, VARIANT)] for a in drawn))
 
 
 def compared(analysis: Analysis, variant: str) -> Iterator[Row]:
@@ -104,10 +105,10 @@ def _config(protocol: ProtocolConfig) -> ExperimentConfig:
     return ExperimentConfig("calibration", "", ["simulated"], variants, workloads, protocol)
 
 
-def _sweep(config: ExperimentConfig, draw: Draw, effect: float, seed: tuple[int, int]) -> Analysis:
+def _sweep(config: ExperimentConfig, draw: Draw, effect: float, rng: np.random.Generator) -> Analysis:
     """One sweep, measured by drawing."""
     plan = make_plan(config, config.models)
-    step_ms = _step_ms(np.random.default_rng(seed), draw, len(plan.cells), config.protocol.windows)
+    step_ms = _step_ms(rng, draw, len(plan.cells), config.protocol.windows)
     settling, results, round_ = Settling(config, plan), [], 0
     for cell, samples in zip(plan.cells, step_ms, strict=True):
         if cell.round != round_:

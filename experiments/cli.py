@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "make the report of a run: pages, tables, figures, summary.json",
     "generate": "run the engine on a prompt, streamed, with its speed",
     "fetch": "fetch a real model into the cache",
+    "calibrate": "count how often the analysis is right, on sweeps with a known truth",
     "doctor": "say what this machine has and lacks, and how to mend it",
 }
 

@@ -73,7 +73,8 @@ class ProtocolConfig:
 
     `rounds` is the most. Where `target_ci` is given, a point ends after `min_rounds` or later, as soon as each of its
     verdicts is clear and each paired log speed-up known to +-`target_ci` (experiments/settling.py). Up to
-    `window_repeats` windows of a cell are measured again where the GPU throttled or its clock drifted.
+    `window_repeats` windows of a cell are measured again where the GPU throttled or its clock drifted. After each
+    `restart_rounds` rounds all workers are replaced by fresh processes; null keeps them warm for the whole run.
     """
 
     rounds: int
@@ -89,6 +90,7 @@ class ProtocolConfig:
     min_rounds: int = 3
     target_ci: float | None = None
     window_repeats: int = 0
+    restart_rounds: int | None = None
 
 
 @dataclass(frozen=True)

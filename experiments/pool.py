@@ -76,6 +76,11 @@ class Pool:
             except CannotMeasure as error:
                 self._say(f"{self._model.name}, {variant}: {error}")
 
+    def renew(self) -> None:
+        """End every worker; the next cells find fresh ones, whose verdicts are known already."""
+        while self._workers:
+            self._workers.popitem()[1].close()
+
     def is_unfit(self, variant: str) -> bool:
         """Whether the variant cannot be measured at all, so that each of its cells fails at once."""
         return variant in self._unfit

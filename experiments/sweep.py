@@ -9,6 +9,7 @@ A list means "all of these". Failed cells are rows like any other. Exit code 0 w
 1 when none is, 2 for bad input, 130 after Ctrl-C; finished cells stay in every case.
 """
 
+import itertools
 import math
 import shlex
 import sys
@@ -155,7 +156,6 @@ class Sweep:
 
     def _run_model(self, model: Model, plan: ModelPlan, missing: Sequence[Cell], deadline: float) -> None:
         self._look()
-        needed = {cell.variant for cell in missing if self._foreseen(cell) is None}
         with Pool(
             self._prepared.config,
             model,
@@ -166,29 +166,38 @@ class Sweep:
             self._display.say,
             self._worker,
         ) as pool:
-            if time.monotonic() <= deadline:
-                pool.warm_up([variant for variant in self._prepared.plan.variants if variant in needed])
-            out_of_time, round_ = False, -1
-            for cell in missing:
-                if cell.round != round_:
-                    round_, out_of_time = cell.round, time.monotonic() > deadline
-                    self._look()
-                self._finish(cell, pool, out_of_time)
+            for round_, cells in itertools.groupby(missing, lambda cell: cell.round):
+                out_of_time = time.monotonic() > deadline
+                self._look()
+                if not out_of_time:
+                    self._prepare_round(pool, round_, missing)
+                for cell in cells:
+                    self._finish(cell, pool, out_of_time)
 
     def _look(self) -> None:
         for point in self._settling.look():
             self._display.say(f"settled: {point_title(point)} needs no more rounds")
 
-    def _foreseen(self, cell: Cell) -> str | None:
+    def _prepare_round(self, pool: Pool, round_: int, missing: Sequence[Cell]) -> None:
+        """Have the workers that are needed in place, fresh ones where the protocol asks for them."""
+        every = self._prepared.config.protocol.restart_rounds
+        first = round_ == missing[0].round
+        if first or (every and round_ % every == 0):
+            pool.renew()
+            left = (cell for cell in missing if cell.round >= round_)
+            needed = {cell.variant for cell in left if not self._known(cell)}
+            pool.warm_up([variant for variant in self._prepared.plan.variants if variant in needed])
+
+    def _known(self, cell: Cell) -> str | None:
+        """Why a cell need not be measured, as far as can be told already."""
         return self._settling.why_skip(cell) or self._foresight.why_skip(cell)
 
     def _finish(self, cell: Cell, pool: Pool, out_of_time: bool) -> None:
         self._display.begin(cell)
         started, start = datetime.now(UTC), time.monotonic()
-        settled = self._settling.why_skip(cell)
         # A variant that is unfit as a whole has that as its reason, and tells nothing of a cell's size.
         foreseen = None if pool.is_unfit(cell.variant) else self._foresight.why_skip(cell)
-        why_skip = settled or (OUT_OF_TIME if out_of_time else foreseen)
+        why_skip = self._settling.why_skip(cell) or (OUT_OF_TIME if out_of_time else foreseen)
         result = CellResult(cell, Status.SKIPPED, why_skip) if why_skip else pool.measure(cell)
         took_s = time.monotonic() - start
         if not result.started:

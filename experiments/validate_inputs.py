@@ -62,7 +62,7 @@ def _check_protocol(protocol: ProtocolConfig) -> None:
     for key in ("window_ms", "warmup_min_steps", "verdict_tokens"):
         _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
     _check_above("protocol.window_repeats", protocol.window_repeats, -1e-9)
-    for key in ("time_budget_s", "target_ci"):
+    for key in ("time_budget_s", "target_ci", "restart_rounds"):
         if getattr(protocol, key) is not None:
             _check_above(f"protocol.{key}", getattr(protocol, key), 0)
     if protocol.min_rounds < MIN_ROUNDS:

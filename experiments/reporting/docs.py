@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments import plain
+from experiments.calibration import Calibration
 from experiments.config import BASELINE
 from experiments.errors import UserError
+from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.compact import compact_table, lead_of
 from experiments.reporting.formats import to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = Path("reports/headline/summary.json")
+CALIBRATION = Path("docs/data/calibration.json")
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- /generated:(?P=name) -->)", re.DOTALL)
 
 Block = Callable[[Path], str]
@@ -65,6 +69,24 @@ def headline(root: Path) -> str:
         return f"{to_markdown(compact_table(summary['rows']))}\n{_caption(summary)}\n"
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{HEADLINE.as_posix()} cannot be used: {error}; make it again") from None
+
+
+@block
+def calibration(root: Path) -> str:
+    """What the analysis made of sweeps with a known truth, as committed by `fusebench calibrate`."""
+    path = root / CALIBRATION
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [plain.decode(Calibration, row) for row in found["rows"]]
+        protocol = found["protocol"]
+        note = (
+            f"*Commit {found['commit'][:12]}, {found['created'][:10]}, seed {found['seed']}, {found['cpu']}; at most "
+            f"{protocol['rounds']} rounds of {protocol['windows']} windows, points end from {protocol['min_rounds']} "
+            f"rounds on at +-{100 * protocol['target_ci']:g} %.*"
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{CALIBRATION.as_posix()} cannot be used: {error}; make it again") from None
+    return f"{to_markdown(calibration_table(rows))}\n{note}\n"
 
 
 def _caption(summary: dict[str, Any]) -> str:

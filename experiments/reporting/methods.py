@@ -23,6 +23,8 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
         apart = (
             f" The engines of {names} do not fit on the device together: each variant and round had a fresh process."
         )
+    if every := info.protocol.get("restart_rounds"):
+        apart += f" After each {every} rounds all of them were replaced by fresh ones."
     rounds = f"{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
     protocol = ", ".join(
         f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None

@@ -272,6 +272,15 @@ def test_the_time_budget_ends_whole_rounds(tmp_path: Path, monkeypatch: pytest.M
     assert set(sweep(tmp_path, *asked, "resume=latest").statuses().values()) == OK
 
 
+def test_workers_are_replaced_after_so_many_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = sweep(tmp_path, "protocol.rounds=5", "protocol.restart_rounds=2")
+    assert set(found.statuses().values()) == OK
+    said = capsys.readouterr().out
+    assert said.count("loading tiny, fused") == said.count("loading tiny, baseline") == 3
+    # Their verdicts were known.
+    assert said.count("checking the answers of tiny, fused") == 1
+
+
 def test_one_process_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu("Small GPU", "1", 8 << 30, 1)
     machine = Environment("3.12", "Linux", "cpu", 2, gpu, {"torch": "2.13.0"})
