@@ -72,8 +72,8 @@ class ProtocolConfig:
     than its timeout is killed; no new round of a model starts once its share of `time_budget_s` is spent.
 
     `rounds` is the most. Where `target_ci` is given, a point ends after `min_rounds` or later, as soon as each of its
-    verdicts is clear and each paired log speed-up known to +-`target_ci` (experiments/settling.py). Up to
-    `window_repeats` windows of a cell are measured again where the GPU throttled or its clock drifted. After each
+    verdicts is clear and each paired log speed-up known to +-`target_ci` (experiments/settling.py). A cell in
+    which the GPU throttled or its clock drifted is measured again, up to `flagged_repeats` times. After each
     `restart_rounds` rounds all workers are replaced by fresh processes; null keeps them warm for the whole run.
     """
 
@@ -89,7 +89,7 @@ class ProtocolConfig:
     time_budget_s: float | None = None
     min_rounds: int = 3
     target_ci: float | None = None
-    window_repeats: int = 0
+    flagged_repeats: int = 0
     restart_rounds: int | None = None
 
 

@@ -50,9 +50,10 @@ class Verify:
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure one cell."""
+    """Measure one cell; `ours` are the harness's workers as the GPU's driver numbers them."""
 
     cell: Cell
+    ours: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Ready:
     """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops.
 
     `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only.
+    `gpu_pid` is the worker's process id as the GPU's driver has it, None where that cannot be known.
     """
 
     weights: str
@@ -87,6 +89,7 @@ class Ready:
     replaced: tuple[str, ...] = ()
     memory_bytes: dict[str, int] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
+    gpu_pid: int | None = None
 
 
 @dataclass(frozen=True)

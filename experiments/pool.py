@@ -57,6 +57,7 @@ class Pool:
         self._variants = {variant.name: variant for variant in config.variants}
         self._workers: dict[str, WorkerProcess] = {}
         self._kernels: dict[str, str] = {}
+        self._gpu_pids: dict[str, int] = {}
         self._unfit: dict[str, Unfit] = {}
         self._lost_loads: Counter[str] = Counter()
 
@@ -89,7 +90,7 @@ class Pool:
         """Measure one cell; whatever goes wrong is its result. UserError for input that no cell can be made of."""
         try:
             worker = self._worker(cell.variant)
-            answer = self._ask(cell.variant, worker, Measure(cell), self._config.protocol.cell_timeout_s)
+            answer = self._ask(cell.variant, worker, Measure(cell, self._ours()), self._config.protocol.cell_timeout_s)
         except CannotMeasure as error:
             return self._failed(cell, error.unfit)
         if not isinstance(answer, Measured):
@@ -101,6 +102,9 @@ class Pool:
             # What ran out of memory or crashed a kernel may leave a process that measures wrongly.
             self._drop(cell.variant)
         return result
+
+    def _ours(self) -> tuple[int, ...]:
+        return tuple(self._gpu_pids.values())
 
     def _worker(self, variant: str) -> WorkerProcess:
         """The variant's worker, loaded and found right; CannotMeasure where there is none."""
@@ -136,6 +140,8 @@ class Pool:
             if not isinstance(ready, Ready):
                 raise self._give_up(variant, ready, "could not load", Status.ERROR)
             self._kernels[variant] = ready.kernels
+            if ready.gpu_pid is not None:
+                self._gpu_pids[variant] = ready.gpu_pid
             self._on_ready(self._model.name, variant, ready)
             if variant not in self._verdicts:
                 self._say(f"checking the answers of {self._model.name}, {variant}")

@@ -73,6 +73,24 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What the GPU said around one timed window: `sm_mhz`, `memory_mhz`, `power_w`, `temperature_c` and the bits of
+    `throttle_reasons`; `flags` say why it is unlike others, where it is (experiments/measuring/telemetry.py).
+    """
+
+    clocks: dict[str, float]
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A cell's earlier measurement, of which a window was flagged: made again, and kept, but not counted."""
+
+    samples: dict[str, list[float]]
+    windows: list[Window]
+
+
+@dataclass(frozen=True)
 class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
@@ -92,6 +110,14 @@ class CellResult:
     verdict: Verdict | None = None
     started: str = ""
     duration_s: float = 0.0
+    windows: list[Window] = field(default_factory=list)
+    set_aside: list[Attempt] = field(default_factory=list)
+    other_processes: int | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """What the counted windows are flagged for, each once."""
+        return sorted({flag for window in self.windows for flag in window.flags})
 
     @property
     def is_settled(self) -> bool:

@@ -61,7 +61,7 @@ def _check_protocol(protocol: ProtocolConfig) -> None:
         _check_above(f"protocol.{key}", getattr(protocol, key), 0)
     for key in ("window_ms", "warmup_min_steps", "verdict_tokens"):
         _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
-    _check_above("protocol.window_repeats", protocol.window_repeats, -1e-9)
+    _check_above("protocol.flagged_repeats", protocol.flagged_repeats, -1e-9)
     for key in ("time_budget_s", "target_ci", "restart_rounds"):
         if getattr(protocol, key) is not None:
             _check_above(f"protocol.{key}", getattr(protocol, key), 0)

@@ -34,7 +34,7 @@ BAD = [
     (["protocol.warmup_min_steps=9", "protocol.warmup_max_steps=8"], "must not be below"),
     (["protocol.min_rounds=2"], "protocol.min_rounds=2 must be 3 or more for an interval"),
     (["protocol.target_ci=0"], "protocol.target_ci=0.0 must be positive"),
-    (["protocol.window_repeats=-1"], "protocol.window_repeats=-1 must be 0 or more"),
+    (["protocol.flagged_repeats=-1"], "protocol.flagged_repeats=-1 must be 0 or more"),
     (["protocol.cell_timeout_s=0"], "protocol.cell_timeout_s=0.0 must be positive"),
     (["protocol.time_budget_s=0"], "protocol.time_budget_s=0.0 must be positive"),
     (["device=gpu"], "device=gpu is not one of auto, cpu, cuda"),

@@ -190,6 +190,34 @@ def telemetry(analysis: Analysis) -> Content | None:
     return Content(columns, rows)
 
 
+@table("Where the GPU was not itself", "state", page_rows=300)
+def gpu_state(analysis: Analysis) -> Content | None:
+    """Cells with windows in which the GPU throttled (NVML's names; not the software power cap, which is the work's own)
+    or was more than 3 % off its usual SM clock, and cells beside which another process had a context on the GPU. Such
+    cells were measured again as often as the protocol allows; what was set aside is kept in the cell's file, and the
+    last attempt counts whatever it says."""
+    rows: list[tuple[Value, ...]] = []
+    for r in analysis.run.results:
+        reasons = {flag for attempt in r.set_aside for w in attempt.windows for flag in w.flags} | set(r.flags)
+        if not reasons and not r.other_processes:
+            continue
+        p, flagged = r.cell.point, sum(bool(w.flags) for w in r.windows)
+        head = (p.model, p.workload, p.batch, p.length, r.cell.variant, r.cell.round)
+        again, why = len(r.set_aside), ", ".join(sorted(reasons))
+        rows.append((*head, again, flagged, len(r.windows), r.other_processes, why))
+    columns = (
+        *PLACE,
+        VARIANT,
+        Column("round", "Round", Kind.COUNT),
+        Column("repeats", "Measured again", Kind.COUNT),
+        Column("flagged_windows", "Flagged windows left", Kind.COUNT),
+        Column("windows", "of", Kind.COUNT),
+        Column("other_processes", "Other processes", Kind.COUNT),
+        Column("reason", "Reason"),
+    )
+    return Content(columns, rows) if rows else None
+
+
 @table("How the planned cells ended", "missing")
 def ledger(analysis: Analysis) -> Content | None:
     """Planned cells, one per point, variant and round, by how they ended. Settled ones were not measured, since earlier
