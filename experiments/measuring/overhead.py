@@ -1,7 +1,7 @@
 """What the harness costs inside a timed region, measured by leaving it out.
 
-python -m experiments.measuring.overhead                steps that do nothing: the bare cost of the loop
-python -m experiments.measuring.overhead qwen3-0.6b     decode steps of the baseline at batch 1, on the GPU if there is one
+python -m experiments.measuring.overhead               steps that do nothing: the bare cost of the loop
+python -m experiments.measuring.overhead qwen3-0.6b    decode steps of the baseline at batch 1, on a GPU if there is one
 
 Windows of the timed loop of `decode` (a call, a CUDA event per step, the check of how many steps ran) alternate with
 windows of nothing but steps; the guard and the readings of the GPU lie outside the clock, and are given per window.
@@ -109,10 +109,10 @@ def main() -> int:
     """Print the figures."""
     engine = decoding_engine(sys.argv[1], 2 * WINDOWS * STEPS) if len(sys.argv) > 1 else IdleEngine()
     found = measure_overhead(engine)
+    model, added_us = " ".join(sys.argv[1:]) or "no engine", found.timed_us - found.bare_us
     print(
-        f"{sys.argv[1] if len(sys.argv) > 1 else 'no engine'} on {engine.device}: a step takes {found.bare_us:.3f} us "
-        f"bare and {found.timed_us:.3f} us timed, {found.timed_us - found.bare_us:+.3f} us ({100 * found.share:+.2f} %); "
-        f"outside the clock {found.guard_us:.0f} us per window"
+        f"{model} on {engine.device}: a step takes {found.bare_us:.3f} us bare and {found.timed_us:.3f} us timed, "
+        f"{added_us:+.3f} us ({100 * found.share:+.2f} %); outside the clock {found.guard_us:.0f} us per window"
     )
     return 0
 
