@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from experiments import plain
@@ -81,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _calibrate(options: Options) -> int:
     protocol = compose(["protocol=full"]).protocol
-    rows = []
-    for row in (*simulated(protocol, options.sweeps, options.seed), *real(protocol, options.real, options.seed)):
+    rows: list[Calibration] = []
+    for row in chain(simulated(protocol, options.sweeps, options.seed), real(protocol, options.real, options.seed)):
         rows.append(row)
-        print(f"{row.sweeps} sweeps, {row.noise} noise, {100 * row.effect:g} % slower: coverage {row.coverage:.3f}")
+        print(
+            f"{row.sweeps} sweeps, {row.noise}, {100 * row.effect:g} % slower: coverage {row.coverage:.3f}", flush=True
+        )
     print(to_markdown(calibration_table(rows)))
     _write(Path(options.out), _record(options, protocol, rows))
     print(f"{options.out}: {len(rows)} rows")

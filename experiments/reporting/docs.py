@@ -75,6 +75,8 @@ def headline(root: Path) -> str:
 def calibration(root: Path) -> str:
     """What the analysis made of sweeps with a known truth, as committed by `fusebench calibrate`."""
     path = root / CALIBRATION
+    if not path.is_file():
+        return "No calibration is committed yet: `fusebench calibrate` makes this table.\n"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = [plain.decode(Calibration, row) for row in found["rows"]]

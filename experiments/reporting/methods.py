@@ -25,7 +25,8 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
         )
     if every := info.protocol.get("restart_rounds"):
         apart += f" After each {every} rounds all of them were replaced by fresh ones."
-    rounds = f"{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
+    most = "" if info.looks.first == info.looks.last else "up to "
+    rounds = f"{most}{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
     protocol = ", ".join(
         f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None
     )
