@@ -106,6 +106,10 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
+    elif command == "calibrate":
+        from experiments.calibrate import parse as parse_calibrate
+
+        parse_calibrate(arguments)
     else:
         assert command == "doctor"
         assert not arguments
