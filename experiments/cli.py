@@ -16,6 +16,7 @@ COMMANDS = {
     "traffic": "the same traffic through several engines' schedulers and block managers, without a model",
     "generate": "run the engine on a prompt, streamed, with its speed",
     "fetch": "fetch a real model into the cache",
+    "calibrate": "count how often the analysis is right, on sweeps with a known truth",
     "doctor": "say what this machine has and lacks, and how to mend it",
 }
 

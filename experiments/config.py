@@ -112,7 +112,12 @@ class ProtocolConfig:
     A window holds `steps_per_window` steps, fewer where they would take longer than `window_ms`, at least one.
     Warm-up runs `warmup_min_steps`, then on until steady, at most `warmup_max_steps`. `verdict_tokens` positions are
     checked against the reference before a variant is timed. A cell (a load, its verdict included) that takes longer
-    than its timeout is killed; no new round starts once `time_budget_s` is spent.
+    than its timeout is killed; no new round of a model starts once its share of `time_budget_s` is spent.
+
+    `rounds` is the most. Where `target_ci` is given, a point ends after `min_rounds` or later, as soon as each of its
+    verdicts is clear and each paired log speed-up known to +-`target_ci` (experiments/settling.py). A cell in
+    which the GPU throttled or its clock drifted is measured again, up to `flagged_repeats` times. After each
+    `restart_rounds` rounds all workers are replaced by fresh processes; null keeps them warm for the whole run.
     """
 
     rounds: int
@@ -125,6 +130,10 @@ class ProtocolConfig:
     load_timeout_s: float
     cell_timeout_s: float
     time_budget_s: float | None = None
+    min_rounds: int = 3
+    target_ci: float | None = None
+    flagged_repeats: int = 0
+    restart_rounds: int | None = None
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,10 @@ class Verify:
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure one cell."""
+    """Measure one cell; `ours` are the harness's workers as the GPU's driver numbers them."""
 
     cell: Cell
+    ours: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Ready:
     """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops.
 
     `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only;
-    `facts` what another engine is and chose, in words, sent by peers only.
+    `facts` what another engine is and chose, in words, sent by peers only. `gpu_pid` is the worker's process id as the
+    GPU's driver has it, None where that cannot be known.
     """
 
     weights: str
@@ -89,6 +91,7 @@ class Ready:
     memory_bytes: dict[str, int] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    gpu_pid: int | None = None
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Pool:
         self._variants = {variant.name: variant for variant in config.variants}
         self._workers: dict[str, WorkerProcess] = {}
         self._kernels: dict[str, str] = {}
+        self._gpu_pids: dict[str, int] = {}
         self._unfit: dict[str, Unfit] = {}
         self._lost_loads: Counter[str] = Counter()
 
@@ -79,6 +80,11 @@ class Pool:
             except CannotMeasure as error:
                 self._say(f"{self._model.name}, {variant}: {error}")
 
+    def renew(self) -> None:
+        """End every worker; the next cells find fresh ones, whose verdicts are known already."""
+        while self._workers:
+            self._workers.popitem()[1].close()
+
     def is_unfit(self, variant: str) -> bool:
         """Whether the variant cannot be measured at all, so that each of its cells fails at once."""
         return variant in self._unfit
@@ -87,7 +93,7 @@ class Pool:
         """Measure one cell; whatever goes wrong is its result. UserError for input that no cell can be made of."""
         try:
             worker = self._worker(cell.variant)
-            answer = self._ask(cell.variant, worker, Measure(cell), self._config.protocol.cell_timeout_s)
+            answer = self._ask(cell.variant, worker, Measure(cell, self._ours()), self._config.protocol.cell_timeout_s)
         except CannotMeasure as error:
             return self._failed(cell, error.unfit)
         if not isinstance(answer, Measured):
@@ -99,6 +105,9 @@ class Pool:
             # What ran out of memory or crashed a kernel may leave a process that measures wrongly.
             self._drop(cell.variant)
         return result
+
+    def _ours(self) -> tuple[int, ...]:
+        return tuple(self._gpu_pids.values())
 
     def _worker(self, variant: str) -> WorkerProcess:
         """The variant's worker, loaded and found right; CannotMeasure where there is none."""
@@ -135,6 +144,8 @@ class Pool:
             if not isinstance(ready, Ready):
                 raise self._give_up(variant, ready, "could not load", Status.ERROR)
             self._kernels[variant] = ready.kernels
+            if ready.gpu_pid is not None:
+                self._gpu_pids[variant] = ready.gpu_pid
             self._on_ready(self._model.name, variant, ready)
             if variant not in self._verdicts:
                 self._say(f"checking the answers of {self._model.name}, {variant}")

@@ -79,7 +79,7 @@ class Display(ABC):
 
     @abstractmethod
     def show(self, result: CellResult) -> None:
-        """Draw the result of a cell."""
+        """Draw the result of a cell; a settled point has had its line, so its cells get none."""
 
     @abstractmethod
     def close(self) -> None:
@@ -100,6 +100,8 @@ class Lines(Display):
         print(text, file=self._stream, flush=True)
 
     def show(self, result: CellResult) -> None:
+        if result.is_settled:
+            return
         width = len(str(self.total))
         outcome = headline_sample(result) if result.status is Status.OK else result.reason
         left = f", {clock(self.eta.left_s())} left" if self.finished < self.total else ""
@@ -137,7 +139,7 @@ class Bar(Display):
 
         left = f"{clock(self.eta.left_s())} left"
         self._bar.update(self._task, completed=self.finished, counts=self._counts(), left=left)
-        if result.status is not Status.OK:
+        if result.status is not Status.OK and not result.is_settled:
             color = _COLORS.get(result.status, "red")
             line = f"[{color}]{result.status}[/] {title(result.cell)}: {escape(result.reason)}"
             self._bar.console.print(line, highlight=False)
@@ -159,9 +161,13 @@ def make_display(cells: Sequence[Cell], done: Sequence[CellResult], stream: Text
 
 def title(cell: Cell) -> str:
     """A cell in words."""
-    point = cell.point
+    return f"{point_title(cell.point)}, {cell.variant}, round {cell.round + 1}"
+
+
+def point_title(point: Point) -> str:
+    """A place in words."""
     length = f" x {point.length}" if point.length else ""
-    return f"{point.model} {point.workload} {point.batch}{length}, {cell.variant}, round {cell.round + 1}"
+    return f"{point.model} {point.workload} {point.batch}{length}"
 
 
 def clock(seconds: float | None) -> str:

@@ -6,6 +6,10 @@ Plan of Cells -> CellResult (one file each) -> Row (cells summarised over rounds
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+# Reasons of cells that were skipped for no fault of theirs: the sweep's business, not the variant's.
+SETTLED = "settled: earlier rounds had made every verdict of this point clear"
+OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
+
 
 class Status(StrEnum):
     """How a planned cell ended; `reason` says why whenever it is not `ok`."""
@@ -75,6 +79,24 @@ Sampled = tuple[dict[str, list[float]], dict[str, float]]
 
 
 @dataclass(frozen=True)
+class Window:
+    """What the GPU said around one timed window: `sm_mhz`, `memory_mhz`, `power_w`, `temperature_c` and the bits of
+    `throttle_reasons`; `flags` say why it is unlike others, where it is (experiments/measuring/telemetry.py).
+    """
+
+    clocks: dict[str, float]
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A cell's earlier measurement, of which a window was flagged: made again, and kept, but not counted."""
+
+    samples: dict[str, list[float]]
+    windows: list[Window]
+
+
+@dataclass(frozen=True)
 class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
@@ -97,6 +119,19 @@ class CellResult:
     started: str = ""
     duration_s: float = 0.0
     shard: str = ""
+    windows: list[Window] = field(default_factory=list)
+    set_aside: list[Attempt] = field(default_factory=list)
+    other_processes: int | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """What the counted windows are flagged for, each once."""
+        return sorted({flag for window in self.windows for flag in window.flags})
+
+    @property
+    def is_settled(self) -> bool:
+        """Was it left out because its point needed no more rounds? Then nothing is missing."""
+        return self.status is Status.SKIPPED and self.reason == SETTLED
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,13 @@ than three rounds there is no interval, and so no verdict but `unresolved`.
 **Verdict.** `same` when the whole interval lies within +-1 % of parity; else `faster` or `slower` when the paired t
 test stays below 5 % after Holm's step-down correction over all comparisons of the run, so that the chance of even one
 false `faster` or `slower` in the whole run is at most 5 %; else `unresolved`.
+
+**Looks.** A sweep that may stop early looks at a comparison after every round, and stopping where it looks good would
+find differences that are not there. So the error is spent over the looks: half of it at the last planned round, the
+rest in equal parts at the earlier ones (`Looks`), which holds whatever the sequence of data, by Bonferroni's bound.
+Stopping on the width of the interval alone, without that correction, is not safe with so few rounds: it prefers rounds
+that scattered little by chance, and a run of 40 equal cells then held a false claim in 12 % of simulations, not 5 %.
+Intervals stay the plain 95 % ones; `fusebench calibrate` counts how often they cover.
 """
 
 import math
@@ -39,6 +46,28 @@ class Claim(StrEnum):
     SAME = "same"
     SLOWER = "slower"
     UNRESOLVED = "unresolved"
+
+
+@dataclass(frozen=True)
+class Looks:
+    """After which numbers of rounds a comparison may be stopped: `first`, the next ..., `last` (the most planned)."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def planned(cls, rounds: int, min_rounds: int, target_ci: float | None) -> "Looks":
+        """Those of a protocol; without a target there is one look, the last."""
+        return cls(rounds if target_ci is None else min(min_rounds, rounds), rounds)
+
+    def price(self, rounds: int) -> float:
+        """What a p-value after that many rounds is multiplied by: its part of the error is 1 / price.
+
+        Fewer rounds than the first look's were ended by the clock or by the user, whatever the data said.
+        """
+        if self.first == self.last or rounds < self.first:
+            return 1.0
+        return 2.0 if rounds >= self.last else 2.0 * (self.last - self.first)
 
 
 class SampleError(ValueError):
@@ -80,7 +109,8 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     if n < MIN_ROUNDS:
         return Estimate(middle, None, None, n)
     logs = [math.log(v) for v in values]
-    mean, standard_error = fmean(logs), stdev(logs) / math.sqrt(n)
+    mean = fmean(logs)
+    standard_error = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (n - 1) / n)
     half = _t_quantile(n - 1, confidence) * standard_error
     low, high = min(math.exp(mean - half), middle), max(math.exp(mean + half), middle)
     return Estimate(middle, low, high, n, _p_value(mean, standard_error, n - 1))
@@ -107,6 +137,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def is_settled(values: Sequence[float], target_ci: float, looks: Looks, comparisons: int) -> bool:
+    """Would more rounds of these paired ratios be wasted?
+
+    Yes once they are precise (95 % half-width of the logarithm within `target_ci`) and their verdict is clear at this
+    look's price: what is `faster` or `slower` survives Bonferroni over all `comparisons` of the run, so it survives
+    Holm; what is `same` is so on an interval of the look's own confidence. Neither half alone would do: precision
+    alone stops at 0.7 % without a verdict, a verdict alone stops on lucky rounds, and both leave intervals that cover
+    too little (`fusebench calibrate`).
+    """
+    n = len(values)
+    if n < max(looks.first, MIN_ROUNDS):
+        return False
+    plain, price = estimate(values), looks.price(n)
+    if plain.low is None or plain.high is None or math.log(plain.high / plain.low) > 2 * target_ci:
+        return False
+    strict = estimate(values, 1 - (1 - CONFIDENCE) / price)
+    return claim(strict, min(1.0, comparisons * price * plain.p_value)) is not Claim.UNRESOLVED
 
 
 def claim(speedup: Estimate, adjusted_p: float) -> Claim:

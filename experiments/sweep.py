@@ -10,6 +10,8 @@ A list means "all of these". Failed cells are rows like any other. Exit code 0 w
 1 when none is or a shard was lost, 2 for bad input, 130 after Ctrl-C; finished cells stay in every case.
 """
 
+import itertools
+import math
 import sys
 import time
 from collections import Counter
@@ -29,13 +31,12 @@ from experiments.messages import Ready
 from experiments.models import Model
 from experiments.plan import ModelPlan, Plan, make_plan
 from experiments.pool import Pool
-from experiments.progress import Display, make_display
-from experiments.records import Cell, CellResult, Status, Verdict
+from experiments.progress import Display, make_display, point_title
+from experiments.records import OUT_OF_TIME, Cell, CellResult, Status, Verdict
 from experiments.run_end import how_to_go_on, show_table
+from experiments.settling import Settling
 from experiments.store import RunStore, create_run, resume_run
 from experiments.validate_inputs import check
-
-OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +118,11 @@ def describe(plan: Plan) -> str:
 
 
 class Sweep:
-    """Measures what a run lacks, model by model, in the order planned."""
+    """Measures what a run lacks, model by model, in the order planned.
+
+    Of the time budget each model gets the share that its missing cells are of all that are left when it begins: what
+    one leaves over goes to those after it, and none can use up another's.
+    """
 
     def __init__(
         self,
@@ -131,21 +136,33 @@ class Sweep:
         self._done = {result.cell for result in done}
         self._started = time.monotonic()
         self._foresight = Foresight()
+        self._settling = Settling(prepared.config, prepared.plan)
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         for result in sorted(done, key=lambda result: result.cell.round):
             self._foresight.learn(result)
+            self._settling.learn(result)
             if result.verdict:
                 self._verdicts.setdefault(result.cell.point.model, {})[result.cell.variant] = result.verdict
 
     def run(self) -> None:
         """Every missing cell gets its result."""
-        for model, plan in zip(self._prepared.models, self._prepared.plan.models, strict=True):
-            missing = [cell for cell in plan.cells if cell not in self._done]
-            if missing:
-                self._run_model(model, plan, missing)
+        missing = [[cell for cell in plan.cells if cell not in self._done] for plan in self._prepared.plan.models]
+        left = sum(map(len, missing))
+        for model, plan, cells in zip(self._prepared.models, self._prepared.plan.models, missing, strict=True):
+            if cells:
+                self._run_model(model, plan, cells, self._deadline(len(cells) / left))
+            left -= len(cells)
 
-    def _run_model(self, model: Model, plan: ModelPlan, missing: Sequence[Cell]) -> None:
-        needed = {cell.variant for cell in missing if self._foresight.why_skip(cell) is None}
+    def _deadline(self, share: float) -> float:
+        """When this share of the time left will be spent."""
+        budget_s = self._prepared.config.protocol.time_budget_s
+        if budget_s is None:
+            return math.inf
+        now = time.monotonic()
+        return now + share * (self._started + budget_s - now)
+
+    def _run_model(self, model: Model, plan: ModelPlan, missing: Sequence[Cell], deadline: float) -> None:
+        self._look()
         with Pool(
             self._prepared.config,
             model,
@@ -156,32 +173,47 @@ class Sweep:
             self._display.say,
             self._worker,
         ) as pool:
-            if not self._out_of_time():
-                pool.warm_up([variant for variant in self._prepared.plan.variants if variant in needed])
-            out_of_time, round_ = False, -1
-            for cell in missing:
-                if cell.round != round_:
-                    round_, out_of_time = cell.round, self._out_of_time()
-                self._finish(cell, pool, out_of_time)
+            for round_, cells in itertools.groupby(missing, lambda cell: cell.round):
+                out_of_time = time.monotonic() > deadline
+                self._look()
+                if not out_of_time:
+                    self._prepare_round(pool, round_, missing)
+                for cell in cells:
+                    self._finish(cell, pool, out_of_time)
+
+    def _look(self) -> None:
+        for point in self._settling.look():
+            self._display.say(f"settled: {point_title(point)} needs no more rounds")
+
+    def _prepare_round(self, pool: Pool, round_: int, missing: Sequence[Cell]) -> None:
+        """Have the workers that are needed in place, fresh ones where the protocol asks for them."""
+        every = self._prepared.config.protocol.restart_rounds
+        first = round_ == missing[0].round
+        if first or (every and round_ % every == 0):
+            pool.renew()
+            left = (cell for cell in missing if cell.round >= round_)
+            needed = {cell.variant for cell in left if not self._known(cell)}
+            pool.warm_up([variant for variant in self._prepared.plan.variants if variant in needed])
+
+    def _known(self, cell: Cell) -> str | None:
+        """Why a cell need not be measured, as far as can be told already."""
+        return self._settling.why_skip(cell) or self._foresight.why_skip(cell)
 
     def _finish(self, cell: Cell, pool: Pool, out_of_time: bool) -> None:
         self._display.begin(cell)
         started, start = datetime.now(UTC), time.monotonic()
         # A variant that is unfit as a whole has that as its reason, and tells nothing of a cell's size.
         foreseen = None if pool.is_unfit(cell.variant) else self._foresight.why_skip(cell)
-        why_skip = OUT_OF_TIME if out_of_time else foreseen
+        why_skip = self._settling.why_skip(cell) or (OUT_OF_TIME if out_of_time else foreseen)
         result = CellResult(cell, Status.SKIPPED, why_skip) if why_skip else pool.measure(cell)
         took_s = time.monotonic() - start
         if not result.started:
             result = replace(result, started=started.isoformat(timespec="seconds"), duration_s=took_s)
         self._store.write_cell(result)
+        self._settling.learn(result)
         if not pool.is_unfit(cell.variant):
             self._foresight.learn(result)
         self._display.end(result, took_s)
-
-    def _out_of_time(self) -> bool:
-        budget_s = self._prepared.config.protocol.time_budget_s
-        return budget_s is not None and time.monotonic() - self._started > budget_s
 
     def _note_ready(self, model: str, variant: str, ready: Ready) -> None:
         """Keep what a worker says of its weights; all workers of a run must have the same."""

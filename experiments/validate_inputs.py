@@ -22,6 +22,7 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.models import Model, find_model
+from experiments.stats import MIN_ROUNDS
 
 # Keys that only some kinds of workload read; elsewhere a value would be silently without effect.
 _KEYS_OF = {
@@ -91,8 +92,12 @@ def _check_protocol(protocol: ProtocolConfig) -> None:
         _check_above(f"protocol.{key}", getattr(protocol, key), 0)
     for key in ("window_ms", "warmup_min_steps", "verdict_tokens"):
         _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
-    if protocol.time_budget_s is not None:
-        _check_above("protocol.time_budget_s", protocol.time_budget_s, 0)
+    _check_above("protocol.flagged_repeats", protocol.flagged_repeats, -1e-9)
+    for key in ("time_budget_s", "target_ci", "restart_rounds"):
+        if getattr(protocol, key) is not None:
+            _check_above(f"protocol.{key}", getattr(protocol, key), 0)
+    if protocol.min_rounds < MIN_ROUNDS:
+        raise UserError(f"protocol.min_rounds={protocol.min_rounds} must be {MIN_ROUNDS} or more for an interval")
     least, most = protocol.warmup_min_steps, protocol.warmup_max_steps
     if most < least:
         raise UserError(f"protocol.warmup_max_steps={most} must not be below protocol.warmup_min_steps={least}")

@@ -23,9 +23,9 @@ from experiments.errors import UserError
 from experiments.manifest import Manifest, differences, new_manifest, unlike_machines
 from experiments.plan import make_plan
 from experiments.progress import make_display
-from experiments.records import CellResult, Point, Status
+from experiments.records import OUT_OF_TIME, CellResult, Point, Status
 from experiments.store import RunStore, read_cells, read_manifest
-from experiments.sweep import OUT_OF_TIME, Prepared, Sweep, prepare
+from experiments.sweep import Prepared, Sweep, prepare
 
 # A job that is being ended may lose its workers first; the signal or the kill that is meant for it follows at once.
 GRACE_S = 2.0

@@ -20,10 +20,10 @@ from experiments.environment import code
 from experiments.errors import UserError
 from experiments.manifest import Manifest, new_manifest
 from experiments.progress import make_display
-from experiments.records import Cell, CellResult, Status
+from experiments.records import OUT_OF_TIME, Cell, CellResult, Status
 from experiments.run_end import how_to_go_on, show_table
 from experiments.store import CELLS, RunStore, create_run, read_cells, resume_run
-from experiments.sweep import OUT_OF_TIME, Prepared, prepare
+from experiments.sweep import Prepared, prepare
 
 JOBS = "jobs"
 

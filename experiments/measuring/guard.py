@@ -9,6 +9,7 @@ import torch
 
 from engine import Engine
 from engine.compilations import Compilations
+from experiments.measuring.telemetry import timed_window
 
 T = TypeVar("T")
 
@@ -42,9 +43,10 @@ class Disturbed(RuntimeError):
 
 @contextmanager
 def undisturbed(engine: Engine) -> Iterator[None]:
-    """Raise Disturbed at the end of a block in which any of it happened."""
+    """A timed window: Disturbed is raised at its end where any of it happened; the GPU's state is read around it."""
     before = Disturbances.now(engine)
-    yield
+    with timed_window():
+        yield
     happened = Disturbances.now(engine).since(before)
     if happened:
         raise Disturbed(f"inside the timed region: {happened}")

@@ -5,18 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import plain
+from experiments.calibration import Calibration
 from experiments.compose import load_yaml, names
 from experiments.config import BASELINE
 from experiments.durable import Damaged, read_json
 from experiments.errors import UserError
 from experiments.floors import decode_work
 from experiments.metrics import METRICS
+from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.compact import cell_name, compact_table, lead_of
 from experiments.reporting.formats import Column, Kind, Table, Value, to_markdown
 
 HEADLINE = Path("reports/headline/summary.json")
 TRAFFIC = Path("docs/data/traffic.json")
 GOALS = Path("docs/data/goals.json")
+CALIBRATION = Path("docs/data/calibration.json")
 RESOURCES = Path("docs/data/resources.json")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
 BF16_BYTES = 2
@@ -156,6 +160,25 @@ def traffics(root: Path) -> str:
     """What the traffics are."""
     lines = [f"- `{name}`: {text}" for name, text in _read(root, TRAFFIC)["traffics"].items()]
     return "\n".join(lines) + "\n"
+
+
+@block
+def calibration(root: Path) -> str:
+    """What the analysis made of sweeps with a known truth, as committed by `fusebench calibrate`."""
+    if not (root / CALIBRATION).is_file():
+        return "No calibration is committed yet: `fusebench calibrate` makes this table.\n"
+    found = _read(root, CALIBRATION)
+    try:
+        table = to_markdown(calibration_table([plain.decode(Calibration, row) for row in found["rows"]]))
+        protocol = found["protocol"]
+        note = (
+            f"*Commit {found['commit'][:12]}, {found['created'][:10]}, seed {found['seed']}, {found['cpu']}; at most "
+            f"{protocol['rounds']} rounds of {protocol['windows']} windows, points end from {protocol['min_rounds']} "
+            f"rounds on at +-{100 * protocol['target_ci']:g} %.*"
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unusable(CALIBRATION, error) from None
+    return f"{table}\n{note}\n"
 
 
 @block

@@ -62,6 +62,7 @@ def first_screen(analysis: Analysis) -> FirstScreen:
         _answers(correctness(analysis)),
         *_control(analysis),
         _cells(analysis),
+        *_gpu_state(analysis),
         *_below_floor(analysis),
         _machine(analysis),
         *_shards(analysis),
@@ -156,11 +157,30 @@ def _control(analysis: Analysis) -> list[Fact]:
 def _cells(analysis: Analysis) -> Fact:
     counts = analysis.run.status_counts()
     others = [f"{counts[s.value]} {s.value}" for s in Status if s is not Status.OK and counts[s.value]]
-    text = ", ".join([f"{counts['planned']:,} planned", f"{counts['ok']:,} ok", *others])
+    settled = [f"{counts['settled']:,} not needed (settled early)"] if counts["settled"] else []
+    text = ", ".join([f"{counts['planned']:,} planned", f"{counts['ok']:,} ok", *settled, *others])
     damaged = len(analysis.run.problems)
     if damaged:
         text += f"; {damaged} problem{'s' * (damaged != 1)} in reading them"
     return Fact("Cells", text, "warn" if others or damaged else "")
+
+
+def _gpu_state(analysis: Analysis) -> list[Fact]:
+    """Was the GPU itself, and ours alone?"""
+    measured = [r for r in analysis.run.results if r.status is Status.OK]
+    if analysis.run.info.device != "cuda" or not measured:
+        return []
+    if not any(r.windows for r in measured):
+        return [Fact("GPU state", "no clocks were read beside the cells: NVML was not there", "warn")]
+    again = sum(bool(r.set_aside) for r in measured)
+    flagged = sum(bool(r.flags) for r in measured)
+    shared = sum(bool(r.other_processes) for r in measured)
+    text = (
+        f"{flagged} of {len(measured):,} cells throttled or off their usual clock"
+        + (f", {again} measured again for it" if again else "")
+        + (f"; another process was on the GPU in {shared} cells" if shared else "")
+    )
+    return [Fact("GPU state", text, "warn" if flagged or shared else "good")]
 
 
 def _below_floor(analysis: Analysis) -> list[Fact]:

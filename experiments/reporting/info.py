@@ -9,6 +9,7 @@ from experiments.cluster.records import ShardRecord
 from experiments.config import BASELINE, WorkloadConfig
 from experiments.floors import DTYPE_BYTES, Ceilings
 from experiments.records import Cell
+from experiments.stats import Looks
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class RunInfo:
     def machine_type(self) -> str:
         """What makes two machines alike: the name of the GPU, or of the CPU where none is used."""
         return self.gpu or self.cpu
+
+    @property
+    def looks(self) -> Looks:
+        """After which rounds a comparison of this run may have been stopped."""
+        rounds, target_ci = int(self.protocol.get("rounds") or 1), self.protocol.get("target_ci")
+        return Looks.planned(rounds, int(self.protocol.get("min_rounds") or rounds), target_ci)
 
     @property
     def dtype_bytes(self) -> int:

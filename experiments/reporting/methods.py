@@ -1,5 +1,6 @@
 """How the numbers were made, in words: the same text on the page and in report.md."""
 
+from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis
 from experiments.stats import EQUIVALENCE_MARGIN, FAMILY_ALPHA, MIN_ROUNDS
 
@@ -24,12 +25,15 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
         apart = (
             f" The engines of {names} do not fit on the device together: each variant and round had a fresh process."
         )
+    if every := info.protocol.get("restart_rounds"):
+        apart += f" After each {every} rounds all of them were replaced by fresh ones."
     if info.shards:
         apart += (
             f" The points were spread over {len(info.shards)} shards, each with its own processes and GPUs and all "
             "variants and rounds of its points; the table of shards says where, and which ran side by side."
         )
-    rounds = f"{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
+    most = "" if info.looks.first == info.looks.last else "up to "
+    rounds = f"{most}{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
     protocol = ", ".join(
         f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None
     )
@@ -52,8 +56,8 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
             "Verdicts",
             f"same: the whole interval lies within {100 * EQUIVALENCE_MARGIN:.0f} % of parity. faster, slower: the "
             f"paired t test, corrected by Holm for all comparisons of the run, stays below {100 * FAMILY_ALPHA:.0f} %, "
-            "so the chance of even one false claim in the whole run is at most that. unresolved: neither; more rounds "
-            "would tell.",
+            f"so the chance of even one false claim in the whole run is at most that.{_looks(info)} unresolved: "
+            "neither; more rounds would tell.",
         ),
         (
             "Floors",
@@ -66,6 +70,17 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
             "fp32 reference on the same weights: KL divergence, top-1 agreement, first divergence.",
         ),
     ]
+
+
+def _looks(info: RunInfo) -> str:
+    looks = info.looks
+    if looks.first == looks.last:
+        return ""
+    return (
+        f" A point may end after {looks.first} to {looks.last} rounds, once every verdict there is clear and every "
+        f"paired log speed-up known to +-{info.protocol['target_ci']:g}; the test pays for each of these looks, with "
+        "half of its error at the last and the rest shared by those before."
+    )
 
 
 def commands(analysis: Analysis) -> list[str]:

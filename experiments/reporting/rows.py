@@ -11,7 +11,7 @@ from experiments.metrics import METRICS, Better, Metric, metrics_of
 from experiments.records import CellResult, Point, Row, Status, Verdict
 from experiments.reporting.run import Run
 from experiments.reporting.shards import ceilings_at, unlike_machines
-from experiments.stats import MIN_ROUNDS, Claim, Estimate, SampleError, claim, estimate, holm, paired_ratios
+from experiments.stats import MIN_ROUNDS, Claim, Estimate, Looks, SampleError, claim, estimate, holm, paired_ratios
 
 # Which status a row takes when its rounds ended differently: a wrong answer outweighs a missing one.
 SEVERITY = (Status.INVALID, Status.ERROR, Status.OOM, Status.TIMEOUT, Status.SKIPPED)
@@ -66,7 +66,7 @@ def analyse(run: Run) -> Analysis:
                 rows.append(_with_floor(marked, metric, floor))
                 values[key_of(row)] = by_round
     ratios = _compare(rows, values)
-    return Analysis(run, tuple(_with_speedups(rows, values, ratios)), values, ratios, floors)
+    return Analysis(run, tuple(_with_speedups(rows, values, ratios, run.info.looks)), values, ratios, floors)
 
 
 def _floor(run: Run, point: Point, ceilings: Ceilings | None) -> Floor | None:
@@ -84,7 +84,7 @@ def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dic
     """The row of one metric before any comparison, and its value per round; None where it was not sampled at all.
 
     One round that failed makes the row not ok: survivors of a failing cell are no measurement of it. Rounds that were
-    skipped while others ran (a time budget, an interruption) are only fewer rounds.
+    skipped while others ran (settled, a time budget, an interruption) are only fewer rounds.
     """
     point, variant = cells[0].cell.point, cells[0].cell.variant
     kernels = "/".join(sorted({c.kernels for c in cells if c.kernels}))
@@ -161,13 +161,17 @@ def _comparable(kernels: str, baseline: str | None) -> bool:
 
 
 def _with_speedups(
-    rows: Sequence[Row], values: Mapping[Key, Mapping[int, float]], ratios: Mapping[Key, Mapping[int, float]]
+    rows: Sequence[Row],
+    values: Mapping[Key, Mapping[int, float]],
+    ratios: Mapping[Key, Mapping[int, float]],
+    looks: Looks,
 ) -> list[Row]:
     """Add estimate, interval and verdict. The primary metrics of a run are one family, every other metric its own."""
     estimates = {key: estimate(list(paired.values())) for key, paired in ratios.items()}
+    priced = {key: min(1.0, found.p_value * looks.price(found.n)) for key, found in estimates.items()}
     adjusted: dict[Key, float] = {}
     for family in _families(estimates):
-        adjusted |= zip(family, holm([estimates[key].p_value for key in family]), strict=True)
+        adjusted |= zip(family, holm([priced[key] for key in family]), strict=True)
     return [_with_speedup(row, estimates.get(key_of(row)), adjusted, values, ratios) for row in rows]
 
 

@@ -54,9 +54,10 @@ class Run:
         return any(r.kernels == "twin" for r in self.results)
 
     def status_counts(self) -> dict[str, int]:
-        """Planned cells and how they ended, in the order of Status."""
-        counts = Counter(r.status for r in self.results)
-        return {"planned": len(self.results)} | {s.value: counts[s] for s in Status}
+        """Planned cells and how they ended, in the order of Status; `settled` ones are not counted as skipped."""
+        counts = Counter(r.status for r in self.results if not r.is_settled)
+        by_status = {s.value: counts[s] for s in Status}
+        return {"planned": len(self.results)} | by_status | {"settled": len(self.results) - counts.total()}
 
 
 def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:

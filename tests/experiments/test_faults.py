@@ -6,16 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from experiments import plain
 from experiments.compose import compose
+from experiments.durable import write_json
 from experiments.environment import ROOT
+from experiments.errors import UserError
 from experiments.plan import make_plan
 from experiments.records import Status
-from tests.experiments.sweeping import arguments, outcome, worker_command
+from experiments.reporting.run import Run, load_run
+from tests.experiments.reporting.synthetic import ledger
+from tests.experiments.sweeping import arguments, outcome, sweep, worker_command
 
 KILLS = 6
 CELL_S = 0.02
@@ -125,6 +131,67 @@ def test_a_stopped_sweep_says_how_to_go_on(tmp_path: Path, how: signal.Signals) 
     assert running.returncode == 130
     assert "Traceback" not in err
     assert err.strip().endswith(f"resume={outcome(tmp_path).path.name}")
+
+
+@pytest.mark.parametrize("kind", ["manifest.json", "cells/*.json", "traces/*.json", "logs/*.log"])
+def test_a_corrupt_byte_is_named_and_never_counted(tmp_path: Path, kind: str) -> None:
+    """One flipped bit, at places all over a file of each kind that a run has."""
+    path = sweep(tmp_path, "protocol.rounds=1").path
+    (path / "traces").mkdir()
+    write_json(path / "traces" / "a.json", plain.encode(ledger("fused")))
+    (path / "logs" / "any.log").write_text("a library says hello\n")
+    file, rng = sorted(path.glob(kind))[0], Random(2)
+    whole, good = file.read_bytes(), load_run(tmp_path / "results", "quick", "latest")
+    for place in rng.sample(range(len(whole)), min(40, len(whole))):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed)
+        run, refused = _read(tmp_path)
+        for aside in path.rglob("*.corrupt"):
+            aside.unlink()
+        if run is None:
+            assert kind == "manifest.json"
+            assert kind in refused
+            continue
+        assert len(run.results) == len(good.results)
+        if run.problems:
+            assert run.problems[0].startswith((file.name, f"traces/{file.name}"))
+            assert run.ledgers == () or run.results != good.results
+        else:
+            assert (run.results, run.ledgers, run.info) == (good.results, good.ledgers, good.info)
+
+
+def _read(tmp_path: Path) -> tuple[Run | None, str]:
+    try:
+        return load_run(tmp_path / "results", "quick", "latest"), ""
+    except UserError as error:
+        return None, str(error)
+
+
+class JumpingClock(datetime):
+    """A wall clock that somebody sets back by a day whenever it is read."""
+
+    reads = 0
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "JumpingClock":
+        cls.reads += 1
+        return cls(2026, 11, 25, tzinfo=tz) - timedelta(days=cls.reads)
+
+
+def test_a_clock_that_jumps_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Durations and budgets are of the steady clock; wall time only says when."""
+    monkeypatch.setattr("experiments.sweep.datetime", JumpingClock)
+    monkeypatch.setattr("experiments.manifest.datetime", JumpingClock)
+    rules = [{"do": "error", "on": "measure", "variant": "fused", "batch": 1, "length": 8}]
+    found = sweep(tmp_path, "protocol.time_budget_s=600", rules=rules)
+    assert JumpingClock.reads > len(found.results)
+    failed = [r for r in found.results.values() if r.status is Status.ERROR]
+    assert len(failed) == 2
+    assert {r.status for r in found.results.values()} == {Status.OK, Status.ERROR}
+    assert all(0 <= r.duration_s < 60 for r in found.results.values())
+    assert {r.started[:4] for r in failed} == {"2026"}
+    assert sweep(tmp_path, "protocol.time_budget_s=600", "resume=latest").statuses() == found.statuses()
 
 
 def test_two_sweeps_at_once_keep_apart(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.compose import compose
-from experiments.environment import Code, Environment, Gpu
+from experiments.environment import ROOT, Code, Environment, Gpu
 from experiments.errors import UserError
 from experiments.manifest import Manifest, new_manifest
 from experiments.models import find_model
@@ -205,3 +207,15 @@ def test_ten_thousand_cells_are_resumed_in_five_seconds(tmp_path: Path) -> None:
     assert (len(done), damaged) == (10_000, [])
     assert len(json.dumps(read_run(store.path)[0]["plan"])) < 500_000
     store.__exit__()
+    assert _peak_mib_of_reading(store.path) < 500
+
+
+def _peak_mib_of_reading(path: Path) -> float:
+    """The most memory that a process of its own needs to read a run."""
+    program = "import sys, resource; from pathlib import Path; from experiments.store import read_run\n"
+    program += "read_run(Path(sys.argv[1])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    command = [sys.executable, "-c", program, str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    # Kibibytes on Linux, bytes on macOS.
+    return int(told) / (2**20 if sys.platform == "darwin" else 2**10)

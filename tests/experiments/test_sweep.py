@@ -16,8 +16,8 @@ from experiments.compose import compose
 from experiments.environment import Environment, Gpu
 from experiments.errors import UserError
 from experiments.plan import make_plan
-from experiments.records import Status
-from experiments.sweep import OUT_OF_TIME, prepare, run_sweep
+from experiments.records import OUT_OF_TIME, Status
+from experiments.sweep import prepare, run_sweep
 from tests.experiments.sweeping import arguments, outcome, sweep, worker_command
 
 NUM_CELLS = 4 * 2 * 2
@@ -270,6 +270,15 @@ def test_the_time_budget_ends_whole_rounds(tmp_path: Path, monkeypatch: pytest.M
     assert found.results["tiny.decode.b1.l8.fused.r04"].reason == OUT_OF_TIME
     # Going on later gives them another chance.
     assert set(sweep(tmp_path, *asked, "resume=latest").statuses().values()) == OK
+
+
+def test_workers_are_replaced_after_so_many_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = sweep(tmp_path, "protocol.rounds=5", "protocol.restart_rounds=2")
+    assert set(found.statuses().values()) == OK
+    said = capsys.readouterr().out
+    assert said.count("loading tiny, fused") == said.count("loading tiny, baseline") == 3
+    # Their verdicts were known.
+    assert said.count("checking the answers of tiny, fused") == 1
 
 
 def test_one_process_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

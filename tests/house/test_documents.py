@@ -108,12 +108,13 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
-    elif command in ("kernels", "validate", "tune", "traffic"):
-        from experiments import tune, validate
+    elif command in ("kernels", "validate", "tune", "traffic", "calibrate"):
+        from experiments import calibrate, tune, validate
         from experiments.kernels import command as kernels
         from experiments.traffic import command as traffic
 
-        {"kernels": kernels, "validate": validate, "tune": tune, "traffic": traffic}[command].parse(arguments)
+        commands = {"kernels": kernels, "validate": validate, "tune": tune, "traffic": traffic, "calibrate": calibrate}
+        commands[command].parse(arguments)
     else:
         assert command == "doctor"
         assert not arguments

@@ -120,19 +120,48 @@ def shards(analysis: Analysis) -> Content | None:
     return Content(columns, rows) if rows else None
 
 
+@table("Where the GPU was not itself", "state", page_rows=300)
+def gpu_state(analysis: Analysis) -> Content | None:
+    """Cells with windows in which the GPU throttled (NVML's names; not the software power cap, which is the work's own)
+    or was more than 3 % off its usual SM clock, and cells beside which another process had a context on the GPU. Such
+    cells were measured again as often as the protocol allows; what was set aside is kept in the cell's file, and the
+    last attempt counts whatever it says."""
+    rows: list[tuple[Value, ...]] = []
+    for r in analysis.run.results:
+        reasons = {flag for attempt in r.set_aside for w in attempt.windows for flag in w.flags} | set(r.flags)
+        if not reasons and not r.other_processes:
+            continue
+        p, flagged = r.cell.point, sum(bool(w.flags) for w in r.windows)
+        head = (p.model, p.workload, p.batch, p.length, r.cell.variant, r.cell.round)
+        again, why = len(r.set_aside), ", ".join(sorted(reasons))
+        rows.append((*head, again, flagged, len(r.windows), r.other_processes, why))
+    columns = (
+        *PLACE,
+        VARIANT,
+        Column("round", "Round", Kind.COUNT),
+        Column("repeats", "Measured again", Kind.COUNT),
+        Column("flagged_windows", "Flagged windows left", Kind.COUNT),
+        Column("windows", "of", Kind.COUNT),
+        Column("other_processes", "Other processes", Kind.COUNT),
+        Column("reason", "Reason"),
+    )
+    return Content(columns, rows) if rows else None
+
+
 @table("How the planned cells ended", "missing")
 def ledger(analysis: Analysis) -> Content | None:
-    """Planned cells, one per point, variant and round, by how they ended."""
-    statuses = list(Status)
-    counts: dict[str, Counter[Status]] = {v: Counter() for v in analysis.run.variants}
+    """Planned cells, one per point, variant and round, by how they ended. Settled ones were not measured, since earlier
+    rounds had made every verdict of their point clear."""
+    endings = [*(s.value for s in Status), "settled"]
+    counts: dict[str, Counter[str]] = {v: Counter() for v in analysis.run.variants}
     for result in analysis.run.results:
-        counts[result.cell.variant][result.status] += 1
+        counts[result.cell.variant]["settled" if result.is_settled else result.status.value] += 1
     columns = (
         VARIANT,
         Column("planned", "Planned", Kind.COUNT),
-        *(Column(s.value, s.value, Kind.COUNT) for s in statuses),
+        *(Column(ending, ending, Kind.COUNT) for ending in endings),
     )
-    return Content(columns, [(v, c.total(), *(c[s] for s in statuses)) for v, c in counts.items()])
+    return Content(columns, [(v, c.total(), *(c[ending] for ending in endings)) for v, c in counts.items()])
 
 
 @table("Every cell that is not ok", "missing")
@@ -140,7 +169,7 @@ def not_ok(analysis: Analysis) -> Content | None:
     """Nothing planned is left out: what failed, in which rounds, and why."""
     groups: dict[tuple[object, str, Status, str], list[int]] = defaultdict(list)
     for result in analysis.run.results:
-        if result.status is not Status.OK:
+        if result.status is not Status.OK and not result.is_settled:
             groups[result.cell.point, result.cell.variant, result.status, result.reason].append(result.cell.round)
     rows: list[tuple[Value, ...]] = []
     for (point, variant, status, reason), rounds in groups.items():
