@@ -140,7 +140,7 @@ def noisy(request):
     assert sys.stdin.read() == ""
     return real(request)
 worker.Session = noisy
-sys.exit(worker.serve(channel))
+sys.exit(worker.serve(channel, worker.Worker()))
 """
 
 

@@ -133,10 +133,16 @@ def test_nan_fails_wherever_it_is() -> None:
     position = torch.arange(4)
     clean = Divergence.between(torch.randn(4, 9), torch.randn(4, 9), position)
     broken = Divergence.between(torch.randn(4, 9), torch.full((4, 9), torch.nan), position)
-    assert not verdict._judge(broken, clean, 0.0, torch.float32)[0]
-    assert not verdict._judge(clean, broken, 0.0, torch.float32)[0]
-    assert not verdict._judge(clean, clean, float("nan"), torch.float32)[0]
-    assert verdict._judge(clean, clean, 0.0, torch.float32)[0]
+    right, unknown = torch.zeros(4), torch.tensor([0.0, torch.nan, 0.0, 0.0])
+
+    def ok(variant: Divergence, unfused: Divergence, behind_T: torch.Tensor) -> bool:
+        tokens = verdict._judge_tokens(behind_T, unfused, torch.float32)
+        return verdict._judge_logits(tokens, variant, unfused, torch.float32).ok
+
+    assert not ok(broken, clean, right)
+    assert not ok(clean, broken, right)
+    assert not ok(clean, clean, unknown)
+    assert ok(clean, clean, right)
 
 
 @pytest.mark.parametrize("count", [5, 92])

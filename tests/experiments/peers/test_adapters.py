@@ -145,7 +145,7 @@ def test_vllm_runs_every_cell_and_says_what_it_chose() -> None:
             "version": "0.26.0",
             "attention": "FLASH_ATTN",
             "graphs": "FULL_AND_PIECEWISE",
-            "compile": "3",
+            "compile": "VLLM_COMPILE",
             "async_scheduling": "True",
             "max_num_batched_tokens": "16384",
         }.items()
@@ -167,7 +167,7 @@ def test_vllm_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = replace(request, variant=replace(request.variant, runtime=RuntimeConfig(cuda_graphs=False)))
     ready = PeerWorker().answer(eager)
     assert isinstance(ready, Ready)
-    assert ready.facts["graphs"] == "NONE"
+    assert (ready.facts["graphs"], ready.facts["compile"]) == ("NONE", "NONE")
     assert ready.facts["includes"].endswith("It runs in this process.")
 
 

@@ -22,6 +22,13 @@ class CUDAGraphMode(Enum):
     FULL_AND_PIECEWISE = 1
 
 
+class CompilationMode(Enum):
+    """Some of its modes."""
+
+    NONE = 0
+    VLLM_COMPILE = 3
+
+
 @dataclass(kw_only=True)
 class SamplingParams:
     """Greedy where the temperature is 0."""
@@ -61,11 +68,12 @@ class LLM:
     ) -> None:
         assert skip_tokenizer_init
         self._model, self._calls, self._longest = fake_engine.load(model, getattr(torch, dtype)), 0, max_model_len
-        mode = CUDAGraphMode.NONE if enforce_eager else CUDAGraphMode.FULL_AND_PIECEWISE
+        graphs = CUDAGraphMode.NONE if enforce_eager else CUDAGraphMode.FULL_AND_PIECEWISE
+        mode = CompilationMode.NONE if enforce_eager else CompilationMode.VLLM_COMPILE
         layers = {"model.layers.0.self_attn.attn": SimpleNamespace(attn_backend=Backend)}
         self.llm_engine = SimpleNamespace(
             vllm_config=SimpleNamespace(
-                compilation_config=SimpleNamespace(cudagraph_mode=mode, mode=3, static_forward_context=layers),
+                compilation_config=SimpleNamespace(cudagraph_mode=graphs, mode=mode, static_forward_context=layers),
                 scheduler_config=SimpleNamespace(
                     async_scheduling=True, max_num_batched_tokens=16384, max_num_seqs=max_num_seqs
                 ),
