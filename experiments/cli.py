@@ -11,6 +11,7 @@ COMMANDS = {
     "sweep": "plan, measure interleaved, keep every cell; dry_run=true prints the plan, resume=RUN_ID goes on",
     "trace": "capture the same cells under a profiler, and keep what each kernel took",
     "report": "make the report of a run: pages, tables, figures, summary.json",
+    "compare": "hold a run against another, or a variant against another: exit code 1 on a regression",
     "generate": "run the engine on a prompt, streamed, with its speed",
     "fetch": "fetch a real model into the cache",
     "doctor": "say what this machine has and lacks, and how to mend it",

@@ -36,7 +36,7 @@ def compact_table(rows: list[dict[str, Any]]) -> Table:
         medians = [_median(found.get(v)) for v in variants]
         at = found.get(lead, {})
         gain = [at.get(k) for k in ("speedup", "speedup_ci_low", "speedup_ci_high")]
-        body.append((_cell_name(*point), *medians, *gain, _verdict(at), at.get("share_of_floor")))
+        body.append((cell_name(*point), *medians, *gain, _verdict(at), at.get("share_of_floor")))
     return Table("headline", "Headline", "", columns, tuple(body))
 
 
@@ -54,7 +54,8 @@ def _verdict(row: dict[str, Any]) -> str:
     return f"{row['verdict']} (twin)" if "twin" in row["kernels"] else str(row["verdict"])
 
 
-def _cell_name(model: str, workload: str, batch: int, context: int) -> str:
+def cell_name(model: str, workload: str, batch: int, context: int) -> str:
+    """A point in few words."""
     if workload == "prefill":
         return f"{model} prefill {batch}x{context}"
     if not context:

@@ -58,12 +58,24 @@ class Run:
 
 def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:
     """Read results/<experiment>/<run_id>; `run_id` may be `latest`. UserError names what exists."""
+    return read_folder(find_run(results_dir, experiment, run_id))
+
+
+def read_folder(path: Path) -> Run:
+    """Read the run in a folder."""
     from experiments.store import read_run
 
-    path = find_run(results_dir, experiment, run_id)
     manifest, results, problems = read_run(path)
     ledgers, ledger_problems = read_ledgers(path / "traces")
-    return assemble(manifest, results, [*problems, *ledger_problems], ledgers, experiment, path.name)
+    return assemble(manifest, results, [*problems, *ledger_problems], ledgers, path.parent.name, path.name)
+
+
+def locate_run(results_dir: Path, name: str) -> Path:
+    """The folder of a run named EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or by the folder's own path."""
+    if (Path(name) / "manifest.json").is_file():
+        return Path(name)
+    experiment, _, run_id = name.partition("/")
+    return find_run(results_dir, experiment, run_id or "latest")
 
 
 def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:

@@ -12,7 +12,7 @@ from experiments.reporting.charts.svg import GLYPHS
 from experiments.reporting.compact import compact_table
 from experiments.reporting.figures.speed import workloads
 from experiments.reporting.first_screen import first_screen
-from experiments.reporting.formats import Kind, display, ratio
+from experiments.reporting.formats import Kind, Table, display, ratio
 from experiments.reporting.headline import lead_variant
 from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import Run
@@ -42,14 +42,19 @@ def show(run: Run, console: Console | None = None) -> None:
 def _headline(analysis: Analysis, console: Console) -> None:
     if not analysis.primary:
         return
-    view = display(compact_table([row_data(row) for row in analysis.primary]))
     console.print()
+    console.print(rich_table(compact_table([row_data(row) for row in analysis.primary])))
+
+
+def rich_table(table: Table) -> RichTable:
+    """A table as rich prints it; intervals in brackets."""
+    view = display(table)
     printed = RichTable(box=None, header_style="bold", pad_edge=False)
     for title, kind in zip(view.titles, view.kinds, strict=True):
         printed.add_column(escape(title), justify="left" if kind in (Kind.TEXT, Kind.CLAIM) else "right", no_wrap=True)
     for row in view.rows:
         printed.add_row(*(escape(f"{text} [{bounds}]" if bounds else text) for text, bounds in row))
-    console.print(printed)
+    return printed
 
 
 def _heatmap(analysis: Analysis, model: str, workload: str, console: Console) -> None:
