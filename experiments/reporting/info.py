@@ -16,8 +16,9 @@ Range = tuple[int, int]
 class RunInfo:
     """Who, where, what and how of a run. `kinds` maps a workload's name to its kind, `models` a name to its sizes.
 
-    `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
-    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
+    `variant_kinds` and `switched_on` say what each variant is made of: its kind, and which of its switches and runtime
+    flags are on. `by_process` are models too large for all engines at once: there each variant and round had a fresh
+    process. `controls` are variants that are the baseline under another name: any speed-up of theirs is noise.
     """
 
     experiment: str
@@ -37,6 +38,8 @@ class RunInfo:
     weights: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
+    variant_kinds: dict[str, str] = field(default_factory=dict)
+    switched_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     requests: dict[str, tuple[Range, Range]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +88,8 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         weights={name: str(words) for name, words in sorted(_mapping(manifest, "weights").items())},
         controls=_controls(variants),
         variants=tuple(v["name"] for v in variants),
+        variant_kinds={v["name"]: str(v.get("kind", v["name"])) for v in variants},
+        switched_on={v["name"]: _switched_on(v) for v in variants},
         kinds={w["name"]: str(w.get("kind", w["name"])) for w in workloads},
         requests={w["name"]: (_range(w["input_tokens"]), _range(w["output_tokens"])) for w in workloads if _offline(w)},
         protocol=_mapping(config, "protocol"),
@@ -112,6 +117,11 @@ def _controls(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Variants that differ from the baseline in nothing but their name."""
     settings = {v["name"]: {key: value for key, value in v.items() if key != "name"} for v in variants}
     return tuple(name for name, those in settings.items() if name != BASELINE and those == settings.get(BASELINE))
+
+
+def _switched_on(variant: Mapping[str, Any]) -> tuple[str, ...]:
+    flags = _mapping(variant, "switches") | _mapping(variant, "runtime")
+    return tuple(name for name, on in flags.items() if on is True)
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -110,7 +110,27 @@ class Dots:
     limit: float | None = None
 
 
-Chart = Lines | Heatmap | Bars | Dots
+@dataclass(frozen=True)
+class Fall:
+    """One bar of a waterfall, from where the one before it ended."""
+
+    label: str
+    color: int
+    start: float
+    end: float
+    text: str
+    tip: str
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """Bars that lead from one total to another, step by step; totals start at zero."""
+
+    x_label: str
+    falls: tuple[Fall, ...]
+
+
+Chart = Lines | Heatmap | Bars | Dots | Waterfall
 
 
 @dataclass(frozen=True)

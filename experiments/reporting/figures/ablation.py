@@ -1,0 +1,93 @@
+"""Figures of the ablation: from the baseline's time to the fused engine's, rung by rung."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from experiments.config import BASELINE
+from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, Worth, ablations
+from experiments.reporting.charts.specs import Fall, Figure, Panel, Waterfall
+from experiments.reporting.figures.registry import caption_of, figure
+from experiments.reporting.formats import Value, interval, number, ratio
+from experiments.reporting.rows import Analysis
+
+MAX_POINTS = 6
+TOTAL, SAVES, COSTS, REST = 0, 1, 4, 8
+LEGEND = (("measured", TOTAL), ("saves", SAVES), ("costs", COSTS), ("overlap: what the rungs do not add up to", REST))
+
+
+@figure("faster")
+def ablation(analysis: Analysis) -> Iterator[Figure]:
+    """What each rung is worth, added to nothing (or to what it needs) and left out of the whole, from variants that
+    differ in it alone. Neither adds up to what all rungs gain together, because rungs overlap and depend on each other:
+    the grey bar is that difference, measured, not spread over the rungs. The mark is the verdict on the rung, ? is
+    unresolved."""
+    groups: dict[tuple[str, str, str], list[Ablation]] = defaultdict(list)
+    for found in ablations(analysis):
+        groups[found.point.model, found.point.workload, found.full].append(found)
+    for (model, workload, full), points in groups.items():
+        panels = [panel for a in points[:MAX_POINTS] for panel in _panels(a)]
+        yield Figure(
+            f"ablation_{full}_{model}_{workload}",
+            f"What each rung is worth, {model} {workload}",
+            caption_of("ablation"),
+            f"Waterfalls from {BASELINE} to {full} by rung on {model} {workload}, for {len(points)} points.",
+            tuple(panels),
+            LEGEND,
+            ("model", "workload", "batch", "length", "how", "rung", "without", "having", "saved_ms"),
+            tuple(record for a in points for record in _records(a)),
+        )
+
+
+def _records(a: Ablation) -> Iterator[tuple[Value, ...]]:
+    place = (a.point.model, a.point.workload, a.point.batch, a.point.length)
+    for w in a.worths:
+        yield (*place, w.rung.how, w.rung.name, w.rung.without, w.rung.having, w.saved_ms)
+    yield (*place, "together", "all", BASELINE, a.full, a.baseline_ms - a.full_ms)
+
+
+def _panels(a: Ablation) -> Iterator[Panel]:
+    where = f"batch {a.point.batch}, length {a.point.length}"
+    if added := a.of(ADDED):
+        yield Panel(f"{where}: each added", _waterfall(a, added, rest_last=True))
+    if left_out := a.of(LEFT_OUT):
+        yield Panel(f"{where}: each left out of {a.full}", _waterfall(a, left_out, rest_last=False))
+
+
+def _waterfall(a: Ablation, worths: Sequence[Worth], rest_last: bool) -> Waterfall:
+    """From the baseline to the full variant: what is added starts at the one, what is left out ends at the other."""
+    rest = a.baseline_ms - a.full_ms - sum(w.saved_ms or 0.0 for w in worths)
+    steps = [(w.rung.name, w.saved_ms or 0.0, _color(w), _text(w), _tip(w)) for w in worths]
+    said = f"{number(abs(rest))} ms {'more' if rest > 0 else 'less'} together than the sum of the rungs"
+    steps.insert(len(steps) if rest_last else 0, ("overlap", rest, REST, _signed(rest), said))
+    falls, level = [_total(BASELINE, a.baseline_ms)], a.baseline_ms
+    for label, saved, color, text, tip in steps:
+        falls.append(Fall(label, color, level, level - saved, text, tip))
+        level -= saved
+    return Waterfall("ms", (*falls, _total(a.full, a.full_ms)))
+
+
+def _total(name: str, ms: float) -> Fall:
+    return Fall(name, TOTAL, 0.0, ms, number(ms), f"{name}: {number(ms)} ms, measured")
+
+
+def _color(w: Worth) -> int:
+    return SAVES if (w.saved_ms or 0.0) >= 0 else COSTS
+
+
+def _signed(saved_ms: float) -> str:
+    """A saving as a change of time."""
+    return f"{'-' if saved_ms >= 0 else '+'}{number(abs(saved_ms), 3)}"
+
+
+def _text(w: Worth) -> str:
+    if w.saved_ms is None or w.verdict is None:
+        return "no value"
+    return _signed(w.saved_ms) + (" ?" if w.verdict == "unresolved" else " =" if w.verdict == "same" else "")
+
+
+def _tip(w: Worth) -> str:
+    head = f"{w.rung.name}, {w.rung.how}\n{w.rung.having} against {w.rung.without}"
+    if w.speedup is None:
+        return f"{head}\none of the two has no value here"
+    bounds = interval(w.speedup.low, w.speedup.high)
+    return f"{head}\nspeed-up {ratio(w.speedup.value)} ({bounds}), n={w.speedup.n}, {w.verdict}"
