@@ -130,9 +130,9 @@ def _worst(failed: Sequence[tuple[Status, str, int]], rounds: int) -> tuple[Stat
 
 
 def _with_floor(row: Row, metric: Metric, floor: Floor | None) -> Row:
-    if floor is None or row.median is None:
+    bound = None if floor is None else metric.floor(floor)
+    if bound is None or row.median is None:
         return row
-    bound = metric.floor(floor)
     return replace(row, floor=bound, share_of_floor=metric.share_of_floor(row.median, bound))
 
 

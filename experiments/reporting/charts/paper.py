@@ -108,13 +108,13 @@ def _color(slot: int) -> str:
 
 
 def _lines(chart: Lines, ax: Any) -> None:
-    ax.set_xscale("log")
+    ax.set_xscale("linear" if chart.x_linear else "log")
     ax.set_yscale("log")
     for series in chart.series:
         _curve(series, ax)
     xs = [m.x for s in chart.series for m in s.marks]
     ys = [v for s in chart.series for m in s.marks for v in (m.y, m.low, m.high) if v is not None]
-    ax.set_xlim(min(xs) / 1.3, max(xs) * 1.3)
+    ax.set_xlim(*((min(xs) - 0.4, max(xs) + 0.4) if chart.x_linear else (min(xs) / 1.3, max(xs) * 1.3)))
     _ticks(ax.xaxis, chart.x_ticks[:: max(1, len(chart.x_ticks) // 8)] or log_ticks(xs))
     _ticks(ax.yaxis, log_ticks(ys))
     ax.set_xlabel(chart.x_label)

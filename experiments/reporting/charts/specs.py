@@ -28,12 +28,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves over two logarithmic axes; `x_ticks` are the values that were measured."""
+    """Curves over two logarithmic axes (`x_linear`: over one); `x_ticks` are the values that were measured."""
 
     x_label: str
     y_label: str
     series: tuple[Series, ...]
     x_ticks: tuple[float, ...] = ()
+    x_linear: bool = False
 
 
 @dataclass(frozen=True)
