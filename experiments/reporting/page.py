@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Waterfall
+from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap
 from experiments.reporting.charts.svg import GLYPHS, draw, heat_scale, marker, sparkline_counts
 from experiments.reporting.first_screen import first_screen
 from experiments.reporting.formats import Kind, Shown, Table, Value, display
@@ -124,7 +124,7 @@ def _without_echoes(blocks: list[Block]) -> list[Block]:
 def figure_block(figure: Figure) -> Block:
     """A figure with its legend and panels."""
     charts = [panel.chart for panel in figure.panels]
-    flat, heat = isinstance(charts[0], Bars | Waterfall), isinstance(charts[0], Heatmap)
+    flat, heat = isinstance(charts[0], Bars), isinstance(charts[0], Heatmap)
     legend = "".join(
         f'<span><svg viewBox="-7 -7 14 14" aria-hidden="true">{_key(slot, flat)}</svg>{escape(name)}</span>'
         for name, slot in figure.legend
@@ -134,7 +134,7 @@ def figure_block(figure: Figure) -> Block:
         f"{draw(panel.chart, f'{figure.alt} {panel.title}'.strip())}</div>"
         for panel in figure.panels
     )
-    grid = " heat" if heat else (" wide" if isinstance(charts[0], Bars | Dots | Waterfall) else "")
+    grid = " heat" if heat else (" wide" if isinstance(charts[0], Bars | Dots) else "")
     keys = heat_scale() if heat else (f'<p class="legend">{legend}</p>' if legend else "")
     body = f'{keys}<div class="panels{grid}">{panels}</div>'
     images = tuple(f"figures/{figure.name}.{kind}" for kind in ("svg", "png"))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ class Run:
     ledgers: tuple[Ledger, ...] = ()
     problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def variants(self) -> tuple[str, ...]:
         """Variants in the order planned, the baseline first."""
         found = {r.cell.variant for r in self.results}
         ordered = [v for v in self.info.variants if v in found] + sorted(found - set(self.info.variants))
         return tuple(sorted(ordered, key=lambda v: v != BASELINE))
 
-    @property
+    @cached_property
     def points(self) -> tuple[Point, ...]:
         """Every planned place, sorted."""
         return tuple(sorted({r.cell.point for r in self.results}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.charts.palette import SERIES, heat_color, is_dark
-from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Lines, Panel, Series, Waterfall
+from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Lines, Panel, Series
 from experiments.reporting.charts.svg import log_ticks, short
 
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "h")
@@ -38,7 +38,7 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def _compose(figure: Figure, plt: Any) -> Any:
-    stacked = isinstance(figure.panels[0].chart, Bars | Dots | Waterfall)
+    stacked = isinstance(figure.panels[0].chart, Bars | Dots)
     columns = 1 if stacked else min(len(figure.panels), 3)
     rows = math.ceil(len(figure.panels) / columns)
     sizes = [_size(panel) for panel in figure.panels]
@@ -71,8 +71,6 @@ def _draw(panel: Panel, ax: Any) -> None:
         _lines(panel.chart, ax)
     elif isinstance(panel.chart, Dots):
         _dots(panel.chart, ax)
-    elif isinstance(panel.chart, Waterfall):
-        _waterfall(panel.chart, ax)
     else:
         _bars(panel.chart, ax)
 
@@ -86,13 +84,11 @@ def _size(panel: Panel) -> tuple[float, float]:
         return 3.0, 2.5
     if isinstance(chart, Dots):
         return 6.5, 0.22 * len(chart.rows) + 0.8
-    if isinstance(chart, Waterfall):
-        return 6.5, 0.2 * len(chart.falls) + 0.7
     return 6.5, 0.2 * sum(len(g.bars) + 0.8 for g in chart.groups) + 0.7
 
 
 def _legend(figure: Figure, canvas: Any, plt: Any, columns: int) -> None:
-    flat = any(isinstance(panel.chart, Bars | Waterfall) for panel in figure.panels)
+    flat = any(isinstance(panel.chart, Bars) for panel in figure.panels)
     handles = [
         plt.Line2D(
             [], [], color=_color(slot), marker="s" if flat else MARKERS[slot % len(MARKERS)], lw=0 if flat else 1.4
@@ -202,7 +198,7 @@ def _bars(chart: Bars, ax: Any) -> None:
             ax.text(0, y, group.label, fontweight="bold", va="center", fontsize=7.5)
             y += 1
         for bar in group.bars:
-            left = 0.0
+            left = bar.start
             for segment in bar.segments:
                 ax.barh(y, segment.value, 0.75, left=left, color=_color(segment.color), linewidth=0)
                 left += segment.value
@@ -232,18 +228,3 @@ def _dots(chart: Dots, ax: Any) -> None:
     ax.set_xlabel(chart.x_label)
     if chart.limit is not None:
         ax.axvline(chart.limit, color=SERIES[0], linestyle="--", linewidth=1)
-
-
-def _waterfall(chart: Waterfall, ax: Any) -> None:
-    ax.grid(False, axis="y")
-    for y, fall in enumerate(chart.falls):
-        left, right = sorted((fall.start, fall.end))
-        ax.barh(y, right - left, 0.75, left=left, color=_color(fall.color), linewidth=0)
-        ax.text(right, y, f" {fall.text}", va="center", fontsize=6.5)
-        if y + 1 < len(chart.falls):
-            ax.plot([fall.end, fall.end], [y, y + 1], color=SERIES[0], linewidth=0.6)
-    ax.set_yticks(range(len(chart.falls)), [fall.label for fall in chart.falls])
-    ax.set_ylim(len(chart.falls) - 0.4, -0.6)
-    ax.set_xlim(left=0)
-    ax.margins(x=0.12)
-    ax.set_xlabel(chart.x_label)

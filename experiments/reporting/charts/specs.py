@@ -70,11 +70,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar of one or more segments, with what is printed at its end."""
+    """A horizontal bar of one or more segments, with what is printed at its end; it floats where `start` is not 0."""
 
     label: str
     segments: tuple[Segment, ...]
     text: str
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,7 @@ class Dots:
     limit: float | None = None
 
 
-@dataclass(frozen=True)
-class Fall:
-    """One bar of a waterfall, from where the one before it ended."""
-
-    label: str
-    color: int
-    start: float
-    end: float
-    text: str
-    tip: str
-
-
-@dataclass(frozen=True)
-class Waterfall:
-    """Bars that lead from one total to another, step by step; totals start at zero."""
-
-    x_label: str
-    falls: tuple[Fall, ...]
-
-
-Chart = Lines | Heatmap | Bars | Dots | Waterfall
+Chart = Lines | Heatmap | Bars | Dots
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from experiments.reporting.charts.palette import EDGES, MARKERS, heat_class, is_dark
-from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Dots, Heatmap, Lines, Mark, Series, Waterfall
+from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Dots, Heatmap, Lines, Mark, Series
 
 GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
 
@@ -26,8 +26,6 @@ def draw(chart: Chart, label: str) -> str:
         return _heatmap(chart, label)
     if isinstance(chart, Dots):
         return _dots(chart, label)
-    if isinstance(chart, Waterfall):
-        return _waterfall(chart, label)
     return _bars(chart, label)
 
 
@@ -234,7 +232,8 @@ def _linear_axis(
     longest: float, end: float, y: float, words: str, body: list[str], as_percent: bool = False
 ) -> Callable[[float], float]:
     """Draw an axis under the rows, leaving `end` pixels for the words at their ends; returns the scale."""
-    step = _nice_step(longest, 6)
+    step = 10 ** math.floor(math.log10(longest))
+    step = next(s for s in (step / 5, step / 2, step, 2 * step, 5 * step) if longest / s <= 6)
     scale = (_WIDE - _LABELS - end) / longest
     for k in range(math.floor(longest / step + 1e-9) + 1):
         x = _LABELS + k * step * scale
@@ -246,7 +245,7 @@ def _linear_axis(
 
 
 def _bars(chart: Bars, label: str) -> str:
-    totals = [sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
+    totals = [bar.start + sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
     longest = max(totals, default=0.0)
     if longest <= 0:
         return ""
@@ -266,7 +265,7 @@ def _bar_group(group: BarGroup, y: float, to_x: Callable[[float], float], body: 
         y += 18
     for bar in group.bars:
         body.append(_text(_LABELS - 8, y + 12, bar.label, "e"))
-        start = 0.0
+        start = bar.start
         for segment in bar.segments:
             x, width = to_x(start), to_x(segment.value) - to_x(0)
             if width >= 0.05:
@@ -295,26 +294,6 @@ def _dots(chart: Dots, label: str) -> str:
         body.append(f'<path class="r" d="M{_n(min(ends))} {_n(y)}H{_n(max(ends))}"/>')
         body += [_mark(dot.tip, marker(dot.color, to_x(dot.value), y, 4.5)) for dot in dots]
         body.append(_text(max(ends) + 10, y + 4, f"{100 * max(dot.value for dot in dots):.0f} %", "v"))
-    return _svg(_WIDE, height + 36, label, body)
-
-
-def _waterfall(chart: Waterfall, label: str) -> str:
-    longest = max(max(fall.start, fall.end) for fall in chart.falls)
-    if longest <= 0:
-        return ""
-    body: list[str] = []
-    height = 6 + 18.0 * len(chart.falls)
-    end = 16 + 6.4 * max(len(fall.text) for fall in chart.falls)
-    to_x = _linear_axis(longest, end, height, chart.x_label, body)
-    for index, fall in enumerate(chart.falls):
-        y = 6 + 18.0 * index
-        left, right = sorted((to_x(fall.start), to_x(fall.end)))
-        body.append(_text(_LABELS - 8, y + 12, fall.label, "e"))
-        box = f'x="{_n(left)}" y="{_n(y + 2)}" width="{_n(max(right - left, 0.8))}" height="13"'
-        body.append(_mark(fall.tip, f'<rect class="q s{fall.color}" {box}/>'))
-        body.append(_text(right + 6, y + 12, fall.text, "v"))
-        if index + 1 < len(chart.falls):
-            body.append(f'<path class="a" d="M{_n(to_x(fall.end))} {_n(y + 15)}v5"/>')
     return _svg(_WIDE, height + 36, label, body)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from experiments.config import BASELINE
 from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, Worth, ablations
-from experiments.reporting.charts.specs import Fall, Figure, Panel, Waterfall
+from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Panel, Segment
+from experiments.reporting.charts.svg import GLYPHS
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.formats import Value, interval, number, ratio
 from experiments.reporting.rows import Analysis
@@ -53,25 +54,28 @@ def _panels(a: Ablation) -> Iterator[Panel]:
         yield Panel(f"{where}: each left out of {a.full}", _waterfall(a, left_out, rest_last=False))
 
 
-def _waterfall(a: Ablation, worths: Sequence[Worth], rest_last: bool) -> Waterfall:
+def _waterfall(a: Ablation, worths: Sequence[Worth], rest_last: bool) -> Bars:
     """From the baseline to the full variant: what is added starts at the one, what is left out ends at the other."""
-    rest = a.baseline_ms - a.full_ms - sum(w.saved_ms or 0.0 for w in worths)
-    steps = [(w.rung.name, w.saved_ms or 0.0, _color(w), _text(w), _tip(w)) for w in worths]
-    said = f"{number(abs(rest))} ms {'more' if rest > 0 else 'less'} together than the sum of the rungs"
-    steps.insert(len(steps) if rest_last else 0, ("overlap", rest, REST, _signed(rest), said))
-    falls, level = [_total(BASELINE, a.baseline_ms)], a.baseline_ms
-    for label, saved, color, text, tip in steps:
-        falls.append(Fall(label, color, level, level - saved, text, tip))
-        level -= saved
-    return Waterfall("ms", (*falls, _total(a.full, a.full_ms)))
+    rest_ms = a.baseline_ms - a.full_ms - sum(w.saved_ms or 0.0 for w in worths)
+    said = f"{number(abs(rest_ms))} ms {'more' if rest_ms > 0 else 'less'} together than the sum of the rungs"
+    steps = [(w.saved_ms or 0.0, _segment(w), _text(w)) for w in worths]
+    steps.insert(
+        len(steps) if rest_last else 0, (rest_ms, Segment("overlap", REST, abs(rest_ms), said), _signed(rest_ms))
+    )
+    bars, level_ms = [_total(BASELINE, a.baseline_ms)], a.baseline_ms
+    for saved_ms, segment, text in steps:
+        bars.append(Bar(segment.name, (segment,), text, min(level_ms, level_ms - saved_ms)))
+        level_ms -= saved_ms
+    return Bars("ms", (BarGroup("", (*bars, _total(a.full, a.full_ms))),))
 
 
-def _total(name: str, ms: float) -> Fall:
-    return Fall(name, TOTAL, 0.0, ms, number(ms), f"{name}: {number(ms)} ms, measured")
+def _total(name: str, ms: float) -> Bar:
+    return Bar(name, (Segment(name, TOTAL, ms, f"{name}: {number(ms)} ms, measured"),), number(ms))
 
 
-def _color(w: Worth) -> int:
-    return SAVES if (w.saved_ms or 0.0) >= 0 else COSTS
+def _segment(w: Worth) -> Segment:
+    saved_ms = w.saved_ms or 0.0
+    return Segment(w.rung.name, SAVES if saved_ms >= 0 else COSTS, abs(saved_ms), _tip(w))
 
 
 def _signed(saved_ms: float) -> str:
@@ -80,9 +84,7 @@ def _signed(saved_ms: float) -> str:
 
 
 def _text(w: Worth) -> str:
-    if w.saved_ms is None or w.verdict is None:
-        return "no value"
-    return _signed(w.saved_ms) + (" ?" if w.verdict == "unresolved" else " =" if w.verdict == "same" else "")
+    return _signed(w.saved_ms) + f" {GLYPHS[w.verdict]}" if w.saved_ms is not None and w.verdict else "no value"
 
 
 def _tip(w: Worth) -> str:

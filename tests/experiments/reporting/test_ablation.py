@@ -9,7 +9,7 @@ from experiments import plain
 from experiments.compose import compose, load_yaml
 from experiments.records import CellResult, Status
 from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, ablations, ladders
-from experiments.reporting.charts.specs import Waterfall
+from experiments.reporting.charts.specs import Bar, Bars
 from experiments.reporting.figures import build_figures
 from experiments.reporting.info import run_info
 from experiments.reporting.rows import analyse
@@ -111,18 +111,28 @@ def test_waterfalls_lead_from_the_baseline_to_the_full_variant() -> None:
     found = _only(_made())
     assert [panel.title.partition(": ")[2] for panel in figure.panels] == ["each added", "each left out of fused"]
     for panel in figure.panels:
-        assert isinstance(panel.chart, Waterfall)
-        first, *steps, last = panel.chart.falls
-        assert (first.end, last.end) == (found.baseline_ms, found.full_ms)
-        assert all(a.end == b.start for a, b in itertools.pairwise([first, *steps]))
-        assert steps[-1].end == pytest.approx(found.full_ms)
-        assert sum(step.label == "overlap" for step in steps) == 1
-    added, left_out = (panel.chart.falls for panel in figure.panels)
-    assert [fall.label for fall in added] == ["baseline", "a", "b", "c", "overlap", "fused"]
-    assert [fall.label for fall in left_out] == ["baseline", "overlap", "a", "c", "fused"]
-    # A and B alone save a fifth each, together less than two: the sum of the rungs is too much, the overlap takes it
-    # back.
-    assert added[4].end > added[4].start
+        first, *steps, last = _bars(panel.chart)
+        assert (_end(first), _end(last)) == (found.baseline_ms, found.full_ms)
+        # Each bar touches the one before it: it begins or ends where the level was left.
+        level = found.baseline_ms
+        for bar in steps:
+            assert level == pytest.approx(bar.start) or level == pytest.approx(_end(bar))
+            level = bar.start if level == pytest.approx(_end(bar)) else _end(bar)
+        assert level == pytest.approx(found.full_ms)
+    added, left_out = (_bars(panel.chart) for panel in figure.panels)
+    assert [bar.label for bar in added] == ["baseline", "a", "b", "c", "overlap", "fused"]
+    assert [bar.label for bar in left_out] == ["baseline", "overlap", "a", "c", "fused"]
+    # A and B save a fifth each alone, less together: the sum of the rungs is too much, the overlap takes it back.
+    assert added[4].start == pytest.approx(added[3].start)
+
+
+def _bars(chart: object) -> tuple[Bar, ...]:
+    assert isinstance(chart, Bars)
+    return chart.groups[0].bars
+
+
+def _end(bar: Bar) -> float:
+    return bar.start + bar.segments[0].value
 
 
 def test_the_table_shows_the_sums_beside_what_all_save_together() -> None:
@@ -141,8 +151,8 @@ def test_a_rung_that_failed_has_no_value_and_its_bar_no_length() -> None:
 
     analysis = analyse(_made(mend=fail).run())
     _, figure = build_figures(analysis)["ablation_fused_qwen3-0.6b_decode"]
-    bar = figure.panels[0].chart.falls[1]
-    assert (bar.label, bar.start, bar.text) == ("a", bar.end, "no value")
+    bar = _bars(figure.panels[0].chart)[1]
+    assert (bar.label, bar.start, bar.text) == ("a", _end(bar), "no value")
     assert "no value" in [row[-1] for row in build_tables(analysis)["ablation"].rows]
     assert (figure.records[0][5], figure.records[0][-1]) == ("a", None)
 
