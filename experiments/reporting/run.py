@@ -21,13 +21,15 @@ NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=
 class Run:
     """All of a run. `results` has each planned cell once, sorted.
 
-    `problems` are files that could not be read, and whatever else is counted but not shown.
+    `problems` are files that could not be read, and whatever else is counted but not shown. `palette` are the variants
+    of every run of a report, where it has several, so that each has one colour throughout.
     """
 
     info: RunInfo
     results: tuple[CellResult, ...]
     ledgers: tuple[Ledger, ...] = ()
     problems: tuple[str, ...] = ()
+    palette: tuple[str, ...] = ()
 
     @cached_property
     def variants(self) -> tuple[str, ...]:

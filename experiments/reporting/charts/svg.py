@@ -56,7 +56,7 @@ def _lines(chart: Lines, label: str) -> str:
     if not marks:
         return ""
     xs = [m.x for m in marks]
-    ys = [v for m in marks for v in (m.y, m.low, m.high) if v is not None]
+    ys = chart.levels
     to_x = (_linear_scale if chart.x_linear else _log_scale)(xs, _LEFT + 14, WIDTH - _RIGHT - 14)
     to_y = _log_scale(ys, _PLOT_HEIGHT - _BOTTOM - 8, _TOP + 8)
     body = _grid(chart, to_x, to_y, ys)
@@ -245,8 +245,7 @@ def _linear_axis(
 
 
 def _bars(chart: Bars, label: str) -> str:
-    totals = [bar.start + sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
-    longest = max(totals, default=0.0)
+    longest = chart.longest
     if longest <= 0:
         return ""
     body: list[str] = []

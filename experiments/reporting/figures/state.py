@@ -72,7 +72,7 @@ def energy(analysis: Analysis) -> Iterator[Figure]:
 
 
 def _bar(analysis: Analysis, row: Row, value: float, said: str) -> tuple[Point, Bar]:
-    segment = Segment(row.variant, slots(analysis.run.variants)[row.variant], value, said)
+    segment = Segment(row.variant, slots(analysis.run)[row.variant], value, said)
     return point_of(row), Bar(labelled(row.variant, row.kernels), (segment,), number(value))
 
 
@@ -108,7 +108,7 @@ def rounds(analysis: Analysis) -> Iterator[Figure]:
             caption_of("rounds"),
             f"Curves of {metric.name} over {analysis.run.num_rounds} rounds on {model} {workload}, by variant.",
             tuple(panels),
-            tuple((v, slot) for v, slot in slots(analysis.run.variants).items() if v in drawn),
+            tuple((v, slot) for v, slot in slots(analysis.run).items() if v in drawn),
             ("model", "workload", "batch", "length", "variant", "round", metric.name),
             tuple((*place(r), r.variant, i, value) for r in rows for i, value in _by_round(analysis, r)),
         )
@@ -122,7 +122,7 @@ def _drift(analysis: Analysis, rows: Sequence[Row], unit: str) -> Lines:
     series = [
         Series(
             r.variant,
-            slots(analysis.run.variants)[r.variant],
+            slots(analysis.run)[r.variant],
             tuple(Mark(i, v, f"{r.variant}, round {i}: {number(v)} {unit}") for i, v in _by_round(analysis, r)),
         )
         for r in rows
