@@ -73,7 +73,7 @@ def _screen(analyses: Mapping[str, Analysis], documents: Documents) -> FirstScre
     return FirstScreen(
         question=questions[0] if len(questions) == 1 else "What do these runs say, side by side?",
         lead="Each speed-up is over the baseline of its own run. Nothing is paired or pooled across runs; "
-        "`fusebench compare` holds one run against another.",
+        "fusebench compare holds one run against another.",
         cards=tuple(cards),
         facts=(*identities, *facts),
         twin_note=f"{', '.join(twins)}: {TWIN_NOTE}" if twins else "",

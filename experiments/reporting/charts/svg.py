@@ -88,7 +88,7 @@ def log_ticks(values: Sequence[float]) -> list[float]:
             return inside[:: max(1, math.ceil(len(inside) / 7))]
     if low == high:
         return [float(f"{low:.3g}")]
-    step = _nice_step(high - low, 4)
+    step = _nice_step(high - low, 6)
     return [float(f"{k * step:.6g}") for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

@@ -22,6 +22,7 @@ def ablation(analysis: Analysis) -> Iterator[Figure]:
     differ in it alone. Neither adds up to what all rungs gain together, because rungs overlap and depend on each other:
     the grey bar is that difference, measured, not spread over the rungs. The mark is the verdict on the rung, ? is
     unresolved."""
+    twin = " (twin)" if analysis.run.is_twin else ""
     groups: dict[tuple[str, str, str], list[Ablation]] = defaultdict(list)
     for found in ablations(analysis):
         groups[found.point.model, found.point.workload, found.full].append(found)
@@ -29,7 +30,7 @@ def ablation(analysis: Analysis) -> Iterator[Figure]:
         panels = [panel for a in points[:MAX_POINTS] for panel in _panels(a)]
         yield Figure(
             f"ablation_{full}_{model}_{workload}",
-            f"What each rung is worth, {model} {workload}",
+            f"What each rung is worth, {model} {workload}{twin}",
             caption_of("ablation"),
             f"Waterfalls from {BASELINE} to {full} by rung on {model} {workload}, for {len(points)} points.",
             tuple(panels),

@@ -29,19 +29,16 @@ def peak_memory_use(analysis: Analysis) -> Iterator[Figure]:
         held = next((result.memory_bytes[name] for name in PEAKS if name in result.memory_bytes), 0)
         key = result.cell.point, result.cell.variant
         peaks[key] = max(peaks[key], held)
-    for model, workload in workloads(analysis):
-        rows = {
-            r: peaks[point_of(r), r.variant] for r in analysis.primary if (r.model, r.workload) == (model, workload)
-        }
-        known = {r: bytes_ for r, bytes_ in rows.items() if bytes_}
+    for model in dict.fromkeys(point.model for point in analysis.run.points):
+        known = {r: peak for r in analysis.primary if r.model == model and (peak := peaks[point_of(r), r.variant])}
         if not known:
             continue
         bars = [_bar(analysis, r, b / GB, f"{labelled(r.variant, r.kernels)}: {size(b)}") for r, b in known.items()]
         yield Figure(
-            f"memory_{model}_{workload}",
-            f"Peak memory, {model} {workload} (GB)",
+            f"memory_{model}",
+            f"Peak memory, {model} (GB)",
             caption_of("peak_memory_use"),
-            f"Bars of peak memory by variant on {model} {workload}, at most {size(max(known.values()))}.",
+            f"Bars of peak memory by variant on {model}, at most {size(max(known.values()))}.",
             (Panel("", Bars("GB", _grouped(bars))),),
             (),
             ("model", "workload", "batch", "length", "variant", "peak_bytes"),
@@ -79,7 +76,7 @@ def _bar(analysis: Analysis, row: Row, value: float, said: str) -> tuple[Point, 
 def _grouped(bars: Sequence[tuple[Point, Bar]]) -> tuple[BarGroup, ...]:
     """By point; where there are many, some of them, ends kept."""
     points = evenly(sorted({point for point, _ in bars}), MAX_POINTS)
-    return tuple(BarGroup(_where(p), tuple(bar for at, bar in bars if at == p)) for p in points)
+    return tuple(BarGroup(f"{p.workload}, {_where(p)}", tuple(bar for at, bar in bars if at == p)) for p in points)
 
 
 def _where(point: Point) -> str:
@@ -101,14 +98,14 @@ def rounds(analysis: Analysis) -> Iterator[Figure]:
         panels = [
             Panel(_where(p), _drift(analysis, [r for r in rows if point_of(r) == p], metric.unit)) for p in points
         ]
-        drawn = {r.variant for r in rows}
+        drawn = {r.variant: labelled(r.variant, r.kernels) for r in rows}
         yield Figure(
             f"rounds_{model}_{workload}",
             f"Round by round, {model} {workload} ({metric.unit})",
             caption_of("rounds"),
             f"Curves of {metric.name} over {analysis.run.num_rounds} rounds on {model} {workload}, by variant.",
             tuple(panels),
-            tuple((v, slot) for v, slot in slots(analysis.run).items() if v in drawn),
+            tuple((drawn[v], slot) for v, slot in slots(analysis.run).items() if v in drawn),
             ("model", "workload", "batch", "length", "variant", "round", metric.name),
             tuple((*place(r), r.variant, i, value) for r in rows for i, value in _by_round(analysis, r)),
         )
@@ -121,11 +118,12 @@ def _by_round(analysis: Analysis, row: Row) -> list[tuple[int, float]]:
 def _drift(analysis: Analysis, rows: Sequence[Row], unit: str) -> Lines:
     series = [
         Series(
-            r.variant,
+            name,
             slots(analysis.run)[r.variant],
-            tuple(Mark(i, v, f"{r.variant}, round {i}: {number(v)} {unit}") for i, v in _by_round(analysis, r)),
+            tuple(Mark(i, v, f"{name}, round {i}: {number(v)} {unit}") for i, v in _by_round(analysis, r)),
         )
         for r in rows
+        for name in [labelled(r.variant, r.kernels)]
     ]
     ticks = tuple(sorted({m.x for s in series for m in s.marks}))
     return Lines("round", unit, tuple(series), ticks, x_linear=True)

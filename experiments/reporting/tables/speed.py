@@ -91,13 +91,13 @@ def ablation(analysis: Analysis) -> Content | None:
         *PLACE,
         Column("how", "How"),
         Column("rung", "Rung"),
-        Column("without", "Without it"),
-        Column("having", "With it"),
         Column("saved_ms", "Saves, ms", Kind.NUMBER),
         Column("speedup", "Speed-up", Kind.RATIO),
         Column("speedup_ci_low", "CI low", Kind.RATIO),
         Column("speedup_ci_high", "CI high", Kind.RATIO),
         Column("verdict", "Verdict", Kind.CLAIM),
+        Column("having", "With it"),
+        Column("without", "Without it"),
     )
     rows = [(*astuple(a.point), *line) for a in ablations(analysis) for line in _ablation(a, analysis.run.is_twin)]
     return Content(columns, rows)
@@ -107,11 +107,11 @@ def _ablation(a: Ablation, is_twin: bool) -> Iterator[tuple[Value, ...]]:
     for w in a.worths:
         level = (w.speedup.value, w.speedup.low, w.speedup.high) if w.speedup else (None, None, None)
         verdict = f"{w.verdict}{' (twin)' * is_twin}" if w.verdict else "no value"
-        yield (w.rung.how, w.rung.name, w.rung.without, w.rung.having, w.saved_ms, *level, verdict)
+        yield (w.rung.how, w.rung.name, w.saved_ms, *level, verdict, w.rung.having, w.rung.without)
     for how in (ADDED, LEFT_OUT):
         if saved := [w.saved_ms for w in a.of(how) if w.saved_ms is not None]:
-            yield (how, "sum of the rungs", None, None, sum(saved), None, None, None, None)
-    yield ("together", "all", BASELINE, a.full, a.baseline_ms - a.full_ms, None, None, None, None)
+            yield (how, "sum of the rungs", sum(saved), None, None, None, None, None, None)
+    yield ("together", "all", a.baseline_ms - a.full_ms, None, None, None, None, a.full, BASELINE)
 
 
 _RESULT = (

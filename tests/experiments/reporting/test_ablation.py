@@ -153,7 +153,7 @@ def test_a_rung_that_failed_has_no_value_and_its_bar_no_length() -> None:
     _, figure = build_figures(analysis)["ablation_fused_qwen3-0.6b_decode"]
     bar = _bars(figure.panels[0].chart)[1]
     assert (bar.label, bar.start, bar.text) == ("a", _end(bar), "no value")
-    assert "no value" in [row[-1] for row in build_tables(analysis)["ablation"].rows]
+    assert any("no value" in row for row in build_tables(analysis)["ablation"].rows)
     assert (figure.records[0][5], figure.records[0][-1]) == ("a", None)
 
 

@@ -34,6 +34,12 @@ def test_the_command_names_what_the_figure_shows(name: str, command: str) -> Non
     assert _commands()[name] == (f"fusebench {command}", "fusebench report experiment=headline")
 
 
+def test_no_two_figures_have_one_name() -> None:
+    analysis = analyse(Synthetic(rounds=3).run(ledgers=[ledger("baseline"), ledger("fused")]))
+    made = [figure.name for entry in FIGURES.values() for figure in entry.make(analysis)]
+    assert sorted(made) == sorted(build_figures(analysis))
+
+
 def test_every_figures_commands_compose() -> None:
     for again in sorted({again for again, _ in _commands().values()}):
         _, command, *arguments = shlex.split(again)

@@ -72,7 +72,7 @@ def test_panels_of_one_place_are_neighbours_on_one_scale_in_one_palette(runs: li
     assert colours[0]["fused"] == colours[1]["fused"]
     variants = {name: slot for name, slot in (colours[0] | colours[1]).items() if name != "floor"}
     assert len(set(variants.values())) == len(variants) == 5
-    _, bars = document.figures["memory_qwen3-0.6b_decode"]
+    _, bars = document.figures["memory_qwen3-0.6b"]
     assert len({panel.chart.longest for panel in bars.panels if isinstance(panel.chart, Bars)}) == 1
     assert [record[0] for record in figure.records] == ["A"] * 8 + ["B"] * 6
 

@@ -32,7 +32,7 @@ def test_energy_per_token_is_the_counter_over_the_tokens_worked_on() -> None:
     _, figure = build_figures(analysis)["energy_qwen3-0.6b_decode"]
     chart = figure.panels[0].chart
     assert isinstance(chart, Bars)
-    assert [group.label for group in chart.groups] == ["batch 1, length 128", "batch 8, length 128"]
+    assert [group.label for group in chart.groups] == ["decode, batch 1, length 128", "decode, batch 8, length 128"]
     bars = {bar.label: bar.segments[0] for bar in chart.groups[0].bars}
     assert bars["baseline"].value == pytest.approx(701.4)
     assert "n=5" in bars["fused"].tip
@@ -53,11 +53,16 @@ def test_memory_is_the_most_of_any_round_in_gigabytes() -> None:
     def grow(r: CellResult) -> CellResult:
         return replace(r, memory_bytes={"allocated": 10**9 * (1 + r.cell.round), "reserved": 10**11})
 
-    _, figure = build_figures(analyse(Synthetic(**SMALL, mend=grow).run()))["memory_qwen3-0.6b_decode"]
+    _, figure = build_figures(analyse(Synthetic(**SMALL, mend=grow).run()))["memory_qwen3-0.6b"]
     chart = figure.panels[0].chart
     assert isinstance(chart, Bars)
     assert {bar.segments[0].value for group in chart.groups for bar in group.bars} == {5.0}
     assert {record[-1] for record in figure.records} == {5 * 10**9}
+    assert len(figure.records) == 4 * 4
+    assert [group.label for group in chart.groups][::3] == [
+        "decode, batch 1, length 128",
+        "prefill, batch 8, length 128",
+    ]
 
 
 def test_memory_is_left_out_where_none_was_recorded() -> None:
