@@ -69,5 +69,10 @@ def caption_of(name: str) -> str:
 
 
 def slots(run: Run) -> dict[str, int]:
-    """A palette slot for each variant, in the order of the plan."""
-    return {variant: i % len(SERIES) for i, variant in enumerate(run.palette or run.variants)}
+    """A palette slot for each variant, in the order of the plan. Where there are more variants than colours, the first
+    and the last keep theirs to themselves and the others share the rest: hovering tells them apart."""
+    variants = run.palette or run.variants
+    if len(variants) <= len(SERIES):
+        return {variant: i for i, variant in enumerate(variants)}
+    first, *others, last = variants
+    return {first: 0} | {variant: 2 + i % (len(SERIES) - 2) for i, variant in enumerate(others)} | {last: 1}

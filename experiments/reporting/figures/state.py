@@ -13,7 +13,7 @@ from experiments.reporting.rows import Analysis, key_of, point_of
 from experiments.reporting.tables.registry import labelled, place
 from experiments.stats import MIN_ROUNDS
 
-MAX_POINTS = 8
+MAX_BARS = 32
 MAX_PANELS = 6
 # What a cell needed, best known first: the allocator's peak, or on a CPU the process's.
 PEAKS = ("allocated", "peak_rss")
@@ -75,7 +75,8 @@ def _bar(analysis: Analysis, row: Row, value: float, said: str) -> tuple[Point, 
 
 def _grouped(bars: Sequence[tuple[Point, Bar]]) -> tuple[BarGroup, ...]:
     """By point; where there are many, some of them, ends kept."""
-    points = evenly(sorted({point for point, _ in bars}), MAX_POINTS)
+    points = sorted({point for point, _ in bars})
+    points = evenly(points, max(2, MAX_BARS * len(points) // len(bars)))
     return tuple(BarGroup(f"{p.workload}, {_where(p)}", tuple(bar for at, bar in bars if at == p)) for p in points)
 
 

@@ -5,7 +5,9 @@ import shlex
 import pytest
 
 from experiments.compose import compose
+from experiments.reporting.charts.palette import SERIES
 from experiments.reporting.figures import FIGURES, build_figures
+from experiments.reporting.figures.registry import slots
 from experiments.reporting.rows import analyse
 from experiments.reporting.run import assemble
 from tests.experiments.reporting.synthetic import Synthetic, ledger
@@ -32,6 +34,17 @@ def _commands() -> dict[str, tuple[str, ...]]:
 )
 def test_the_command_names_what_the_figure_shows(name: str, command: str) -> None:
     assert _commands()[name] == (f"fusebench {command}", "fusebench report experiment=headline")
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 17])
+def test_the_baseline_and_the_last_variant_share_their_colour_with_nobody(count: int) -> None:
+    variants = ("baseline", *(f"v{i}" for i in range(count - 1)))
+    color = slots(Synthetic(variants=variants, rounds=1, models=("m",)).run())
+    assert set(color) == set(variants)
+    assert set(color.values()) <= set(range(len(SERIES)))
+    for end in (variants[0], variants[-1]):
+        assert [name for name in variants if color[name] == color[end]] == [end]
+    assert len(set(color.values())) == min(count, len(SERIES))
 
 
 def test_no_two_figures_have_one_name() -> None:
