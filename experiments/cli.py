@@ -11,6 +11,7 @@ COMMANDS = {
     "sweep": "plan, measure interleaved, keep every cell; dry_run=true prints the plan, resume=RUN_ID goes on",
     "trace": "capture the same cells under a profiler, and keep what each kernel took",
     "report": "make the report of a run: pages, tables, figures, summary.json",
+    "compare": "hold a run against another, or a variant against another: exit code 1 on a regression",
     "kernels": "measure one kernel at a time against what it replaces and the roofline",
     "validate": "hold kernels and variants to every numerics gate, and show the figures",
     "traffic": "the same traffic through several engines' schedulers and block managers, without a model",

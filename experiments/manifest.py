@@ -95,14 +95,14 @@ def new_manifest(
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """Why results of `new` may not be added to the run `old`, one phrase each; empty where they may."""
-    found = list(_changes(plain.encode(old.config), plain.encode(new.config)))
+    found = list(changes(plain.encode(old.config), plain.encode(new.config)))
     if not found and old.plan != new.plan:
         found.append("the plan is ordered differently")
     if old.source_hash != new.source_hash:
         found.append(f"the code under engine/ or variants/ changed since commit {old.commit[:7]}")
-    found += _changes({"device": old.device}, {"device": new.device})
+    found += changes({"device": old.device}, {"device": new.device})
     pinned_old, pinned_new = ({name: run.software.get(name) for name in _PINNED} for run in (old, new))
-    return [*found, *_changes(pinned_old, pinned_new), *unlike_machines(old, new)]
+    return [*found, *changes(pinned_old, pinned_new), *unlike_machines(old, new)]
 
 
 def unlike_machines(old: Manifest, new: Manifest) -> list[str]:
@@ -111,17 +111,17 @@ def unlike_machines(old: Manifest, new: Manifest) -> list[str]:
     if not (old.machine and new.machine):
         return []
     if not old.gpu and not new.gpu:
-        return list(_changes({"cpu": old.machine.get("cpu")}, {"cpu": new.machine.get("cpu")}))
-    return list(_changes({"gpu": old.gpu}, {"gpu": new.gpu}))
+        return list(changes({"cpu": old.machine.get("cpu")}, {"cpu": new.machine.get("cpu")}))
+    return list(changes({"gpu": old.gpu}, {"gpu": new.gpu}))
 
 
-def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
     """`KEY was X and is Y` for every leaf that differs; lists of the same named things are compared thing by thing."""
     if _names(old) == _names(new) != []:
         old, new = ({item["name"]: item for item in items} for items in (old, new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted(old.keys() | new.keys()):
-            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            yield from changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield f"{key} was {_brief(old)} and is {_brief(new)}"
 

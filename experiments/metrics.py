@@ -41,8 +41,10 @@ class Metric:
     value: CellValue
     bounded: bool = True
 
-    def floor(self, floor: Floor) -> float:
-        """The physical bound of this metric, in its unit: a least time, or a greatest rate."""
+    def floor(self, floor: Floor) -> float | None:
+        """The physical bound of this metric, in its unit: a least time, or a greatest rate; None for anything else."""
+        if self.unit not in ("ms", "tokens/s"):
+            return None
         return floor.floor_ms if self.better is Better.LOWER else 1e3 * floor.tokens / floor.floor_ms
 
     def share_of_floor(self, value: float, floor: float) -> float:
@@ -181,3 +183,13 @@ def requests_per_s(result: CellResult) -> float | None:
 def served_tokens_per_s(result: CellResult) -> float | None:
     """Output tokens over the same time."""
     return _sampled(result, "output_tokens_per_s")
+
+
+@metric("J/token", Better.LOWER, ("decode", "prefill", "offline"), "energy_j")
+def energy_j_per_token(result: CellResult) -> float | None:
+    """Energy that the whole GPU took while the cell was measured, its warm-up included, over the tokens that the engine
+    worked on in that time: generated ones, in a prefill those of the prompts. Read from the GPU's own counter."""
+    energy_j = result.clocks.get("energy_j", 0.0)
+    counter = "prefilled_tokens" if "ttft_ms" in result.samples else "generated_tokens"
+    tokens = result.counters.get(counter, 0.0)
+    return cell_value([energy_j / tokens]) if energy_j > 0 and tokens > 0 else None

@@ -5,14 +5,17 @@ same results give the same bytes.
 
     experiment=NAME    which experiment; its results lie under results/NAME
     run=RUN_ID         which run; its latest unless given
+    runs=[RUN,RUN]     several runs side by side, instead: EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or a run's folder
+    name=NAME          where a report of several runs goes, under reports/ (side_by_side)
     results_dir=DIR    where results lie (results)
     reports_dir=DIR    where reports go (reports)
     --terminal         print the headline table and a small heat map instead of writing files
     --docs             refresh the generated blocks of README.md and docs/ from reports/headline, then stop
 """
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +29,8 @@ class Options:
 
     experiment: str = ""
     run: str = "latest"
+    runs: tuple[str, ...] = ()
+    name: str = "side_by_side"
     results_dir: str = "results"
     reports_dir: str = "reports"
     terminal: bool = False
@@ -35,7 +40,7 @@ class Options:
 def parse(arguments: Sequence[str]) -> Options:
     """Options from the command line; UserError names what is unknown."""
     flags, values = set(), {}
-    keys = ("experiment", "run", "results_dir", "reports_dir")
+    keys = ("experiment", "run", "runs", "name", "results_dir", "reports_dir")
     for argument in arguments:
         key, is_override, value = argument.partition("=")
         if argument in ("--terminal", "--docs"):
@@ -45,10 +50,23 @@ def parse(arguments: Sequence[str]) -> Options:
         else:
             known = ", ".join([*(f"{k}=" for k in keys), "--terminal", "--docs"])
             raise UserError(f"report does not know {argument!r}; it takes {known}")
-    options = Options(**values, terminal="--terminal" in flags, docs="--docs" in flags)
-    if not options.experiment and not options.docs:
-        raise UserError("which experiment? give experiment=NAME, for instance experiment=demo")
+    runs = tuple(run.strip() for run in values.pop("runs", "").strip("[]").split(",") if run.strip())
+    options = Options(**values, runs=runs, terminal="--terminal" in flags, docs="--docs" in flags)
+    _check(options, values)
     return options
+
+
+def _check(options: Options, given: Mapping[str, str]) -> None:
+    if options.docs:
+        return
+    if options.runs and ("experiment" in given or "run" in given):
+        raise UserError("give experiment=NAME for one run, or runs=[...] for several, not both")
+    if len(options.runs) == 1:
+        raise UserError(f"runs=[{options.runs[0]}] is one run; give two or more, or experiment=NAME run=RUN_ID")
+    if not options.runs and not options.experiment:
+        raise UserError("which experiment? give experiment=NAME, for instance experiment=demo")
+    if not re.fullmatch(r"[\w-]+", options.name):
+        raise UserError(f"name={options.name} may have letters, digits, - and _ only, for it names a folder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +85,10 @@ def _report(options: Options) -> int:
         changed = refresh()
         print("\n".join(f"refreshed {path}" for path in changed) or "every generated block is fresh")
         return 0
+    return _several(options) if options.runs else _one(options)
+
+
+def _one(options: Options) -> int:
     from experiments.reporting.files import build, write
     from experiments.reporting.kernels import find_kernels
     from experiments.reporting.run import load_run
@@ -98,6 +120,27 @@ def _report_kernels(file: Path, options: Options) -> int:
     folder = Path(options.reports_dir) / options.experiment
     write(build_kernels(run), folder)
     print(f"{folder / 'report.md'}: run {run.stamp.run_id}, {len(run.rows):,} rows")
+    return 0
+
+
+def _several(options: Options) -> int:
+    from experiments.reporting.files import build_together, write
+    from experiments.reporting.run import locate_run, read_folder
+
+    paths = [locate_run(Path(options.results_dir), name) for name in options.runs]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("runs names a run twice")
+    runs = [read_folder(path) for path in paths]
+    if options.terminal:
+        from experiments.reporting.terminal import show
+
+        for run in runs:
+            print(f"\n{run.info.experiment}/{run.info.run_id}")
+            show(run)
+        return 0
+    folder = Path(options.reports_dir) / options.name
+    write(build_together(runs), folder)
+    print(f"{folder / 'index.html'}: {', '.join(f'{r.info.experiment}/{r.info.run_id}' for r in runs)}")
     return 0
 
 

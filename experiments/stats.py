@@ -14,6 +14,8 @@ A ratio of two medians has nearly symmetric noise on the log scale, which is all
 `tests/experiments/test_stats.py` simulates its coverage under normal, heavy-tailed and contaminated noise. With fewer
 than three rounds there is no interval, and so no verdict but `unresolved`.
 
+**Two runs** share no rounds: there the ratio is that of the medians, with Welch's t on the logarithms of the rounds.
+
 **Verdict.** `same` when the whole interval lies within +-1 % of parity; else `faster` or `slower` when the paired t
 test stays below 5 % after Holm's step-down correction over all comparisons of the run, so that the chance of even one
 false `faster` or `slower` in the whole run is at most 5 %; else `unresolved`.
@@ -110,10 +112,26 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
         return Estimate(middle, None, None, n)
     logs = [math.log(v) for v in values]
     mean = fmean(logs)
-    standard_error = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (n - 1) / n)
-    half = _t_quantile(n - 1, confidence) * standard_error
-    low, high = min(math.exp(mean - half), middle), max(math.exp(mean + half), middle)
-    return Estimate(middle, low, high, n, _p_value(mean, standard_error, n - 1))
+    error = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (n - 1) / n)
+    return _student(middle, mean, error, n - 1, n, confidence)
+
+
+def unpaired_ratio(above: Sequence[float], below: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Ratio of the medians of two groups that share no rounds, with Welch's interval on their logarithms.
+
+    Welch lets the groups differ in noise and size; `n` is that of the smaller. The interval holds what varies between
+    rounds, not what else differs between the two sessions.
+    """
+    n = min(len(above), len(below))
+    middle = float(median(above)) / float(median(below))
+    if n < MIN_ROUNDS:
+        return Estimate(middle, None, None, n)
+    logs = [[math.log(v) for v in group] for group in (above, below)]
+    variances = [stdev(group) ** 2 / len(group) for group in logs]
+    total = sum(variances)
+    shares = sum(v**2 / (len(group) - 1) for v, group in zip(variances, logs, strict=True))
+    degrees = total**2 / shares if shares else n - 1
+    return _student(middle, fmean(logs[0]) - fmean(logs[1]), math.sqrt(total), degrees, n, confidence)
 
 
 def paired_ratios(
@@ -158,11 +176,11 @@ def is_settled(values: Sequence[float], target_ci: float, looks: Looks, comparis
     return claim(strict, min(1.0, comparisons * price * plain.p_value)) is not Claim.UNRESOLVED
 
 
-def claim(speedup: Estimate, adjusted_p: float) -> Claim:
-    """The verdict on one cell, from its speed-up and its family-wise adjusted p-value."""
+def claim(speedup: Estimate, adjusted_p: float, margin: float = EQUIVALENCE_MARGIN) -> Claim:
+    """The verdict on one cell, from its speed-up and its family-wise adjusted p-value; `same` is within the margin."""
     if speedup.low is None or speedup.high is None:
         return Claim.UNRESOLVED
-    if 1 - EQUIVALENCE_MARGIN <= speedup.low and speedup.high <= 1 + EQUIVALENCE_MARGIN:
+    if 1 - margin <= speedup.low and speedup.high <= 1 + margin:
         return Claim.SAME
     if adjusted_p > FAMILY_ALPHA:
         return Claim.UNRESOLVED
@@ -189,14 +207,21 @@ def spread(values: Sequence[float]) -> float | None:
     return stdev(math.log(v) for v in values) if len(values) > 1 else None
 
 
+def _student(middle: float, mean: float, error: float, degrees: float, n: int, confidence: float) -> Estimate:
+    """Student's interval around a mean logarithm, widened to hold the median."""
+    half = _t_quantile(degrees, confidence) * error
+    low, high = min(math.exp(mean - half), middle), max(math.exp(mean + half), middle)
+    return Estimate(middle, low, high, n, _p_value(mean, error, degrees))
+
+
 @cache
-def _t_quantile(degrees: int, confidence: float) -> float:
+def _t_quantile(degrees: float, confidence: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + confidence / 2))
 
 
-def _p_value(mean: float, standard_error: float, degrees: int) -> float:
+def _p_value(mean: float, standard_error: float, degrees: float) -> float:
     """Two-sided p-value of mean 0; data without any spread leave no doubt."""
     if standard_error == 0:
         return 1.0 if mean == 0 else 0.0

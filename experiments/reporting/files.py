@@ -1,38 +1,41 @@
 """From a run to the files of its report: a pure function to bytes, and one that puts them in place."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.reporting.charts import paper
-from experiments.reporting.figures import build_figures
+from experiments.reporting.document import Document, document_of
 from experiments.reporting.formats import to_csv, to_latex, to_markdown
 from experiments.reporting.markdown import render_markdown
 from experiments.reporting.page import render_page
 from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import Run
+from experiments.reporting.side_by_side import analyse_together, side_by_side
 from experiments.reporting.summary import summary_of, to_json
-from experiments.reporting.tables import build_tables
 
 
 def build(run: Run) -> dict[str, bytes]:
     """Every file of the report by its path; the same run gives the same bytes."""
-    return build_analysed(analyse(run))
+    analysis = analyse(run)
+    return _files(document_of(analysis), {"summary.json": analysis})
 
 
-def build_analysed(analysis: Analysis) -> dict[str, bytes]:
-    """The same, from an analysis."""
-    tables, figures = build_tables(analysis), build_figures(analysis)
-    files: dict[str, str | bytes] = {
-        "index.html": render_page(analysis, tables, figures),
-        "report.md": render_markdown(analysis, tables, figures),
-        "summary.json": to_json(summary_of(analysis)),
-    }
-    for name, table in tables.items():
+def build_together(runs: Sequence[Run]) -> dict[str, bytes]:
+    """The same of several runs, side by side, with a summary of each."""
+    analyses = analyse_together(runs)
+    return _files(side_by_side(analyses), {f"summary.{letter}.json": a for letter, a in analyses.items()})
+
+
+def _files(document: Document, summaries: Mapping[str, Analysis]) -> dict[str, bytes]:
+    files: dict[str, str | bytes] = {name: to_json(summary_of(analysis)) for name, analysis in summaries.items()}
+    files |= {"index.html": render_page(document), "report.md": render_markdown(document)}
+    for name, table in document.tables.items():
         columns = [c.name for c in table.columns]
         files[f"tables/{name}.csv"] = to_csv(columns, table.rows)
         files[f"tables/{name}.md"] = f"# {table.title}\n\n{table.caption}\n\n{to_markdown(table)}"
         files[f"tables/{name}.tex"] = to_latex(table)
-    for name, (_, figure) in figures.items():
+    for name, (_, figure) in document.figures.items():
         files[f"figures/{name}.csv"] = to_csv(figure.columns, figure.records)
         for kind, drawn in paper.render(figure).items():
             files[f"figures/{name}.{kind}"] = drawn

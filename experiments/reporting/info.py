@@ -16,9 +16,11 @@ from experiments.stats import Looks
 class RunInfo:
     """Who, where, what and how of a run. `workloads` are by name, `models` maps a name to its sizes.
 
-    `by_process` are models too large for all engines at once: there each variant and round had a fresh process.
-    `controls` are variants that are the baseline under another name: any speed-up of theirs is noise. `shards` are the
-    processes that the run was spread over, wherever they ran. `peers` has what other engines are and chose, by variant.
+    `variant_kinds` and `switched_on` say what each variant is made of: its kind, and which of its switches and runtime
+    flags are on. `by_process` are models too large for all engines at once: there each variant and round had a fresh
+    process. `controls` are variants that are the baseline under another name: any speed-up of theirs is noise. `shards`
+    are the processes that the run was spread over, wherever they ran. `peers` has what other engines are and chose, by
+    variant.
     """
 
     experiment: str
@@ -38,6 +40,8 @@ class RunInfo:
     weights: dict[str, str] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
+    variant_kinds: dict[str, str] = field(default_factory=dict)
+    switched_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
     workloads: dict[str, WorkloadConfig] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
@@ -97,6 +101,8 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         weights={name: str(words) for name, words in sorted(_mapping(manifest, "weights").items())},
         controls=_controls(variants),
         variants=tuple(v["name"] for v in variants),
+        variant_kinds={v["name"]: str(v.get("kind", v["name"])) for v in variants},
+        switched_on={v["name"]: _switched_on(v) for v in variants},
         workloads={w["name"]: _workload(w) for w in workloads},
         protocol=_mapping(config, "protocol"),
         seed=config.get("seed"),
@@ -125,6 +131,11 @@ def _controls(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Variants that differ from the baseline in nothing but their name."""
     settings = {v["name"]: {key: value for key, value in v.items() if key != "name"} for v in variants}
     return tuple(name for name, those in settings.items() if name != BASELINE and those == settings.get(BASELINE))
+
+
+def _switched_on(variant: Mapping[str, Any]) -> tuple[str, ...]:
+    flags = _mapping(variant, "switches") | _mapping(variant, "runtime")
+    return tuple(name for name, on in flags.items() if on is True)
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, Kernel
 from experiments.reporting.charts import paper
 from experiments.reporting.charts.specs import Figure, HeatCell, Heatmap, Panel
 from experiments.reporting.formats import Column, Kind, Table, Value, interval, ratio, to_csv, to_latex, to_markdown
-from experiments.reporting.terminal import print_table
+from experiments.reporting.terminal import rich_table
 from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
 
 LOG_WIDTH = 150
@@ -200,7 +200,7 @@ def show_kernels(run: KernelRun, console: Console | None = None) -> None:
     compared = compare(run)
     if run.rows and all(row.kernels == "twin" for row in run.rows):
         console.print("[yellow]Plain-PyTorch twins on a CPU: errors are real, times say nothing about speed.[/yellow]")
-    print_table(_narrow(kernel_table(compared)), console)
+    console.print(rich_table(_narrow(kernel_table(compared))))
     counts = {verdict.value: sum(at.verdict == verdict.value for at in compared) for verdict in Claim}
     if any(counts.values()):
         console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))

@@ -1,37 +1,37 @@
 """report.md: the report where a page cannot be shown."""
 
-from experiments.reporting.charts.specs import Figure
-from experiments.reporting.first_screen import first_screen
+from experiments.reporting.document import Document
+from experiments.reporting.first_screen import FirstScreen
 from experiments.reporting.formats import Table, to_markdown
-from experiments.reporting.methods import FORMULAS, commands, methods
+from experiments.reporting.methods import FORMULAS
 from experiments.reporting.page import EMPTY, SECTIONS
-from experiments.reporting.rows import Analysis
 from experiments.reporting.tables import TABLES
 
 MAX_ROWS = 200
 
 
-def render_markdown(analysis: Analysis, tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) -> str:
+def render_markdown(document: Document) -> str:
     """The whole report; folded tables are linked, not printed."""
-    parts = _opening(analysis)
+    parts = _opening(document.screen)
     for name, title in SECTIONS.items():
         parts.append(f"## {title}")
         before = len(parts)
-        if name == "missing" and analysis.run.problems:
-            parts.append("Problems in reading the run:\n\n" + "\n".join(f"- {p}" for p in analysis.run.problems))
+        if name == "missing" and document.problems:
+            parts.append("Problems in reading the run:\n\n" + "\n".join(f"- {p}" for p in document.problems))
         if name == "methods":
-            parts += _methods(analysis)
-        for section, figure in figures.values():
+            parts += _methods(document)
+        for section, figure in document.figures.values():
             if section == name:
-                parts.append(f"### {figure.title}\n\n![{figure.alt}](figures/{figure.name}.svg)\n\n{figure.caption}")
-        parts += [_table(table) for table in tables.values() if TABLES[table.name].section == name]
+                again = ", then ".join(f"`{command}`" for command in figure.commands)
+                image = f"![{figure.alt}](figures/{figure.name}.svg)"
+                parts.append(f"### {figure.title}\n\n{image}\n\n{figure.caption}\n\nReproduce: {again}.")
+        parts += [_table(table) for table in document.tables.values() if TABLES[table.name].section == name]
         if len(parts) == before:
             parts.append(EMPTY.get(name, ""))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _opening(analysis: Analysis) -> list[str]:
-    screen = first_screen(analysis)
+def _opening(screen: FirstScreen) -> list[str]:
     parts = [f"# {screen.question}"]
     if screen.twin_note:
         parts.append(f"> **{screen.twin_note}**")
@@ -43,9 +43,9 @@ def _opening(analysis: Analysis) -> list[str]:
     return parts
 
 
-def _methods(analysis: Analysis) -> list[str]:
-    parts = [f"### {heading}\n\n{words}" for heading, words in methods(analysis)]
-    return [*parts, f"```\n{FORMULAS}\n```", "### Reproduce\n\n```\n" + "\n".join(commands(analysis)) + "\n```"]
+def _methods(document: Document) -> list[str]:
+    parts = [f"### {heading}\n\n{words}" for heading, words in document.methods]
+    return [*parts, f"```\n{FORMULAS}\n```", "### Reproduce\n\n```\n" + "\n".join(document.commands) + "\n```"]
 
 
 def _table(table: Table) -> str:

@@ -9,10 +9,9 @@ from markupsafe import Markup
 
 from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Spans
 from experiments.reporting.charts.svg import GLYPHS, draw, heat_scale, marker, sparkline_counts
-from experiments.reporting.first_screen import first_screen
+from experiments.reporting.document import Document
 from experiments.reporting.formats import Kind, Shown, Table, Value, display
-from experiments.reporting.methods import FORMULAS, commands, methods
-from experiments.reporting.rows import Analysis
+from experiments.reporting.methods import FORMULAS
 from experiments.reporting.tables import TABLES
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -60,6 +59,7 @@ class Block:
     kind: str
     folded: bool = False
     images: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Section:
     empty: str
 
 
-def render_page(analysis: Analysis, tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) -> str:
-    """The page of one run."""
+def render_page(document: Document) -> str:
+    """The page of a report."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -83,26 +83,20 @@ def render_page(analysis: Analysis, tables: dict[str, Table], figures: dict[str,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    screen = first_screen(analysis)
-    cards = [(card, Markup(sparkline_counts(card.counts))) for card in screen.cards]
+    cards = [(card, Markup(sparkline_counts(card.counts))) for card in document.screen.cards]
     return environment.get_template("index.html").render(
-        info=analysis.run.info,
-        screen=screen,
+        document=document,
+        screen=document.screen,
         cards=cards,
-        sections=_sections(tables, figures),
-        methods=methods(analysis),
+        sections=_sections(document),
         formulas=FORMULAS,
-        commands=commands(analysis),
-        problems=analysis.run.problems,
-        software=analysis.run.info.software,
-        weights=analysis.run.info.weights,
-        machine=analysis.run.info.machine,
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "script.js").read_text(encoding="utf-8")),
     )
 
 
-def _sections(tables: dict[str, Table], figures: dict[str, tuple[str, Figure]]) -> list[Section]:
+def _sections(document: Document) -> list[Section]:
+    tables, figures = document.tables, document.figures
     sections = []
     for name, title in SECTIONS.items():
         plain = [table_block(table) for table in tables.values() if TABLES[table.name].section == name]
@@ -140,7 +134,8 @@ def figure_block(figure: Figure) -> Block:
     body = f'{keys}<div class="panels{grid}">{panels}</div>'
     images = tuple(f"figures/{figure.name}.{kind}" for kind in ("svg", "png"))
     csv = f"figures/{figure.name}.csv"
-    return Block(figure.name, figure.title, figure.caption, Markup(body), csv, "figure", images=images)
+    markup = Markup(body)
+    return Block(figure.name, figure.title, figure.caption, markup, csv, "figure", False, images, figure.commands)
 
 
 def _key(slot: int, flat: bool) -> str:

@@ -135,9 +135,9 @@ def _worst(failed: Sequence[tuple[Status, str, int]], rounds: int) -> tuple[Stat
 
 
 def _with_floor(row: Row, metric: Metric, floor: Floor | None) -> Row:
-    if floor is None or row.median is None or not metric.bounded:
+    bound = metric.floor(floor) if floor is not None and metric.bounded else None
+    if bound is None or row.median is None:
         return row
-    bound = metric.floor(floor)
     return replace(row, floor=bound, share_of_floor=metric.share_of_floor(row.median, bound))
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=
 class Run:
     """All of a run. `results` has each planned cell once, sorted.
 
-    `problems` are files that could not be read, and whatever else is counted but not shown.
+    `problems` are files that could not be read, and whatever else is counted but not shown. `palette` are the variants
+    of every run of a report, where it has several, so that each has one colour throughout.
     """
 
     info: RunInfo
@@ -30,15 +32,16 @@ class Run:
     ledgers: tuple[Ledger, ...] = ()
     counters: tuple[Counters, ...] = ()
     problems: tuple[str, ...] = ()
+    palette: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def variants(self) -> tuple[str, ...]:
         """Variants in the order planned, the baseline first."""
         found = {r.cell.variant for r in self.results}
         ordered = [v for v in self.info.variants if v in found] + sorted(found - set(self.info.variants))
         return tuple(sorted(ordered, key=lambda v: v != BASELINE))
 
-    @property
+    @cached_property
     def points(self) -> tuple[Point, ...]:
         """Every planned place, sorted."""
         return tuple(sorted({r.cell.point for r in self.results}))
@@ -62,14 +65,27 @@ class Run:
 
 def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:
     """Read results/<experiment>/<run_id>; `run_id` may be `latest`. UserError names what exists."""
+    return read_folder(find_run(results_dir, experiment, run_id))
+
+
+def read_folder(path: Path) -> Run:
+    """Read the run in a folder."""
     from experiments.store import read_run
 
-    path = find_run(results_dir, experiment, run_id)
     manifest, results, problems = read_run(path)
     ledgers, ledger_problems = read_ledgers(path / "traces")
     counters, counter_problems = read_counters(path / "counters")
     found = [*problems, *ledger_problems, *counter_problems]
-    return replace(assemble(manifest, results, found, ledgers, experiment, path.name), counters=tuple(counters))
+    run = assemble(manifest, results, found, ledgers, path.parent.name, path.name)
+    return replace(run, counters=tuple(counters))
+
+
+def locate_run(results_dir: Path, name: str) -> Path:
+    """The folder of a run named EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or by the folder's own path."""
+    if (Path(name) / "manifest.json").is_file():
+        return Path(name)
+    experiment, _, run_id = name.partition("/")
+    return find_run(results_dir, experiment, run_id or "latest")
 
 
 def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:

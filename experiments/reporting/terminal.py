@@ -40,20 +40,21 @@ def show(run: Run, console: Console | None = None) -> None:
 
 
 def _headline(analysis: Analysis, console: Console) -> None:
-    if analysis.primary:
-        console.print()
-        print_table(compact_table([row_data(row) for row in analysis.primary]), console)
+    if not analysis.primary:
+        return
+    console.print()
+    console.print(rich_table(compact_table([row_data(row) for row in analysis.primary])))
 
 
-def print_table(table: Table, console: Console) -> None:
-    """A table with its intervals in brackets."""
+def rich_table(table: Table) -> RichTable:
+    """A table as rich prints it; intervals in brackets."""
     view = display(table)
     printed = RichTable(box=None, header_style="bold", pad_edge=False)
     for title, kind in zip(view.titles, view.kinds, strict=True):
         printed.add_column(escape(title), justify="left" if kind in (Kind.TEXT, Kind.CLAIM) else "right", no_wrap=True)
     for row in view.rows:
         printed.add_row(*(escape(f"{text} [{bounds}]" if bounds else text) for text, bounds in row))
-    console.print(printed)
+    return printed
 
 
 def _heatmap(analysis: Analysis, model: str, workload: str, console: Console) -> None:

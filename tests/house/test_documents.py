@@ -104,6 +104,10 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.report import parse
 
         parse(arguments)
+    elif command == "compare":
+        from experiments.compare import parse as parse_compare
+
+        parse_compare(arguments)
     elif command == "generate":
         from experiments.generate import parse as parse_generate
 

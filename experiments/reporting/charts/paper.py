@@ -108,14 +108,16 @@ def _color(slot: int) -> str:
 
 
 def _lines(chart: Lines, ax: Any) -> None:
-    ax.set_xscale("log")
+    ax.set_xscale("linear" if chart.x_linear else "log")
     ax.set_yscale("log")
     for series in chart.series:
         _curve(series, ax)
     xs = [m.x for s in chart.series for m in s.marks]
-    ys = [v for s in chart.series for m in s.marks for v in (m.y, m.low, m.high) if v is not None]
-    ax.set_xlim(min(xs) / 1.3, max(xs) * 1.3)
+    ys = chart.levels
+    ax.set_xlim(*((min(xs) - 0.4, max(xs) + 0.4) if chart.x_linear else (min(xs) / 1.3, max(xs) * 1.3)))
     _ticks(ax.xaxis, chart.x_ticks[:: max(1, len(chart.x_ticks) // 8)] or log_ticks(xs))
+    if chart.reach:
+        ax.set_ylim(min(ys) / 1.05, max(ys) * 1.05)
     _ticks(ax.yaxis, log_ticks(ys))
     ax.set_xlabel(chart.x_label)
     ax.set_ylabel(chart.y_label)
@@ -214,6 +216,8 @@ def _bars(chart: Bars, ax: Any) -> None:
     ax.set_yticks(ticks, names)
     ax.set_ylim(y, -0.8)
     ax.margins(x=0.12)
+    if chart.reach:
+        ax.set_xlim(0, 1.12 * chart.longest)
     ax.set_xlabel(chart.x_label)
 
 

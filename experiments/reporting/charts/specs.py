@@ -28,12 +28,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves over two logarithmic axes; `x_ticks` are the values that were measured."""
+    """Curves over two logarithmic axes (`x_linear`: over one); `x_ticks` are the values that were measured, `reach`
+    levels that the vertical axis must hold too."""
 
     x_label: str
     y_label: str
     series: tuple[Series, ...]
     x_ticks: tuple[float, ...] = ()
+    x_linear: bool = False
+    reach: tuple[float, ...] = ()
+
+    @property
+    def levels(self) -> list[float]:
+        """Every value on the vertical axis."""
+        marks = [m for s in self.series for m in s.marks]
+        return [*self.reach, *(v for m in marks for v in (m.y, m.low, m.high) if v is not None)]
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,17 @@ class BarGroup:
 
 @dataclass(frozen=True)
 class Bars:
-    """Groups of horizontal bars from zero."""
+    """Groups of horizontal bars from zero; the axis is at least `reach` long."""
 
     x_label: str
     groups: tuple[BarGroup, ...]
+    reach: float = 0.0
+
+    @property
+    def longest(self) -> float:
+        """Where the axis ends."""
+        bars = [bar for group in self.groups for bar in group.bars]
+        return max([self.reach, *(bar.start + sum(s.value for s in bar.segments) for bar in bars)])
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its panels, the legend they share, and the data behind it as `columns` and `records`."""
+    """A figure: its panels, the legend they share, the data behind it as `columns` and `records`, and the commands that
+    make it again, which `build_figures` adds."""
 
     name: str
     title: str
@@ -173,3 +190,4 @@ class Figure:
     legend: tuple[tuple[str, int], ...]
     columns: tuple[str, ...]
     records: tuple[tuple[Value, ...], ...]
+    commands: tuple[str, ...] = ()

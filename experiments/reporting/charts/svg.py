@@ -41,8 +41,8 @@ def _lines(chart: Lines, label: str) -> str:
     if not marks:
         return ""
     xs = [m.x for m in marks]
-    ys = [v for m in marks for v in (m.y, m.low, m.high) if v is not None]
-    to_x = _log_scale(xs, _LEFT + 14, WIDTH - _RIGHT - 14)
+    ys = chart.levels
+    to_x = (_linear_scale if chart.x_linear else _log_scale)(xs, _LEFT + 14, WIDTH - _RIGHT - 14)
     to_y = _log_scale(ys, _PLOT_HEIGHT - _BOTTOM - 8, _TOP + 8)
     body = _grid(chart, to_x, to_y, ys)
     for series in chart.series:
@@ -57,8 +57,13 @@ def _log_scale(values: Sequence[float], start: float, end: float) -> Callable[[f
     return lambda v: start + (end - start) * (math.log(v) - low) / (high - low)
 
 
+def _linear_scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    low, high = min(values), max(values)
+    return lambda v: start + (end - start) * (v - low) / ((high - low) or 1.0)
+
+
 def log_ticks(values: Sequence[float]) -> list[float]:
-    """Powers of ten inside the data; with 2 and 5, and finer, where those are fewer than three."""
+    """Powers of ten inside the data; with 2 and 5, and finer, where those are fewer than three; at last even steps."""
     low, high = min(values), max(values)
     for steps in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -66,7 +71,16 @@ def log_ticks(values: Sequence[float]) -> list[float]:
         inside = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
         if len(inside) >= 3:
             return inside[:: max(1, math.ceil(len(inside) / 7))]
-    return sorted({float(f"{v:.2g}") for v in (low, math.sqrt(low * high), high)})
+    if low == high:
+        return [float(f"{low:.3g}")]
+    step = _nice_step(high - low, 6)
+    return [float(f"{k * step:.6g}") for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _nice_step(length: float, most: int) -> float:
+    """The least of 1, 2 and 5 times a power of ten that divides a length into at most so many parts."""
+    power = 10.0 ** math.floor(math.log10(length / most))
+    return next(s * power for s in (1, 2, 5, 10) if length / (s * power) <= most)
 
 
 def _grid(
@@ -187,8 +201,7 @@ _WIDE, _LABELS = 560.0, 150.0
 
 
 def _bars(chart: Bars, label: str) -> str:
-    totals = [bar.start + sum(s.value for s in bar.segments) for group in chart.groups for bar in group.bars]
-    longest = max(totals, default=0.0)
+    longest = chart.longest
     if longest <= 0:
         return ""
     body: list[str] = []

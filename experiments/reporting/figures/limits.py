@@ -38,7 +38,7 @@ def _legend(color: dict[str, int], rows: Sequence[Row]) -> tuple[tuple[str, int]
 def floor_share(analysis: Analysis) -> Iterator[Figure]:
     """Share of the attainable speed that each variant reaches: floor over measured time. The dashed line is the floor
     itself, least bytes and FLOP over the ceilings measured in this run; the number is that of the best variant."""
-    color = slots(analysis.run.variants)
+    color = slots(analysis.run)
     for model, rows in _bounded(analysis).items():
         best = max(rows, key=lambda r: r.share_of_floor or 0.0)
         kinds = list(dict.fromkeys(r.workload for r in rows))
@@ -74,7 +74,7 @@ def roofline(analysis: Analysis) -> Iterator[Figure]:
     ceilings = info.ceilings
     if ceilings is None or not models:
         return
-    color = slots(analysis.run.variants)
+    color = slots(analysis.run)
     everything = [r for rows in models.values() for r in rows]
     yield Figure(
         "roofline",

@@ -24,7 +24,7 @@ def serving(analysis: Analysis) -> Iterator[Figure]:
     for row in analysis.rows:
         if row.metric in _SHOWN and row.median is not None and analysis.run.info.workload(row.workload).rates:
             families[row.model, row.workload.rpartition("-")[0]].append(row)
-    color = slots(analysis.run.variants)
+    color = slots(analysis.run)
     for (model, name), rows in families.items():
         if len({row.workload for row in rows}) > 1:
             drawn = {row.variant: row.kernels for row in rows}

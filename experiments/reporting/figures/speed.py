@@ -158,7 +158,7 @@ def _curves(
     if not known:
         return []
     along, across, label = _axes(analysis.run.info.kind(workload), known)
-    color = slots(analysis.run.variants)
+    color = slots(analysis.run)
     unit = METRICS[metric].unit
     alone = len({along(r) for r in known}) == 1
     panels = [_bars(known, color, unit)] if alone else list(_panels(known, along, across, label, color, unit))

@@ -12,7 +12,7 @@ from experiments.reporting.ledgers import Ledger
 from experiments.reporting.rows import Analysis
 
 
-@figure("where")
+@figure("where", command="trace")
 def kernel_time(analysis: Analysis) -> Iterator[Figure]:
     """Device time of one traced step by operation, and the gaps in which the device is idle. Traced apart from the
     timing above; the profiler slows a step, so read shares and launch counts here, not speed."""

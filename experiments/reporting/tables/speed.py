@@ -1,11 +1,14 @@
 """Tables of speed: by workload, by point, every row, and the spread behind them."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import astuple
 from statistics import median
 
 from experiments.config import BASELINE
 from experiments.metrics import METRICS
 from experiments.records import Row, Status
+from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, ablations
 from experiments.reporting.formats import Column, Kind, Value
 from experiments.reporting.headline import aggregates, lead_variant
 from experiments.reporting.rows import Analysis, key_of, point_of
@@ -78,6 +81,38 @@ def _lead_values(row: Row | None) -> tuple[Value, ...]:
     if "twin" in row.kernels and row.status is Status.OK:
         verdict = f"{verdict} (twin)"
     return row.speedup, row.speedup_ci_low, row.speedup_ci_high, verdict, row.share_of_floor
+
+
+@table("What each rung is worth", "faster")
+def ablation(analysis: Analysis) -> Content | None:
+    """Variants that differ in one rung alone, paired within rounds: added to nothing (or to what it needs), and left
+    out of the whole. Savings are medians of the paired differences; they do not add up, because rungs overlap: compare
+    the sums with what all save together. Verdicts are corrected for all comparisons of this table."""
+    columns = (
+        *PLACE,
+        Column("how", "How"),
+        Column("rung", "Rung"),
+        Column("saved_ms", "Saves, ms", Kind.NUMBER),
+        Column("speedup", "Speed-up", Kind.RATIO),
+        Column("speedup_ci_low", "CI low", Kind.RATIO),
+        Column("speedup_ci_high", "CI high", Kind.RATIO),
+        Column("verdict", "Verdict", Kind.CLAIM),
+        Column("having", "With it"),
+        Column("without", "Without it"),
+    )
+    rows = [(*astuple(a.point), *line) for a in ablations(analysis) for line in _ablation(a, analysis.run.is_twin)]
+    return Content(columns, rows)
+
+
+def _ablation(a: Ablation, is_twin: bool) -> Iterator[tuple[Value, ...]]:
+    for w in a.worths:
+        level = (w.speedup.value, w.speedup.low, w.speedup.high) if w.speedup else (None, None, None)
+        verdict = f"{w.verdict}{' (twin)' * is_twin}" if w.verdict else "no value"
+        yield (w.rung.how, w.rung.name, w.saved_ms, *level, verdict, w.rung.having, w.rung.without)
+    for how in (ADDED, LEFT_OUT):
+        if saved := [w.saved_ms for w in a.of(how) if w.saved_ms is not None]:
+            yield (how, "sum of the rungs", sum(saved), None, None, None, None, None, None)
+    yield ("together", "all", a.baseline_ms - a.full_ms, None, None, None, None, a.full, BASELINE)
 
 
 _RESULT = (

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ SPEED = {"baseline": 1.0, "compiled": 1.12, "folded": 1.002, "norm_linear": 1.21
 
 @dataclass
 class Synthetic:
-    """What to make up. `mend` may change or drop (None) any cell once it is made."""
+    """What to make up. `gains` are speed-ups at small batches, `settings` more of a variant's configuration; `mend` may
+    change or drop (None) any cell once it is made."""
 
     models: Sequence[str] = ("qwen3-0.6b", "smollm2-135m")
     workloads: Sequence[str] = ("decode", "prefill")
@@ -50,6 +51,8 @@ class Synthetic:
     kernels: str = "compiled"
     ceilings: bool = True
     seed: int = 0
+    gains: Mapping[str, float] = field(default_factory=lambda: SPEED)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mend: Callable[[CellResult], CellResult | None] = field(default=lambda result: result)
 
     def cells(self) -> list[Cell]:
@@ -87,7 +90,7 @@ class Synthetic:
             "config": {
                 "name": "synthetic",
                 "question": "How much faster does the whole engine get when RMSNorm moves into the linear after it?",
-                "variants": [{"name": v, "kind": "baseline" if v == "control" else v} for v in self.variants],
+                "variants": [self._variant(v) for v in self.variants],
                 "workloads": [{"name": w, "kind": w} for w in self.workloads],
                 "protocol": {"rounds": self.rounds, "windows": self.windows},
                 "dtype": "bfloat16" if self.kernels == "compiled" else "float32",
@@ -97,13 +100,16 @@ class Synthetic:
             "cells": [plain.encode(cell) for cell in self.cells()],
         }
 
+    def _variant(self, name: str) -> dict[str, Any]:
+        return {"name": name, "kind": "baseline" if name == "control" else name, **self.settings.get(name, {})}
+
     def run(self, problems: Iterable[str] = (), ledgers: Sequence[Ledger] = ()) -> Run:
         """The run as the report loads it."""
         return assemble(self.manifest(), self.results(), list(problems), ledgers)
 
     def _result(self, cell: Cell, draw: random.Random) -> CellResult:
         drift = 1 + 0.05 * math.sin(cell.round)
-        gain = 1 + (SPEED.get(cell.variant, 1.0) - 1) / (1 + cell.point.batch / 64)
+        gain = 1 + (self.gains.get(cell.variant, 1.0) - 1) / (1 + cell.point.batch / 64)
         seconds = _base_ms(cell.point) * drift / gain
         samples = [seconds * math.exp(draw.gauss(0, self.noise)) for _ in range(self.windows)]
         name = {"decode": "step_ms", "prefill": "ttft_ms"}.get(cell.point.workload, "output_tokens_per_s")
