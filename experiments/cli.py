@@ -12,6 +12,7 @@ COMMANDS = {
     "trace": "capture the same cells under a profiler, and keep what each kernel took",
     "report": "make the report of a run: pages, tables, figures, summary.json",
     "kernels": "measure one kernel at a time against what it replaces and the roofline",
+    "tune": "search tiles for the fused linear layers on this GPU, and where fusing pays",
     "validate": "hold kernels and variants to every numerics gate, and show the figures",
     "generate": "run the engine on a prompt, streamed, with its speed",
     "fetch": "fetch a real model into the cache",

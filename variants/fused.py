@@ -23,7 +23,7 @@ from engine.kernels.attention import paged_decode_attention
 from engine.ops import Ops
 from engine.ranges import op
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import pays
+from variants.dispatch import pays, pays_here
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
@@ -51,7 +51,7 @@ class FusedOps(Ops):
 
     def runs(self, rung: str, x_TK: Tensor, linear: Linear) -> bool:
         """Whether a rung's kernel takes this product."""
-        return self.switches[rung] and pays(rung, x_TK.shape[0], *linear.weight_NK.shape)
+        return self.switches[rung] and pays_here(rung, x_TK, linear.weight_NK)
 
     def _attends_at_once(self, batch: Batch) -> bool:
         """Whether one kernel leads from the QKV projection to the attention output."""

@@ -34,6 +34,7 @@ from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate
 from variants.kernels.linear_add import linear_add_reference, linear_add_triton
 from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
+from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, linear_tile
 
 WEIGHT_SCALE = 0.02
@@ -78,9 +79,12 @@ class LinearCase(Case):
 
     def dispatch_class(self, rows: int) -> Tile:
         """The tile."""
-        n, k = self.weight_NK.shape
-        size, sms = self.x_TK.element_size(), num_sms(self.x_TK)
-        return linear_tile(rows, n // self.MATRICES, k, size, sms, self.MATRICES, self.CAN_SPLIT)
+        return choose_tile(self.OP, self.x_TK[:rows], self.weight_NK, self.MATRICES, self.CAN_SPLIT)
+
+    def heuristic_tile(self) -> Tile:
+        """The tile where nothing was measured."""
+        (rows, k), n = self.x_TK.shape, self.weight_NK.shape[0] // self.MATRICES
+        return linear_tile(rows, n, k, self.dtype.itemsize, num_sms(self.x_TK), self.MATRICES, self.CAN_SPLIT)
 
     def normed(self, how: How) -> tuple[Tensor, Tensor]:
         """(normed, the stream) by the baseline's kernel."""
@@ -204,7 +208,9 @@ class LmHead(LinearCase):
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(tokens, their logits)."""
         arguments = (self.x_TK, self.residual, self.gamma, self.weight_NK, EPS, pdl)
-        return norm_lm_head_argmax_triton(*arguments) if how == "triton" else norm_lm_head_argmax_reference(*arguments)
+        if how == "twin":
+            return norm_lm_head_argmax_reference(*arguments)
+        return norm_lm_head_argmax_triton(*arguments, tile)
 
     def launch_unfused(self, how: How) -> Any:
         """(tokens, all logits) by three kernels."""

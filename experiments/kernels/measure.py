@@ -132,7 +132,7 @@ def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[Kernel
     cold = rows[0].cache == COLD
     cases = [case] + [case.clone() for _ in range(cold_copies(case.weight_bytes(), bench.l2) - 1 if cold else 0)]
     able = [row.contender for row in rows if row.status is Status.OK]
-    samples = bench.timer({name: _launches(runs[name], cases) for name in able}, bench.repeats) if able else {}
+    samples = bench.timer({name: launches_on(runs[name], cases) for name in able}, bench.repeats) if able else {}
     for row in rows:
         work = kernel_work(row.op, row.shape, row.rows, case.dtype.itemsize)
         floor_ms = bench.ceilings.time_ms(work.bytes, work.flop) if bench.ceilings and cold else None
@@ -146,7 +146,8 @@ def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[Kernel
         )
 
 
-def _launches(run: Run, cases: Sequence[Case]) -> list[Launch]:
+def launches_on(run: Run, cases: Sequence[Case]) -> list[Launch]:
+    """A launch for each copy of the weights."""
     return [lambda case=case: run(case) for case in cases]  # type: ignore[misc]
 
 

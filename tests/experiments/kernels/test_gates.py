@@ -57,7 +57,7 @@ def test_an_interpreted_kernel_passes() -> None:
     assert not [row for row in rows if row.status is GateStatus.FAILED]
     assert status(rows, "written outside") is GateStatus.PASSED
     # Three and four rows share a tile; one row has its own.
-    assert next(row for row in rows if "other rows" in row.gate).where == "classes of rows: 1, 3-4"
+    assert next(row for row in rows if "other rows" in row.gate).where == "classes of M: 1, 3-4"
 
 
 class OffByAThousandth(NormLinear):
