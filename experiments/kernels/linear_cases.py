@@ -99,7 +99,10 @@ class NormLinear(LinearCase):
     OP: ClassVar[str] = "norm_linear"
     RUNG: ClassVar[str] = "norm_linear"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((75, 136), (40, 99))
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((1128, 736), (513, 5125), (960, 576), (4096, 1024), (6144, 4096))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = (
+        (1128, 736), (513, 5125), (960, 576), (1152, 896), (1600, 960), (2048, 1536), (4608, 3584), (4096, 1024),
+        (6144, 4096),
+    )  # fmt: skip
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(y, the stream)."""
@@ -128,7 +131,9 @@ class GateUpSilu(NormLinear):
     OP: ClassVar[str] = "gate_up_silu"
     RUNG: ClassVar[str] = "silu_epilogue"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((150, 136), (80, 99))
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((2256, 736), (3072, 576), (6144, 1024), (24576, 4096))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = (
+        (2256, 736), (3072, 576), (9728, 896), (17920, 1536), (6144, 1024), (24576, 4096),
+    )  # fmt: skip
     MATRICES: ClassVar[int] = 2
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
@@ -161,7 +166,9 @@ class LinearAdd(LinearCase):
     OP: ClassVar[str] = "linear_add"
     RUNG: ClassVar[str] = "residual_epilogue"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((75, 1100), (40, 99))
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((1128, 736), (513, 5125), (1024, 3072), (4096, 12288))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = (
+        (1128, 736), (513, 5125), (960, 960), (896, 4864), (1536, 8960), (1024, 3072), (4096, 12288),
+    )  # fmt: skip
     CAN_SPLIT: ClassVar[bool] = True
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
@@ -194,7 +201,7 @@ class LmHead(LinearCase):
     OP: ClassVar[str] = "lm_head"
     RUNG: ClassVar[str] = "lm_head"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((150, 136),)
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((5125, 736), (49_152, 576), (151_936, 1024))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((5125, 736), (49_152, 576), (151_936, 896), (151_936, 1024))
 
     @classmethod
     def draw(
