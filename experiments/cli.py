@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "make the report of a run: pages, tables, figures, summary.json",
     "compare": "hold a run against another, or a variant against another: exit code 1 on a regression",
     "kernels": "measure one kernel at a time against what it replaces and the roofline",
+    "tune": "search tiles for the fused linear layers on this GPU, and where fusing pays",
     "validate": "hold kernels and variants to every numerics gate, and show the figures",
     "traffic": "the same traffic through several engines' schedulers and block managers, without a model",
     "generate": "run the engine on a prompt, streamed, with its speed",

@@ -1,13 +1,26 @@
 """Where a rung pays: decided per product, from its rows and its weight's shape.
 
-The bounds were set on an H200: each fused kernel in a CUDA graph against what it replaces, weights cold in L2. The
-timings were not kept (docs/challenges.md), so they are to be measured again. Other GPUs use the same.
+Where `fusebench tune` has measured a shape on this GPU, its bound decides (variants/kernels/tile_table.py). Otherwise
+the bounds below do. They were set on an H200: each fused kernel in a CUDA graph against what it replaces, weights cold
+in L2. The timings were not kept (docs/challenges.md), so they are to be measured again. Other GPUs use the same.
 """
 
 import logging
 from functools import cache
 
+from torch import Tensor
+
+from variants.kernels.tile_table import key_of, measured_for
+
 logger = logging.getLogger("fusebench.variants")
+
+# The kernel of each rung whose shapes are measured.
+KERNELS = {
+    "norm_linear": "norm_linear",
+    "residual_epilogue": "linear_add",
+    "silu_epilogue": "gate_up_silu",
+    "lm_head": "lm_head",
+}
 
 # Above this many weights a product is bound by bytes and its launch matters less.
 LARGE_WEIGHTS = 16 * 2**20
@@ -24,8 +37,15 @@ MAX_ROWS = {
 MIN_PREFILL_ROWS: dict[str, int] = {}
 
 
+def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
+    """Whether the fused kernel of `rung` is at least as fast as what it replaces, on the GPU that holds `x_MK`."""
+    (num_rows, k), n = x_MK.shape, weight_NK.shape[0]
+    bound = measured_for(x_MK).fused_up_to_rows.get(key_of(KERNELS[rung], n, k))
+    return pays(rung, num_rows, n, k) if bound is None else num_rows <= bound
+
+
 def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
-    """Whether the fused kernel of `rung` is at least as fast as what it replaces."""
+    """The same where nothing was measured."""
     large = num_outputs * num_inputs > LARGE_WEIGHTS
     if num_rows <= MAX_ROWS[rung][large]:
         return True

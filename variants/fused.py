@@ -23,7 +23,7 @@ from engine.kernels.attention import paged_decode_attention
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import pays, turn_off
+from variants.dispatch import pays, pays_here, turn_off
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
@@ -59,7 +59,7 @@ class FusedOps(Ops):
 
     def runs(self, name: str, x_TK: Tensor, linear: Linear) -> bool:
         """Whether a rung's kernel takes this product."""
-        takes = self.switches[name] and pays(name, x_TK.shape[0], *linear.weight_NK.shape)
+        takes = self.switches[name] and pays_here(name, x_TK, linear.weight_NK)
         if takes:
             rung(name)
         return takes

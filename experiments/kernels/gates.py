@@ -129,7 +129,7 @@ def accuracy(reach: Reach) -> Iterator[GateRow]:
 
 def attempt(reach: Reach, shape: Shape, rows: int) -> Trial:
     """Launch fused, unfused and oracle on the same inputs."""
-    where = f"{rows} rows, {'x'.join(map(str, shape))}"
+    where = f"M={rows}, {'x'.join(map(str, shape))}"
     case = reach.draw(shape, rows)
     oracle, fused, replaced = case.oracle(), case.fresh(), case.fresh()
     unfused = replaced.outputs(replaced.launch_unfused(reach.how))
@@ -160,7 +160,7 @@ def special_rows(reach: Reach) -> GateRow:
             warnings.simplefilter("ignore", RuntimeWarning)
             outputs = rows_of(case.outputs(case.launch(reach.how)), clean)
         oracle = rows_of(case.oracle(), clean)
-        found.append(Measured(f"{rows} rows", case.error(outputs, oracle), case.bound()))
+        found.append(Measured(f"M={rows}", case.error(outputs, oracle), case.bound()))
     return reach.judge("error beside NaN, infinity, zeros and 1e4", found)
 
 
@@ -173,7 +173,7 @@ def repeats(reach: Reach) -> GateRow:
     for rows in (1, 17):
         case = reach.draw(reach.shapes[-1], rows)
         changed = changed_by_repeating(lambda case=case: case.outputs(case.launch(reach.how))[0])  # type: ignore[misc]
-        found.append(Measured(f"{rows} rows", changed, 0))
+        found.append(Measured(f"M={rows}", changed, 0))
     return reach.judge(gate, found)
 
 
@@ -193,11 +193,11 @@ def batch_invariance(reach: Reach) -> GateRow:
             part = case.take(rows).fresh()
             alone = part.outputs(part.launch(reach.how))[0]
             changed = changed_bytes(alone, whole[:rows])
-            found.append(Measured(f"{rows} of {counts[-1]} rows", changed, 0))
+            found.append(Measured(f"M={rows} of {counts[-1]}", changed, 0))
     if not found:
         return reach.skip(gate, "no two of the rows tried are of one dispatch class")
     row = reach.judge(gate, found)
-    return row if row.status is GateStatus.FAILED else replace(row, where=f"classes of rows: {', '.join(classes)}")
+    return row if row.status is GateStatus.FAILED else replace(row, where=f"classes of M: {', '.join(classes)}")
 
 
 def pdl(reach: Reach) -> GateRow:
@@ -210,5 +210,5 @@ def pdl(reach: Reach) -> GateRow:
     found = []
     for rows in PDL_ROWS:
         launch, inputs = chain_of(reach.kind.OP, rows, PDL_WIDTH, reach.dtype, reach.device)
-        found.append(Measured(f"{rows} rows", changed_by_pdl(launch, inputs.normal_), 0))
+        found.append(Measured(f"M={rows}", changed_by_pdl(launch, inputs.normal_), 0))
     return reach.judge(gate, found)

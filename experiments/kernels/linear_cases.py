@@ -34,6 +34,7 @@ from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate
 from variants.kernels.linear_add import linear_add_reference, linear_add_triton
 from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
+from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, linear_tile
 
 WEIGHT_SCALE = 0.02
@@ -78,9 +79,12 @@ class LinearCase(Case):
 
     def dispatch_class(self, rows: int) -> Tile:
         """The tile."""
-        n, k = self.weight_NK.shape
-        size, sms = self.x_TK.element_size(), num_sms(self.x_TK)
-        return linear_tile(rows, n // self.MATRICES, k, size, sms, self.MATRICES, self.CAN_SPLIT)
+        return choose_tile(self.OP, self.x_TK[:rows], self.weight_NK, self.MATRICES, self.CAN_SPLIT)
+
+    def heuristic_tile(self) -> Tile:
+        """The tile where nothing was measured."""
+        (rows, k), n = self.x_TK.shape, self.weight_NK.shape[0] // self.MATRICES
+        return linear_tile(rows, n, k, self.dtype.itemsize, num_sms(self.x_TK), self.MATRICES, self.CAN_SPLIT)
 
     def normed(self, how: How) -> tuple[Tensor, Tensor]:
         """(normed, the stream) by the baseline's kernel."""
@@ -95,7 +99,10 @@ class NormLinear(LinearCase):
     OP: ClassVar[str] = "norm_linear"
     RUNG: ClassVar[str] = "norm_linear"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((75, 136), (40, 99))
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((1128, 736), (513, 5125), (960, 576), (4096, 1024), (6144, 4096))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = (
+        (1128, 736), (513, 5125), (960, 576), (1152, 896), (1600, 960), (2048, 1536), (4608, 3584), (4096, 1024),
+        (6144, 4096),
+    )  # fmt: skip
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(y, the stream)."""
@@ -124,7 +131,9 @@ class GateUpSilu(NormLinear):
     OP: ClassVar[str] = "gate_up_silu"
     RUNG: ClassVar[str] = "silu_epilogue"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((150, 136), (80, 99))
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((2256, 736), (3072, 576), (6144, 1024), (24576, 4096))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = (
+        (2256, 736), (3072, 576), (9728, 896), (17920, 1536), (6144, 1024), (24576, 4096),
+    )  # fmt: skip
     MATRICES: ClassVar[int] = 2
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
@@ -157,7 +166,9 @@ class LinearAdd(LinearCase):
     OP: ClassVar[str] = "linear_add"
     RUNG: ClassVar[str] = "residual_epilogue"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((75, 1100), (40, 99))
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((1128, 736), (513, 5125), (1024, 3072), (4096, 12288))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = (
+        (1128, 736), (513, 5125), (960, 960), (896, 4864), (1536, 8960), (1024, 3072), (4096, 12288),
+    )  # fmt: skip
     CAN_SPLIT: ClassVar[bool] = True
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
@@ -190,7 +201,7 @@ class LmHead(LinearCase):
     OP: ClassVar[str] = "lm_head"
     RUNG: ClassVar[str] = "lm_head"
     SHAPES: ClassVar[tuple[Shape, ...]] = ((150, 136),)
-    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((5125, 736), (49_152, 576), (151_936, 1024))
+    REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((5125, 736), (49_152, 576), (151_936, 896), (151_936, 1024))
 
     @classmethod
     def draw(
@@ -204,7 +215,9 @@ class LmHead(LinearCase):
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(tokens, their logits)."""
         arguments = (self.x_TK, self.residual, self.gamma, self.weight_NK, EPS, pdl)
-        return norm_lm_head_argmax_triton(*arguments) if how == "triton" else norm_lm_head_argmax_reference(*arguments)
+        if how == "twin":
+            return norm_lm_head_argmax_reference(*arguments)
+        return norm_lm_head_argmax_triton(*arguments, tile)
 
     def launch_unfused(self, how: How) -> Any:
         """(tokens, all logits) by three kernels."""

@@ -9,7 +9,7 @@ import torch
 from experiments.floors import Ceilings
 from experiments.kernel_floors import kernel_work
 from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRow
-from experiments.kernels.case import Case, How, Outputs, Shape
+from experiments.kernels.case import Case, How, Measured, Outputs, Shape
 from experiments.kernels.cases import CASES
 from experiments.kernels.figures import WORSE_THAN_UNFUSED
 from experiments.kernels.timing import Launch, Timer, cold_copies
@@ -89,42 +89,41 @@ def measure(bench: Bench, place: Place) -> Iterator[KernelRow]:
 
 
 def check(bench: Bench, place: Place, case: Case, runs: dict[str, Run]) -> list[KernelRow]:
-    """Rows with the error of each contender, or why it has none."""
+    """Rows with the error of each contender, or why it has none; the unfused one comes first."""
     oracle, rows, unfused = case.oracle(), [], float("nan")
     for name, run in runs.items():
-        row = _row(bench, place, name, Status.OK, "")
+        fresh = case.fresh()
         try:
-            fresh = case.fresh()
             outputs = fresh.outputs(run(fresh))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             # Whatever a kernel or its compiler raises is that contender's result.
-            reason = f"{type(error).__name__}: {error}"[:REASON_WIDTH]
-            rows.append(replace(row, status=Status.ERROR, reason=reason))
+            rows.append(_row(bench, place, name, Status.ERROR, f"{type(error).__name__}: {error}"))
             continue
-        error_ = case.error(outputs, oracle)
-        unfused = error_ if name == UNFUSED else unfused
-        bound, reason = case.bound(), ""
+        found = Measured(name, case.error(outputs, oracle), case.bound())
         if name == FUSED:
-            reason = why_wrong(case, outputs, oracle, unfused)
+            why = why_wrong(case, outputs, oracle, unfused)
         else:
-            bound *= MOST_UNFUSED_BOUNDS
-            reason = "" if error_ <= bound else f"error {error_:.3g} is beyond {bound:.3g}"
-        status = Status.INVALID if reason else Status.OK
-        rows.append(replace(row, status=status, reason=reason, error=error_, bound=bound))
+            found = replace(found, bound=MOST_UNFUSED_BOUNDS * found.bound)
+            why = "" if found.ok else _beyond(found)
+            unfused = found.error if name == UNFUSED else unfused
+        row = _row(bench, place, name, Status.INVALID if why else Status.OK, why)
+        rows.append(replace(row, error=found.error, bound=found.bound))
     return rows
 
 
 def why_wrong(case: Case, outputs: Outputs, oracle: Outputs, unfused: float) -> str:
     """What of a fused kernel's outputs is not within its bound; empty where all is."""
-    error, bound = case.error(outputs, oracle), case.bound()
-    if not error <= bound:
-        return f"error {error:.3g} is beyond {bound:.3g}"
-    if case.dtype != torch.float32 and error > WORSE_THAN_UNFUSED * unfused:
-        return f"error {error:.3g} is more than {WORSE_THAN_UNFUSED} times the unfused path's {unfused:.3g}"
-    wrong = [other for other in case.others(outputs, oracle) if not other.ok]
-    return f"{wrong[0].what}: error {wrong[0].error:.3g} is beyond {wrong[0].bound:.3g}" if wrong else ""
+    error = case.error(outputs, oracle)
+    measured = [Measured("", error, case.bound()), *case.others(outputs, oracle)]
+    if case.dtype != torch.float32:
+        measured.append(Measured("more than the unfused path's own", error, WORSE_THAN_UNFUSED * unfused))
+    return next((_beyond(one) for one in measured if not one.ok), "")
+
+
+def _beyond(found: Measured) -> str:
+    return f"{found.what}: error {found.error:.3g} is beyond {found.bound:.3g}".removeprefix(": ")
 
 
 def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[KernelRow]) -> Iterator[KernelRow]:
@@ -132,7 +131,7 @@ def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[Kernel
     cold = rows[0].cache == COLD
     cases = [case] + [case.clone() for _ in range(cold_copies(case.weight_bytes(), bench.l2) - 1 if cold else 0)]
     able = [row.contender for row in rows if row.status is Status.OK]
-    samples = bench.timer({name: _launches(runs[name], cases) for name in able}, bench.repeats) if able else {}
+    samples = bench.timer({name: launches_on(runs[name], cases) for name in able}, bench.repeats) if able else {}
     for row in rows:
         work = kernel_work(row.op, row.shape, row.rows, case.dtype.itemsize)
         floor_ms = bench.ceilings.time_ms(work.bytes, work.flop) if bench.ceilings and cold else None
@@ -146,7 +145,8 @@ def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[Kernel
         )
 
 
-def _launches(run: Run, cases: Sequence[Case]) -> list[Launch]:
+def launches_on(run: Run, cases: Sequence[Case]) -> list[Launch]:
+    """A launch for each copy of the weights."""
     return [lambda case=case: run(case) for case in cases]  # type: ignore[misc]
 
 

@@ -136,7 +136,7 @@ def _heatmap(compared: Sequence[Compared]) -> Heatmap:
         gain = at.speedup
         bounds = f" ({interval(gain.low, gain.high)})" if gain else ""
         text = ratio(gain.value) if gain else ""
-        tip = f"{_name(at)}, {at.fused.rows} rows: {text}{bounds} {at.verdict} {at.fused.reason}".strip()
+        tip = f"{_name(at)}, M={at.fused.rows}: {text}{bounds} {at.verdict} {at.fused.reason}".strip()
         value = gain.value if gain else None
         cells[names.index(_name(at)), counts.index(at.fused.rows)] = HeatCell(value, text, at.verdict, tip)
     return Heatmap("kernel", "rows", tuple(names), tuple(f"{count:,}" for count in counts), cells)
@@ -186,7 +186,7 @@ def _page(run: KernelRun, table: Table, figures: Sequence[Figure]) -> str:
 def why_untimed(run: KernelRun) -> list[str]:
     """A line for every contender that failed somewhere."""
     reasons = (
-        f"{r.model} {r.op} {r.site}, {r.rows} rows, {r.contender}: {r.status.value}, {r.reason}"
+        f"{r.model} {r.op} {r.site}, M={r.rows}, {r.contender}: {r.status.value}, {r.reason}"
         for r in run.rows
         if r.reason
     )

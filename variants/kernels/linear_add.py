@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
+from engine.kernels._triton import cdiv, pdl_options, tl, triton
 from variants.kernels.product import begin, product, tile_index
-from variants.kernels.tiles import Tile, can_prefetch, descriptors, linear_tile
+from variants.kernels.tile_table import choose_tile
+from variants.kernels.tiles import Tile, can_prefetch, descriptors
 
 # More tiles than this fill any GPU and are never split.
 MAX_TICKETS = 4096
@@ -100,7 +101,7 @@ def linear_add_triton(
 ) -> tuple[Tensor, Tensor]:
     """Launcher of `_linear_add_kernel`; see `linear_add`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_NK.shape[0]
-    tile = tile or linear_tile(m, n, k, x_TK.element_size(), num_sms(x_TK), can_split=True)
+    tile = tile or choose_tile("linear_add", x_TK, weight_NK, can_split=True)
     y = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
     partials = torch.empty((m, cdiv(n, tile.block_n)), dtype=torch.float32, device=x_TK.device)
     if m == 0:

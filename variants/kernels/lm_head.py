@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
+from engine.kernels._triton import cdiv, pdl_options, tl, triton
 from variants.kernels.product import begin, product, tile_index
-from variants.kernels.tiles import can_prefetch, linear_tile
+from variants.kernels.tile_table import choose_tile
+from variants.kernels.tiles import Tile, can_prefetch
 
 
 # The number of rows changes from step to step and must not cause a new compilation.
@@ -76,12 +77,16 @@ def norm_lm_head_argmax_triton(
     weight_VH: Tensor,
     eps: float,
     pdl: bool = False,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Launcher of `_tile_argmax_kernel` and `_merge_argmax_kernel`; see `norm_lm_head_argmax`."""
+    """Launcher of `_tile_argmax_kernel` and `_merge_argmax_kernel`; see `norm_lm_head_argmax`.
+
+    `tile` overrides the choice by shape.
+    """
     (m, k), n, device = x_BH.shape, weight_VH.shape[0], x_BH.device
     if m == 0:
         return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float32, device=device)
-    tile = linear_tile(m, n, k, x_BH.element_size(), num_sms(x_BH))
+    tile = tile or choose_tile("lm_head", x_BH, weight_VH)
     num_tiles = cdiv(n, tile.block_n)
     tile_best = torch.empty((m, num_tiles), dtype=torch.float32, device=device)
     tile_token = torch.empty((m, num_tiles), dtype=torch.int32, device=device)

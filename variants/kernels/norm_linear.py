@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
+from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.product import begin, product, sum_partials, tile_index
-from variants.kernels.tiles import Tile, can_prefetch, descriptors, linear_tile
+from variants.kernels.tile_table import choose_tile
+from variants.kernels.tiles import Tile, can_prefetch, descriptors
 
 
 # The number of rows changes from step to step and must not cause a new compilation.
@@ -59,7 +60,7 @@ def norm_linear_triton(
     s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
     if m == 0:
         return y, s
-    tile = tile or linear_tile(m, n, k, x_TK.element_size(), num_sms(x_TK))
+    tile = tile or choose_tile("norm_linear", x_TK, weight_NK)
     # A residual is added in registers, which the accelerator cannot do.
     descs = (None, None) if residual_TK is not None else descriptors(x_TK, weight_NK, tile)
     num_partials = 0 if partials_TP is None else partials_TP.shape[1]

@@ -13,7 +13,7 @@ from experiments.kernels import chains, gates
 from experiments.kernels.attention_cases import QkvPost
 from experiments.kernels.cases import CASES
 from experiments.kernels.chains import chain_of
-from experiments.kernels.gates import Reach, accuracy, batch_invariance, gates_of, pdl, repeats, special_rows
+from experiments.kernels.gates import Reach, accuracy, batch_invariance, gates_of, repeats, special_rows
 from experiments.kernels.linear_cases import NormLinear
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_an_interpreted_kernel_passes() -> None:
     assert not [row for row in rows if row.status is GateStatus.FAILED]
     assert status(rows, "written outside") is GateStatus.PASSED
     # Three and four rows share a tile; one row has its own.
-    assert next(row for row in rows if "other rows" in row.gate).where == "classes of rows: 1, 3-4"
+    assert next(row for row in rows if "other rows" in row.gate).where == "classes of M: 1, 3-4"
 
 
 class OffByAThousandth(NormLinear):
@@ -128,9 +128,9 @@ def test_chains_run_and_depend_on_their_inputs(op: str, monkeypatch: pytest.Monk
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", CASES)
-def test_every_compiled_kernel_is_the_same_under_pdl(op: str) -> None:
-    row = pdl(Reach(CASES[op], "triton", torch.bfloat16, torch.device("cuda")))
-    assert row.status is GateStatus.PASSED, row
+def test_every_compiled_kernel_passes_in_bfloat16(op: str) -> None:
+    rows = list(gates_of(Reach(CASES[op], "triton", torch.bfloat16, torch.device("cuda"))))
+    assert {row.status for row in rows} <= {GateStatus.PASSED, GateStatus.SHOWN}, rows
 
 
 def test_the_command_knows_every_kernel() -> None:

@@ -70,6 +70,11 @@ def norm_linear(m: int, n: int, k: int, missing: str) -> AotCase:
     return linear("norm_linear", "_norm_linear_kernel", m, n, k, ("bias_ptr", missing), BLOCK_P=64)
 
 
+def norm_linear_with_bias(m: int, n: int, k: int) -> AotCase:
+    """As Qwen2's QKV projection."""
+    return linear("norm_linear", "_norm_linear_kernel", m, n, k, ("partials_ptr",), BLOCK_P=64)
+
+
 def linear_add(m: int, n: int, k: int) -> AotCase:
     return linear("linear_add", "_linear_add_kernel", m, n, k, ("bias_ptr",), SPLITS=1)
 
@@ -117,11 +122,26 @@ CASES = [
     gate_up(16, 3072, 1024, "partials_ptr"),
     gate_up(64, 12288, 4096, "residual_ptr"),
     gate_up(2048, 12288, 4096, "residual_ptr"),
+    # Sizes that are no powers of two: hidden 896, 960, 1536 and 3584, intermediate 4864 and 8960.
+    *(norm_linear_with_bias(m, 1152, 896) for m in (1, 8, 64, 2048)),
+    norm_linear_with_bias(16, 4608, 3584),
+    linear_add(1, 896, 4864),
+    linear_add(8, 960, 960),
+    linear_add(16, 1536, 8960),
+    linear_add(2048, 896, 4864),
+    gate_up(1, 4864, 896, "partials_ptr"),
+    gate_up(16, 8960, 1536, "residual_ptr"),
+    gate_up(64, 8960, 1536, "partials_ptr"),
+    lm_head(8, 151936, 896),
     lm_head(1, 151936, 1024),
     lm_head(64, 151936, 1024),
     lm_head(200, 49152, 576),
     AotCase(
         "merge_argmax", "variants.kernels.lm_head:_merge_argmax_kernel", TYPES, {"BLOCK": 2048, "PDL": True}, 8, PDL
+    ),
+    AotCase(
+        "qkv_post d=96", "variants.kernels.qkv_post:_qkv_post_kernel", TYPES | {"N": "i32", "M": "i32"},
+        {"HALF": 48, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": HEADS_PER_PROGRAM, "PDL": True}, 4, PDL,
     ),
     AotCase(
         "qkv_post", "variants.kernels.qkv_post:_qkv_post_kernel", TYPES | {"N": "i32", "M": "i32"},
@@ -130,6 +150,8 @@ CASES = [
     decode_attention(2, 128, 1), decode_attention(2, 128, 8), decode_attention(4, 128, 64, window=True),
     decode_attention(3, 64, 8), decode_attention(5, 80, 4), decode_attention(16, 128, 16),
     decode_attention(2, 256, 8), decode_attention(32, 128, 1),
+    # 14 query heads on 2 key heads; heads of 96, whose halves are padded.
+    decode_attention(7, 64, 8), decode_attention(4, 96, 8),
 ]  # fmt: skip
 
 

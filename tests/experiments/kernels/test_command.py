@@ -1,0 +1,134 @@
+"""`fusebench kernels` and `fusebench validate` from end to end, small, on twins."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments import validate
+from experiments.cli import main
+from experiments.kernel_records import GateRow, GateRun, GateStatus, KernelRun, read_run
+from experiments.kernels import gates
+from experiments.kernels.linear_cases import NormLinear
+from experiments.records import Status
+
+
+def test_kernels_are_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["ops=[norm_linear,lm_head]", "rows=[1,512]", "repeats=2", "device=cpu", f"results_dir={tmp_path}"]
+    assert main(["kernels", *asked]) == 0
+    [file] = tmp_path.glob("kernels/*/kernels.json")
+    run = read_run(KernelRun, file)
+    # The LM head never sees a prompt; each place has the kernel and what it replaces.
+    assert [(r.op, r.site, r.rows) for r in run.rows[::2]] == [
+        ("norm_linear", "qkv", 1), ("norm_linear", "qkv", 512), ("norm_linear", "gate_up", 1),
+        ("norm_linear", "gate_up", 512), ("lm_head", "lm_head", 1),
+    ]  # fmt: skip
+    assert all(r.status is Status.OK and r.kernels == "twin" and len(r.samples_us) == 2 for r in run.rows)
+    assert all(r.error is not None and r.floor_us is None for r in run.rows)
+    assert run.stamp.run_id == file.parent.name
+    assert f"run={file.parent.name}" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NormLinear.launch
+    monkeypatch.setattr(NormLinear, "launch", lambda *a, **k: tuple(2 * x for x in right(*a, **k)))
+    asked = ["ops=norm_linear", "rows=1", "repeats=1", "device=cpu", f"results_dir={tmp_path}"]
+    assert main(["kernels", *asked]) == 1
+    monkeypatch.setattr(gates, "MOST_TWIN_ROWS", 7)
+    asked = ["level=kernels", "ops=norm_linear", "dtypes=bfloat16", "device=cpu", f"results_dir={tmp_path}"]
+    assert main(["validate", *asked]) == 1
+
+
+def test_gates_are_shown_with_figures_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["models=tiny", "variants=folded", "level=models", "device=cpu", f"results_dir={tmp_path}"]
+    assert main(["validate", *asked]) == 0
+    [file] = tmp_path.glob("validate/*/validate.json")
+    first, *others = read_run(GateRun, file).rows
+    assert first.subject == "folded on tiny"
+    assert first.status is GateStatus.PASSED
+    assert first.figure is not None
+    assert first.bound is not None
+    assert 0 <= first.figure <= first.bound
+    assert [row.status for row in others] == [GateStatus.SHOWN] * 2
+    said, page = capsys.readouterr().out, file.with_suffix(".md").read_text()
+    assert "mean KL" in said
+    assert "| folded on tiny | twin | float32 | mean KL" in page
+
+
+def test_a_model_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FUSEBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(validate, "SMALL_MODELS", ())
+    [row] = validate.model_rows(validate.Options(), "cpu")
+    assert row.status is GateStatus.SKIPPED
+    assert "fusebench fetch smollm2-135m" in row.where
+
+
+def test_a_cpu_tries_twins_and_the_interpreter_in_what_it_can() -> None:
+    tried = [(r.kernels, str(r.dtype)) for r in validate.reaches(["lm_head"], ["float32", "bfloat16"], "cpu")]
+    expected = [("twin", "torch.float32"), ("interpreted", "torch.float32"), ("twin", "torch.bfloat16")]
+    assert tried == [pair for pair in expected if pair[0] == "twin" or os.environ.get("TRITON_INTERPRET")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["kernels", "ops=norm_liner"], "ops: there is no 'norm_liner'; did you mean 'norm_linear'"),
+        (["kernels", "models=qwen3-0.6"], "qwen3-0.6b"),
+        (["kernels", "rows=0"], "rows=0"),
+        (["kernels", "repeats=0"], "repeats=0 must be at least 1"),
+        (["kernels", "device=cpu", "pdl=true"], "need a GPU"),
+        (["validate", "level=kernel"], "level: there is no 'kernel'; did you mean 'kernels'"),
+        (["validate", "dtypes=fp8"], "dtypes: there is no 'fp8'"),
+        (["validate", "variants=fuzed"], "did you mean 'fused'"),
+        (["validate", "models=nope"], "nope"),
+    ],
+)
+def test_bad_input_is_one_line_and_two(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*arguments, f"results_dir={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert complaint in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["kernels", "validate", "tune"])
+def test_help_lists_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"fusebench {command}" in said
+    assert "keys: " in said
+    assert str(Path.cwd()) not in said
+
+
+@pytest.mark.gpu
+def test_compiled_kernels_are_measured_cold_and_hot(tmp_path: Path) -> None:
+    asked = ["models=qwen3-0.6b", "ops=norm_linear", "rows=[1,64]", "repeats=5", f"results_dir={tmp_path}"]
+    assert main(["kernels", *asked]) == 0
+    [file] = tmp_path.glob("kernels/*/kernels.json")
+    rows = read_run(KernelRun, file).rows
+    assert {row.cache for row in rows} == {"cold", "hot"}
+    assert all(row.floor_us for row in rows if row.cache == "cold")
+    # No launch is faster than the roofline allows: then its weights were not cold, or it did not run.
+    assert all(min(row.samples_us) > row.floor_us for row in rows if row.floor_us)
+
+
+@pytest.mark.gpu
+def test_a_tuned_table_is_written(tmp_path: Path) -> None:
+    table = tmp_path / "tiles.json"
+    table.write_text('{"schema": 1, "gpus": {}}')
+    assert main(["tune", "models=tiny", "ops=linear_add", "rows=1", "repeats=5", f"table={table}"]) == 0
+    [gpu] = json.loads(table.read_text())["gpus"].values()
+    assert set(gpu["fused_up_to_rows"]) == {"linear_add 64x64", "linear_add 64x160"}
+
+
+def test_gate_rows_survive_the_file(tmp_path: Path) -> None:
+    """NaN figures included."""
+    from experiments import plain
+
+    row = GateRow("x", "twin", "float32", "error", GateStatus.FAILED, "1 rows", float("nan"), 1.0)
+    back = plain.decode(GateRow, json.loads(json.dumps(plain.encode(row), allow_nan=False)))
+    assert back.figure != back.figure
+    assert back.status is GateStatus.FAILED

@@ -1,0 +1,99 @@
+"""The table of measured tiles: looked up by GPU and shape alone, and where there is none the heuristic goes on."""
+
+import json
+import logging
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from variants import dispatch
+from variants.kernels import tile_table
+from variants.kernels.tile_table import (
+    FILE,
+    Measured,
+    choose_tile,
+    key_of,
+    measured_for,
+    measured_on,
+    read_table,
+    rows_class,
+)
+from variants.kernels.tiles import Tile, linear_tile
+
+TILE = Tile("skinny", 8, 32, 256, 4, 3, 2)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if tensors were on a GPU with one tile and one bound."""
+    known = Measured({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})
+    monkeypatch.setattr(tile_table, "measured_for", lambda x: known)
+    monkeypatch.setattr(dispatch, "measured_for", lambda x: known)
+
+
+def inputs(rows: int, n: int = 64, k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(rows, k, dtype=torch.bfloat16), torch.zeros(n, k, dtype=torch.bfloat16)
+
+
+def test_a_measured_tile_is_taken_for_its_class_of_rows_only(on_gpu: None) -> None:
+    for rows in (5, 6, 7, 8):
+        assert rows_class(rows) == 8
+        assert choose_tile("linear_add", *inputs(rows), can_split=True) == TILE
+    for rows in (4, 9):
+        assert choose_tile("linear_add", *inputs(rows), can_split=True) == linear_tile(
+            rows, 64, 128, 2, 132, can_split=True
+        )
+
+
+def test_other_kernels_and_shapes_keep_the_heuristic(on_gpu: None) -> None:
+    assert choose_tile("norm_linear", *inputs(8)) == linear_tile(8, 64, 128, 2, 132)
+    assert choose_tile("linear_add", *inputs(8, n=72), can_split=True) == linear_tile(
+        8, 72, 128, 2, 132, can_split=True
+    )
+    assert choose_tile("gate_up_silu", *inputs(8), matrices=2) == linear_tile(8, 32, 128, 2, 132, weights=2)
+
+
+def test_a_measured_bound_decides_what_pays(on_gpu: None) -> None:
+    assert dispatch.pays_here("residual_epilogue", *inputs(4))
+    assert not dispatch.pays_here("residual_epilogue", *inputs(5))
+    for rows in (16, 17, 64):
+        assert dispatch.pays_here("norm_linear", *inputs(rows)) == dispatch.pays("norm_linear", rows, 64, 128)
+
+
+def test_a_cpu_has_no_measurements() -> None:
+    assert measured_for(torch.zeros(1, dtype=torch.bfloat16)) == Measured()
+
+
+def test_an_unknown_gpu_works_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    measured_on.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert measured_on("NVIDIA Nonesuch") == Measured()
+        assert measured_on("NVIDIA Nonesuch") == Measured()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no tiles were measured on NVIDIA Nonesuch: a heuristic chooses them; `fusebench tune` measures"
+    ]
+
+
+def test_tables_are_read_back_and_other_versions_refused() -> None:
+    gpu = {"tiles": {"linear_add 64x128": {"8": asdict(TILE)}}, "fused_up_to_rows": {"linear_add 64x128": 4}}
+    found = read_table(json.dumps({"schema": 1, "gpus": {"X": gpu}}))
+    assert found == {"X": Measured({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})}
+    with pytest.raises(ValueError, match="schema 2"):
+        read_table('{"schema": 2, "gpus": {}}')
+
+
+def test_the_shipped_table_is_legal() -> None:
+    """Whoever commits measurements commits tiles that the kernels can run."""
+    for gpu, measured in read_table(FILE.read_text(encoding="utf-8")).items():
+        assert gpu.startswith(("NVIDIA", "AMD"))
+        for key, tiles in measured.tiles.items():
+            assert key.split()[0] in dispatch.KERNELS.values()
+            for rows, tile in tiles.items():
+                assert tile.path == "wide" or tile.block_m >= int(rows)
+                assert rows_class(int(rows)) == int(rows)
+
+
+def test_every_rung_with_a_bound_has_its_kernel() -> None:
+    assert set(dispatch.KERNELS) == set(dispatch.MAX_ROWS) - {"attention"}
+    assert key_of("lm_head", 5, 3) == "lm_head 5x3"

@@ -1,0 +1,86 @@
+"""Measured choices by GPU and shape, written by `fusebench tune` to tiles.json; where there is none, tiles.py decides.
+
+    gpus.<name>.tiles."<kernel> <N>x<K>".<rows>       the tile of that class of rows, if it beat the heuristic's
+    gpus.<name>.fused_up_to_rows."<kernel> <N>x<K>"   the most rows at which fused is no slower than what it replaces
+
+N and K are the weight's, gate and up together; elements have two bytes. A class of rows holds all up to the next power
+of two. A lookup depends on nothing but GPU, kernel and shape: a captured graph and an eager launch choose the same.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.kernels._triton import next_power_of_2, num_sms
+from variants.kernels.tiles import Tile, linear_tile
+
+SCHEMA = 1
+FILE = resources.files("variants.kernels") / "tiles.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one GPU."""
+
+    tiles: Mapping[str, Mapping[str, Tile]] = field(default_factory=dict)
+    fused_up_to_rows: Mapping[str, int] = field(default_factory=dict)
+
+
+def key_of(kernel: str, n: int, k: int) -> str:
+    """A shape's key."""
+    return f"{kernel} {n}x{k}"
+
+
+def rows_class(rows: int) -> int:
+    """The class of a number of rows, named by its largest member."""
+    return next_power_of_2(rows)
+
+
+def read_table(text: str) -> dict[str, Measured]:
+    """The table by GPU name. ValueError where it is of another version."""
+    content = json.loads(text)
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"tiles.json has schema {content.get('schema')}, this version reads schema {SCHEMA}")
+    return {name: _measured(gpu) for name, gpu in content["gpus"].items()}
+
+
+def _measured(gpu: Mapping[str, Any]) -> Measured:
+    tiles = {key: {rows: Tile(**tile) for rows, tile in found.items()} for key, found in gpu["tiles"].items()}
+    return Measured(tiles, gpu["fused_up_to_rows"])
+
+
+@cache
+def measured_on(gpu: str) -> Measured:
+    """What is known of a GPU; said once where that is nothing."""
+    table = read_table(FILE.read_text(encoding="utf-8"))
+    if gpu not in table:
+        log.warning("no tiles were measured on %s: a heuristic chooses them; `fusebench tune` measures", gpu)
+    return table.get(gpu, Measured())
+
+
+@cache
+def _gpu_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+def measured_for(x: Tensor) -> Measured:
+    """What is known of the GPU that holds `x`; nothing for a CPU, or for elements that are not of two bytes."""
+    return measured_on(_gpu_name(x.get_device())) if x.is_cuda and x.element_size() == 2 else Measured()
+
+
+def choose_tile(kernel: str, x_MK: Tensor, weight_NK: Tensor, matrices: int = 1, can_split: bool = False) -> Tile:
+    """The tile of x @ weight.T, whose rows are `matrices` weights on top of each other: measured, else the heuristic's.
+
+    `can_split` where the caller can add parts of K.
+    """
+    (m, k), n = x_MK.shape, weight_NK.shape[0]
+    found = measured_for(x_MK).tiles.get(key_of(kernel, n, k), {}).get(str(rows_class(m)))
+    return found or linear_tile(m, n // matrices, k, x_MK.element_size(), num_sms(x_MK), matrices, can_split)
