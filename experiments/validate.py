@@ -57,7 +57,7 @@ class Options:
     dtypes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    positions: int = 64
+    positions: int = 32
     device: str = "auto"
     seed: int = 0
     results_dir: str = "results"

@@ -69,7 +69,9 @@ def _skinny_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int, can_sp
     if can_split:
         # Parts of at least four steps, enough of them for two programs a multiprocessor.
         splits = max(1, min(2 * sms // cdiv(n, block_n), cdiv(k, 4 * block_k), 8))
-    return Tile("skinny", block_m, block_n, max(16, block_k), 2 if block_n == 16 else 4, 3 if m > 32 else 4, splits)
+    # Two warps would spill registers where 64 rows are squared beside so narrow a tile.
+    num_warps = 2 if block_n == 16 and block_m < 64 else 4
+    return Tile("skinny", block_m, block_n, max(16, block_k), num_warps, 3 if m > 32 else 4, splits)
 
 
 def _wide_tile(m: int, n: int, itemsize: int, sms: int, weights: int) -> Tile:
