@@ -38,8 +38,8 @@ def follow(pipe: Connection, port: int, ranks: Ranks, device: str, threads: int)
         ranks.connect(meeting_point(port), own_device)
         with torch.inference_mode():
             _obey(pipe, ranks)
-    except EOFError:
-        pass
+    except (EOFError, ConnectionError):
+        pass  # Rank 0 has closed its end, or is gone.
     except BaseException as error:
         code = 1
         _say(pipe, error)
