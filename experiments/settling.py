@@ -24,7 +24,9 @@ class Settling:
         self._looks = Looks.planned(protocol.rounds, protocol.min_rounds, protocol.target_ci)
         self._metrics = {workload.name: primary_metric(workload.kind) for workload in config.workloads}
         self._variants = [variant for variant in plan.variants if variant != BASELINE]
-        self._comparisons = len(self._variants) * sum(len(model.points) for model in plan.models)
+        # Of the whole run, of which this plan may be a part: at most every workload of every model.
+        points = sum(len(workload.pairs()) for workload in config.workloads) * len(config.models)
+        self._comparisons = len(self._variants) * points
         self._values: dict[tuple[Point, str], dict[int, float]] = defaultdict(dict)
         self._failed: set[tuple[Point, str]] = set()
         self._settled: set[Point] = set()
