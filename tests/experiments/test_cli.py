@@ -45,9 +45,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sweep_help_lists_keys_and_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sweep", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(
-        text in printed for text in ("experiment: ablation, demo, headline", "variant: baseline", "batches: null")
-    )
+    shown = ("experiment: ablation, demo, headline", "variant: baseline", "batches: null")
+    assert all(text in printed for text in shown)
 
 
 def test_cfg_job_prints_what_composes_to_the_same(capsys: pytest.CaptureFixture[str]) -> None:
