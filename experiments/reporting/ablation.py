@@ -94,7 +94,8 @@ def _left_out(name: str, on: dict[str, frozenset[str]], full: str) -> Rung | Non
 def ablations(analysis: Analysis) -> list[Ablation]:
     """Every ladder at every point where a time is measured; Holm's correction runs over all rungs and points."""
     found = [a for ladder in ladders(analysis.run.info) for a in _at_points(analysis, ladder)]
-    adjusted = iter(holm([w.speedup.p_value for a in found for w in a.worths if w.speedup]))
+    price, measured = analysis.run.info.looks.price, [w.speedup for a in found for w in a.worths if w.speedup]
+    adjusted = iter(holm([min(1.0, speedup.p_value * price(speedup.n)) for speedup in measured]))
     return [replace(a, worths=tuple(_judged(w, adjusted) for w in a.worths)) for a in found]
 
 

@@ -15,7 +15,7 @@ from experiments.reporting.rows import Analysis
 X_LABEL = "µs from the first kernel"
 
 
-@figure("where")
+@figure("where", command="trace")
 def timeline(analysis: Analysis) -> Iterator[Figure]:
     """One traced step of median length per variant, on one time axis: kernels as bars, gaps left empty. Below it, one
     layer from the middle of that step. A kernel that starts before the one ahead of it has ended (programmatic

@@ -42,7 +42,7 @@ class Step:
         return abs(self.change_us) >= 1e-3
 
 
-@figure("where")
+@figure("where", command="trace")
 def waterfall(analysis: Analysis) -> Iterator[Figure]:
     """From the baseline's traced step to the variant's: each bar is a kernel that was removed, added or changed, per
     step and over all layers; then the idle time and what overlapping kernels share, so that the bars close exactly on
