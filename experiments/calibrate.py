@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -30,8 +30,8 @@ from experiments.compose import compose
 from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.durable import mendable
 from experiments.environment import code, machine
-from experiments.errors import UserError
 from experiments.manifest import new_manifest
+from experiments.options import parse_options
 from experiments.progress import make_display
 from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.formats import to_markdown
@@ -59,16 +59,7 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """Options from the command line; UserError names what is unknown or no number."""
-    kinds = {field.name: field.type for field in fields(Options)}
-    values: dict[str, int | str] = {}
-    for argument in arguments:
-        key, is_override, value = argument.partition("=")
-        if key not in kinds or not is_override:
-            raise UserError(f"calibrate does not know {argument!r}; it takes {', '.join(f'{k}=' for k in kinds)}")
-        if kinds[key] is int and not value.isdecimal():
-            raise UserError(f"{key}={value} must be a whole number, 0 or more")
-        values[key] = int(value) if kinds[key] is int else value
-    return Options(**values)  # type: ignore[arg-type]
+    return parse_options(Options, "calibrate", arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ An engine that cannot be had is a line that says why. Exit code 1 when any traff
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from rich.table import Table
 
 from experiments import plain
 from experiments.command_line import run_command
-from experiments.compose import suggest
 from experiments.durable import write_json
 from experiments.environment import code
 from experiments.errors import UserError
+from experiments.options import choose, parse_options
 from experiments.traffic.drive import drive
 from experiments.traffic.nano_vllm import NanoVllm
 from experiments.traffic.ours import Ours
@@ -41,34 +41,21 @@ LOG_WIDTH = 160
 
 @dataclass(frozen=True)
 class Options:
-    """The keys of the usage above, as typed."""
+    """The keys of the usage above, as typed; no traffics are all of them."""
 
     engines: tuple[str, ...] = ("ours",)
-    traffics: tuple[str, ...] = tuple(TRAFFICS)
+    traffics: tuple[str, ...] = ()
     nano_vllm_path: str = ""
     results_dir: str = "results"
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Options from the command line; UserError names what is unknown."""
-    known = {field.name for field in fields(Options)}
-    values: dict[str, str | tuple[str, ...]] = {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in known or not value:
-            raise UserError(
-                f"traffic does not know {argument!r}{suggest(key, known)}; it takes {', '.join(sorted(known))}"
-            )
-        listed = key in ("engines", "traffics")
-        values[key] = tuple(filter(None, value.strip("[]").split(","))) if listed else value
-    options = Options(**values)  # type: ignore[arg-type]
-    for key, asked, there in (("engines", options.engines, ENGINES), ("traffics", options.traffics, tuple(TRAFFICS))):
-        for name in asked:
-            if name not in there:
-                raise UserError(f"{key}: {name} is not one of {', '.join(there)}{suggest(name, there)}")
-    if "nano_vllm" in options.engines and not options.nano_vllm_path:
+    options = parse_options(Options, "traffic", arguments)
+    engines = choose("engines", options.engines, ENGINES)
+    if "nano_vllm" in engines and not options.nano_vllm_path:
         raise UserError("engines: nano_vllm needs nano_vllm_path=FOLDER, a checkout of it")
-    return options
+    return replace(options, engines=engines, traffics=choose("traffics", options.traffics, tuple(TRAFFICS)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

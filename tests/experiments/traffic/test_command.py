@@ -32,11 +32,11 @@ def test_an_engine_that_cannot_be_had_is_said_and_is_no_success(
 @pytest.mark.parametrize(
     ("argument", "named"),
     [
-        ("engine=ours", "'engine=ours'; did you mean 'engines'"),
-        ("engines=[our]", "our is not one of ours, nano_vllm, vllm"),
-        ("traffics=[chatty]", "chatty is not one of bench, tight, chat, arrivals"),
+        ("engine=ours", "unknown key 'engine'; did you mean 'engines'"),
+        ("engines=[our]", "there is no 'our'; did you mean 'ours'? (there are ours, nano_vllm, vllm)"),
+        ("traffics=[chatty]", "there is no 'chatty'; did you mean 'chat'? (there are bench, tight, chat, arrivals)"),
         ("engines=[nano_vllm]", "needs nano_vllm_path=FOLDER"),
-        ("engines=", "does not know 'engines='"),
+        ("engines", "'engines' is not of the form key=value"),
     ],
 )
 def test_bad_input_is_one_line(argument: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
