@@ -72,7 +72,11 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("argument", "complaint"),
-    [("sweeps=-1", "must not be negative"), ("sweep=3", "unknown key 'sweep'"), ("sweeps", "not of the form key=value")],
+    [
+        ("sweeps=-1", "must not be negative"),
+        ("sweep=3", "unknown key 'sweep'"),
+        ("sweeps", "not of the form key=value"),
+    ],
 )
 def test_bad_arguments_are_named(argument: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):

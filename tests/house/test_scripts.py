@@ -1,0 +1,65 @@
+"""The scripts under .ci: they are sound, and every command that a GPU machine would be asked for is understood."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.house.test_documents import understand
+from tests.house.tree import ROOT
+
+GPU = ROOT / ".ci/gpu"
+STEPS = re.search(r"STEP\.\.\. +there: (.+)", GPU.read_text())
+# Stands for Python: keeps what it is asked to run, one line a call.
+STUB = '#!/bin/sh\necho "$@" >>"$ASKED"\n'
+
+
+@pytest.mark.parametrize("script", ["run", "gpu"])
+def test_scripts_are_sound(script: str) -> None:
+    subprocess.run(["bash", "-n", ROOT / ".ci" / script], check=True)
+
+
+def asked_by(tmp_path: Path, *steps: str) -> list[list[str]]:
+    """The Python commands of `.ci/gpu STEP...`, in a copy of the tree's scripts."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(GPU, tmp_path / ".ci/gpu")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").write_text(STUB)
+    (tmp_path / "bin/python3").chmod(0o755)
+    (tmp_path / "site").mkdir()
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "ASKED": str(tmp_path / "asked")}
+    env |= {"SITE": str(tmp_path / "site"), "OUT": str(tmp_path / "out")}
+    subprocess.run(["bash", tmp_path / ".ci/gpu", *steps], env=env, cwd=tmp_path, check=True, capture_output=True)
+    return [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+
+
+def test_every_step_asks_for_what_there_is(tmp_path: Path) -> None:
+    assert STEPS
+    steps = STEPS[1].split()
+    asked = asked_by(tmp_path, *steps)
+    assert len(asked) == len(steps)
+    for arguments in asked:
+        module = arguments[arguments.index("-m") + 1]
+        if module == "pytest":
+            folders = [word for word in arguments if word.startswith("tests/")]
+            assert folders
+            assert all((ROOT / folder).exists() for folder in folders)
+        else:
+            understand(module.removeprefix("experiments."), arguments[2:])
+    assert all((tmp_path / f"out/{step}.log").is_file() for step in steps)
+
+
+def test_a_sweep_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "results/headline/20261125-000000-abcdef0").mkdir(parents=True)
+    (tmp_path / "results/headline/20261125-000000-abcdef0/manifest.json").touch()
+    [asked] = asked_by(tmp_path, "headline")
+    assert "resume=latest" in asked
+    assert "name=headline" in asked
+
+
+def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        asked_by(tmp_path, "headlines")
