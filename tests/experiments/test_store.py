@@ -207,15 +207,16 @@ def test_ten_thousand_cells_are_resumed_in_five_seconds(tmp_path: Path) -> None:
     assert (len(done), damaged) == (10_000, [])
     assert len(json.dumps(read_run(store.path)[0]["plan"])) < 500_000
     store.__exit__()
-    assert _peak_mib_of_reading(store.path) < 500
+    if sys.platform == "linux":
+        assert _peak_mib_of_reading(store.path) < 500
 
 
 def _peak_mib_of_reading(path: Path) -> float:
     """The most memory that a process of its own needs to read a run."""
-    program = "import sys, resource; from pathlib import Path; from experiments.store import read_run\n"
-    program += "read_run(Path(sys.argv[1])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not ru_maxrss, which a child inherits from the process that forked it; this mark begins anew with its program.
+    program = "import sys; from pathlib import Path; from experiments.store import read_run\n"
+    program += "read_run(Path(sys.argv[1])); print(Path('/proc/self/status').read_text())"
     command = [sys.executable, "-c", program, str(path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    # Kibibytes on Linux, bytes on macOS.
-    return int(told) / (2**20 if sys.platform == "darwin" else 2**10)
+    return int(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) / 2**10
