@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.command_line import run_command
-from experiments.compose import compose, names
-from experiments.config import BASELINE, DTYPES
+from experiments.compose import compose, load_yaml, names
+from experiments.config import BASELINE, DTYPES, PEERS
 from experiments.environment import resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cached_model
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str]) -> Options:
     choose("level", (options.level,), LEVELS)
     choose("ops", options.ops, OPS)
     choose("dtypes", options.dtypes, DTYPES[1:])
-    choose("variants", options.variants, names("variant"))
+    choose("variants", options.variants, own_variants())
     for model in options.models:
         find_model(model)
     return options
@@ -145,9 +145,14 @@ def reaches(ops: Sequence[str], dtypes: Sequence[str], device: str) -> Iterator[
                 yield Reach(CASES[op], "triton", dtype, torch.device(device))
 
 
+def own_variants() -> list[str]:
+    """The variants of this engine: a peer is judged by a sweep, in a process of its own."""
+    return [name for name in names("variant") if load_yaml("variant", name).kind not in PEERS]
+
+
 def model_rows(options: Options, device: str) -> Iterator[GateRow]:
     """Every variant on every model."""
-    all_variants = tuple(name for name in names("variant") if name != BASELINE)
+    all_variants = tuple(name for name in own_variants() if name != BASELINE)
     for model in options.models or (*SMALL_MODELS, REAL_MODEL):
         if not options.models and model in MODELS and cached_model(model) is None:
             reason = f"{model} is not in the cache; run: fusebench fetch {model}"

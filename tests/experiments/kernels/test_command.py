@@ -132,3 +132,14 @@ def test_gate_rows_survive_the_file(tmp_path: Path) -> None:
     back = plain.decode(GateRow, json.loads(json.dumps(plain.encode(row), allow_nan=False)))
     assert back.figure != back.figure
     assert back.status is GateStatus.FAILED
+
+
+def test_peers_are_left_to_sweeps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    judged: list[str] = []
+    monkeypatch.setattr(
+        validate, "verdict_rows", lambda _options, _device, _model, variant: judged.append(variant) or ()
+    )
+    list(validate.model_rows(validate.Options(models=("tiny",)), "cpu"))
+    assert judged == ["compiled", "folded", "fused", "norm_linear"]
+    assert main(["validate", "variants=vllm"]) == 2
+    assert "variants: there is no 'vllm'" in capsys.readouterr().err
