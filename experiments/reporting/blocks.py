@@ -1,6 +1,7 @@
 """What the documents show between their `generated` markers: each block a function of files that are committed."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from experiments.config import BASELINE
 from experiments.durable import Damaged, read_json
 from experiments.errors import UserError
 from experiments.floors import decode_work
+from experiments.kernel_records import GateRun, read_run
 from experiments.metrics import METRICS
 from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.compact import cell_name, compact_table, lead_of
@@ -21,6 +23,7 @@ HEADLINE = Path("reports/headline/summary.json")
 TRAFFIC = Path("docs/data/traffic.json")
 GOALS = Path("docs/data/goals.json")
 CALIBRATION = Path("docs/data/calibration.json")
+VALIDATE = Path("docs/data/validate.json")
 RESOURCES = Path("docs/data/resources.json")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
 BF16_BYTES = 2
@@ -179,6 +182,31 @@ def calibration(root: Path) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise _unusable(CALIBRATION, error) from None
     return f"{table}\n{note}\n"
+
+
+@block
+def gates(root: Path) -> str:
+    """Errors that `fusebench validate` found: of kernels against float64, of variants against the fp32 reference."""
+    run = read_run(GateRun, root / VALIDATE)
+    columns = (
+        Column("subject", "Kernel or variant"),
+        Column("kernels", "Ran as"),
+        Column("dtype", "Dtype"),
+        Column("gate", "Error"),
+        Column("figure", "Worst", Kind.TINY),
+        Column("bound", "Bound", Kind.TINY),
+        Column("unfused", "Unfused path", Kind.TINY),
+    )
+    titles = {"relative error against float64": "relative", "mean KL, nats, and what else decides": "mean KL, nats"}
+    rows = [
+        (row.subject, row.kernels, row.dtype, titles[row.gate], row.figure, row.bound, row.unfused)
+        for row in run.rows
+        if row.gate in titles
+    ]
+    ended, stamp = Counter(row.status.value for row in run.rows), run.stamp
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
+    made = f"on {stamp.gpu or stamp.machine.cpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}"
+    return f"{_table('gates', columns, rows)}\n*`{stamp.command}` {made}: {counts}.*\n"
 
 
 @block
