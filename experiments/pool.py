@@ -61,7 +61,7 @@ class Pool:
         self._workers: dict[str, WorkerProcess] = {}
         self._started: dict[str, WorkerProcess] = {}
         self._kernels: dict[str, str] = {}
-        self._gpu_pids: dict[str, int] = {}
+        self._gpu_pids: dict[str, tuple[int, ...]] = {}
         self._unfit: dict[str, Unfit] = {}
         self._lost_loads: Counter[str] = Counter()
 
@@ -116,7 +116,7 @@ class Pool:
         return result
 
     def _ours(self) -> tuple[int, ...]:
-        return tuple(self._gpu_pids.values())
+        return tuple(pid for pids in self._gpu_pids.values() for pid in pids)
 
     def _worker(self, variant: str) -> WorkerProcess:
         """The variant's worker, loaded and found right; CannotMeasure where there is none."""
@@ -156,8 +156,7 @@ class Pool:
             if not isinstance(ready, Ready):
                 raise self._give_up(variant, ready, "could not load", Status.ERROR)
             self._kernels[variant] = ready.kernels
-            if ready.gpu_pid is not None:
-                self._gpu_pids[variant] = ready.gpu_pid
+            self._gpu_pids[variant] = ready.gpu_pids
             self._on_ready(self._model.name, variant, ready)
             if variant not in self._verdicts:
                 self._say(f"checking the answers of {self._model.name}, {variant}")

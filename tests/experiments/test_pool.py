@@ -8,11 +8,11 @@ import pytest
 
 from experiments import pool
 from experiments.compose import compose
-from experiments.messages import Answer, Failed, Load, Ready, Request, Verified
+from experiments.messages import Answer, Failed, Load, Measure, Measured, Ready, Request, Verified
 from experiments.models import find_model
 from experiments.plan import make_plan
 from experiments.pool import Pool
-from experiments.records import Verdict
+from experiments.records import Cell, CellResult, Status, Verdict
 
 GOOD, BAD = Verdict(True, "", 8, 1.0, 1e-6, 1e-5, 3), Verdict(False, "wrong", 8, 0.0, 1.0, 1.0, 3)
 
@@ -30,8 +30,14 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def ask(self, request: Request, timeout_s: float, say: Callable[[str], None]) -> Answer:
             if isinstance(request, Load):
                 taken.append(f"load {self.name}")
-                return Failed("oom", "no memory") if self.name == "folded" else Ready("fake", "0123", "twin")
+                return Failed("oom", "no memory") if self.name == "folded" else self.ready()
+            if isinstance(request, Measure):
+                taken.append(f"ours {request.ours}")
+                return Measured(CellResult(request.cell, Status.OK, samples={"step_ms": [1.0]}))
             return Verified(GOOD)
+
+        def ready(self) -> Ready:
+            return Ready("fake", "0123", "twin", gpu_pids={"baseline": (7,), "fused": (8, 9)}[self.name])
 
         def kill(self) -> None:
             taken.append(f"kill {self.name}")
@@ -66,3 +72,11 @@ def test_one_process_at_a_time_is_not_started_ahead(tmp_path: Path, notes: list[
     with make_pool(tmp_path, {}, by_process=True) as alone:
         alone.warm_up(("baseline", "fused"))
     assert notes == []
+
+
+def test_a_cell_is_told_every_process_that_is_ours(tmp_path: Path, notes: list[str]) -> None:
+    with make_pool(tmp_path, {}) as warm:
+        warm.warm_up(("baseline", "fused"))
+        cell = Cell(warm._plan.points[0], "baseline", 0)
+        assert warm.measure(cell).status is Status.OK
+    assert "ours (7, 8, 9)" in notes
