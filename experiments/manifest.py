@@ -95,7 +95,7 @@ def new_manifest(
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """Why results of `new` may not be added to the run `old`, one phrase each; empty where they may."""
-    found = list(changes(plain.encode(old.config), plain.encode(new.config)))
+    found = list(changes(*(plain.encode(_without_budget(run.config)) for run in (old, new))))
     if not found and old.plan != new.plan:
         found.append("the plan is ordered differently")
     if old.source_hash != new.source_hash:
@@ -153,6 +153,11 @@ def _without_paths(config: ExperimentConfig, models: list[Model]) -> ExperimentC
     variants = [dataclasses.replace(variant, path="") for variant in config.variants]
     kept = dataclasses.replace(config, models=names, variants=variants, cluster=ClusterConfig(), devices=[])
     return dataclasses.replace(kept, results_dir="results", reports_dir="reports", dry_run=False, resume=None)
+
+
+def _without_budget(config: ExperimentConfig) -> ExperimentConfig:
+    """How long one sitting may last decides nothing about what it measures."""
+    return dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, time_budget_s=None))
 
 
 def _summary(plan: Plan) -> PlanSummary:

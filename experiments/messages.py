@@ -80,8 +80,8 @@ class Ready:
     """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops.
 
     `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only;
-    `facts` what another engine is and chose, in words, sent by peers only. `gpu_pid` is the worker's process id as the
-    GPU's driver has it, None where that cannot be known.
+    `facts` what another engine is and chose, in words, sent by peers only. `gpu_pids` are the worker's processes on the
+    GPU as its driver numbers them, none where that cannot be known.
     """
 
     weights: str
@@ -91,7 +91,7 @@ class Ready:
     memory_bytes: dict[str, int] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    gpu_pid: int | None = None
+    gpu_pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

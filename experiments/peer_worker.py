@@ -9,6 +9,7 @@ if __name__ == "__main__":
 import sys
 from dataclasses import replace
 
+from experiments.measuring.sensor import gpu_processes
 from experiments.messages import Answer, Failed, Load, Measure, Measured, Ready, Verified, Verify
 from experiments.peers.answers import verify_peer
 from experiments.peers.cells import measure
@@ -23,6 +24,7 @@ class PeerWorker:
     def __init__(self) -> None:
         self.session: PeerSession | None = None
         self.verdict: Verdict | None = None
+        self.gpu_pids: tuple[int, ...] = ()
 
     def answer(self, request: object) -> Answer:
         """The answer to one request; whatever goes wrong is an answer too."""
@@ -37,7 +39,8 @@ class PeerWorker:
                 return Verified(self.verdict)
             if isinstance(request, Measure):
                 point = request.cell.point
-                result = run_cell(request.cell, session.device, lambda: measure(session, point, protocol))
+                ours = {*self.gpu_pids, *request.ours} if self.gpu_pids else None
+                result = run_cell(request.cell, session.device, lambda: measure(session, point, protocol), ours)
                 session.peer.rest()
                 return Measured(replace(result, kernels=session.kernels, verdict=self.verdict))
             return Failed("skipped", f"another engine is not asked to {type(request).__name__.lower()}")
@@ -51,9 +54,12 @@ class PeerWorker:
 
     def _load(self, request: Load) -> Ready:
         self.session, self.verdict = None, None
+        before = gpu_processes()
         self.session = session = open_peer(request)
         facts = {"includes": session.peer.includes, **session.peer.facts}
-        return Ready(session.weights_words, session.weights_hash, session.kernels, facts=facts)
+        # An engine may have processes of its own; nobody else's are loading meanwhile.
+        self.gpu_pids = tuple(sorted(gpu_processes() - before))
+        return Ready(session.weights_words, session.weights_hash, session.kernels, facts=facts, gpu_pids=self.gpu_pids)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,9 @@ class Pool:
         self._logs, self._verdicts, self._on_ready, self._say, self._command = logs, verdicts, on_ready, say, command
         self._variants = {variant.name: variant for variant in config.variants}
         self._workers: dict[str, WorkerProcess] = {}
+        self._started: dict[str, WorkerProcess] = {}
         self._kernels: dict[str, str] = {}
-        self._gpu_pids: dict[str, int] = {}
+        self._gpu_pids: dict[str, tuple[int, ...]] = {}
         self._unfit: dict[str, Unfit] = {}
         self._lost_loads: Counter[str] = Counter()
 
@@ -71,10 +72,18 @@ class Pool:
         for worker in self._workers.values():
             worker.close() if kind is None else worker.kill()
         self._workers.clear()
+        while self._started:
+            self._started.popitem()[1].kill()
 
     def warm_up(self, variants: Sequence[str]) -> None:
         """Load and verify the workers of these variants, so that every cell finds all of them in place."""
-        for variant in () if self._plan.by_process else variants:
+        if self._plan.by_process:
+            return
+        # Side by side, before anything is measured: each imports for seconds without a GPU.
+        for variant in variants:
+            if variant not in self._workers and variant not in self._unfit:
+                self._started[variant] = self._start(variant)
+        for variant in variants:
             try:
                 self._worker(variant)
             except CannotMeasure as error:
@@ -107,7 +116,7 @@ class Pool:
         return result
 
     def _ours(self) -> tuple[int, ...]:
-        return tuple(self._gpu_pids.values())
+        return tuple(pid for pids in self._gpu_pids.values() for pid in pids)
 
     def _worker(self, variant: str) -> WorkerProcess:
         """The variant's worker, loaded and found right; CannotMeasure where there is none."""
@@ -122,10 +131,13 @@ class Pool:
             self._load(variant)
         return self._workers[variant]
 
+    def _start(self, variant: str) -> WorkerProcess:
+        command = self._command or (PEER_COMMAND if self._variants[variant].is_peer else WORKER_COMMAND)
+        return WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
+
     def _load(self, variant: str) -> None:
         self._say(f"loading {self._model.name}, {variant}")
-        command = self._command or (PEER_COMMAND if self._variants[variant].is_peer else WORKER_COMMAND)
-        worker = WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
+        worker = self._started.pop(variant, None) or self._start(variant)
         self._workers[variant] = worker
         config, timeout_s = self._config, self._config.protocol.load_timeout_s
         request = Load(
@@ -144,8 +156,7 @@ class Pool:
             if not isinstance(ready, Ready):
                 raise self._give_up(variant, ready, "could not load", Status.ERROR)
             self._kernels[variant] = ready.kernels
-            if ready.gpu_pid is not None:
-                self._gpu_pids[variant] = ready.gpu_pid
+            self._gpu_pids[variant] = ready.gpu_pids
             self._on_ready(self._model.name, variant, ready)
             if variant not in self._verdicts:
                 self._say(f"checking the answers of {self._model.name}, {variant}")
@@ -189,8 +200,9 @@ class Pool:
             raise CannotMeasure(self._unfit[variant])
 
     def _drop(self, variant: str) -> None:
-        if worker := self._workers.pop(variant, None):
-            worker.kill()
+        for workers in (self._workers, self._started):
+            if worker := workers.pop(variant, None):
+                worker.kill()
 
     def _failed(self, cell: Cell, unfit: Unfit) -> CellResult:
         verdict = unfit.verdict or self._verdicts.get(cell.variant)

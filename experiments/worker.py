@@ -111,7 +111,7 @@ class Worker:
             session.variant.replaced,
             {"weights": allocated},
             ceilings,
-            gpu_pid=self.gpu_pid,
+            gpu_pids=() if self.gpu_pid is None else (self.gpu_pid,),
         )
 
     def _measure(self, request: Measure) -> CellResult:

@@ -31,6 +31,7 @@ MOST_TWIN_ROWS = 129
 BROKEN, SPECIAL_ROWS = (1, 2), (4, 17, 66)
 PDL_ROWS, PDL_WIDTH = (1, 4, 16, 64, 200), 1024
 NO_GPU = "it needs a GPU"
+RUNS, REASON_WIDTH = "every gate runs", 200
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Reach:
         """A row that says why there is no figure."""
         return GateRow(*self._name(gate), GateStatus.SKIPPED, why)
 
+    def fail(self, error: Exception) -> GateRow:
+        """The row of a kernel that raised."""
+        first = (str(error).strip().splitlines() or [""])[0]
+        return GateRow(*self._name(RUNS), GateStatus.FAILED, f"{type(error).__name__}: {first}"[:REASON_WIDTH])
+
     def _name(self, gate: str) -> tuple[str, str, str, str]:
         return self.kind.OP, self.kernels, str(self.dtype).removeprefix("torch."), gate
 
@@ -98,12 +104,16 @@ class Trial:
 
 
 def gates_of(reach: Reach) -> Iterator[GateRow]:
-    """Every gate in turn."""
-    yield from accuracy(reach)
-    yield special_rows(reach)
-    yield repeats(reach)
-    yield batch_invariance(reach)
-    yield pdl(reach)
+    """Every gate in turn, up to one that raises."""
+    try:
+        yield from accuracy(reach)
+        yield special_rows(reach)
+        yield repeats(reach)
+        yield batch_invariance(reach)
+        yield pdl(reach)
+    except Exception as error:
+        # Whatever a kernel or its compiler raises is that kernel's result; the next one has its turn.
+        yield reach.fail(error)
 
 
 def accuracy(reach: Reach) -> Iterator[GateRow]:

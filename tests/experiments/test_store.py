@@ -88,6 +88,7 @@ CHANGES = [
     (manifest(code=replace(CODE, commit="fff", dirty=True)), "", False),
     (manifest(machine=replace(MACHINE, python="3.13.0")), "", False),
     (manifest("results_dir=elsewhere", "reports_dir=there"), "", False),
+    (manifest("protocol.time_budget_s=300"), "", False),
 ]
 
 

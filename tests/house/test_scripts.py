@@ -4,10 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from experiments.config import DTYPES
+from experiments.validate import OPS
 from tests.house.test_documents import understand
 from tests.house.tree import ROOT
 
@@ -22,17 +25,18 @@ def test_scripts_are_sound(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / ".ci" / script], check=True)
 
 
-def asked_by(tmp_path: Path, *steps: str) -> list[list[str]]:
+def asked_by(tmp_path: Path, *steps: str, stub: str = STUB, status: int = 0, **variables: str) -> list[list[str]]:
     """The Python commands of `.ci/gpu STEP...`, in a copy of the tree's scripts."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(GPU, tmp_path / ".ci/gpu")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python3").write_text(STUB)
+    (tmp_path / "bin/python3").write_text(stub)
     (tmp_path / "bin/python3").chmod(0o755)
     (tmp_path / "site").mkdir()
     env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "ASKED": str(tmp_path / "asked")}
-    env |= {"SITE": str(tmp_path / "site"), "OUT": str(tmp_path / "out")}
-    subprocess.run(["bash", tmp_path / ".ci/gpu", *steps], env=env, cwd=tmp_path, check=True, capture_output=True)
+    env |= {"SITE": str(tmp_path / "site"), "OUT": str(tmp_path / "out"), **variables}
+    done = subprocess.run(["bash", tmp_path / ".ci/gpu", *steps], env=env, cwd=tmp_path, capture_output=True)
+    assert done.returncode == status
     return [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
 
 
@@ -40,7 +44,8 @@ def test_every_step_asks_for_what_there_is(tmp_path: Path) -> None:
     assert STEPS
     steps = STEPS[1].split()
     asked = asked_by(tmp_path, *steps)
-    assert len(asked) == len(steps)
+    # Gates are compiled first, by kernel and dtype.
+    assert len(asked) == len(steps) + len(OPS) * len(DTYPES[1:])
     for arguments in asked:
         module = arguments[arguments.index("-m") + 1]
         if module == "pytest":
@@ -60,6 +65,22 @@ def test_a_sweep_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
     assert "name=headline" in asked
 
 
+def test_what_still_runs_at_the_limit_is_interrupted_and_packed(tmp_path: Path) -> None:
+    stub = STUB + "mkdir -p results && touch results/kept && exec sleep 60\n"
+    (tmp_path / "variants/kernels").mkdir(parents=True)
+    (tmp_path / "variants/kernels/tiles.json").touch()
+    [asked] = asked_by(tmp_path, "tune", stub=stub, status=124, LIMIT_S="2", ARGS="rows=[1,2] repeats=3")
+    assert asked[-2:] == ["rows=[1,2]", "repeats=3"]
+    with tarfile.open(tmp_path / "out/tune.tar.xz") as packed:
+        assert {"results/kept", "variants/kernels/tiles.json"} <= set(packed.getnames())
+
+
+def test_a_sweep_is_told_to_end_before_the_limit(tmp_path: Path) -> None:
+    [asked] = asked_by(tmp_path, "headline", LIMIT_S="200", BUDGET_S="480")
+    [budget] = [word for word in asked if word.startswith("protocol.time_budget_s=")]
+    assert 110 <= int(budget.split("=")[1]) <= 120
+
+
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(subprocess.CalledProcessError):
-        asked_by(tmp_path, "headlines")
+    (tmp_path / "asked").touch()
+    assert asked_by(tmp_path, "headlines", status=2) == []

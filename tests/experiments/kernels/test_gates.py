@@ -133,6 +133,20 @@ def test_every_compiled_kernel_passes_in_bfloat16(op: str) -> None:
     assert {row.status for row in rows} <= {GateStatus.PASSED, GateStatus.SHOWN}, rows
 
 
+def test_a_kernel_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*_: object, **__: object) -> None:
+        raise RuntimeError("out of resource: shared memory\nmore")
+
+    monkeypatch.setattr(NormLinear, "launch", launch)
+    rows = list(validate.kernel_rows(validate.Options(ops=("norm_linear", "qkv_post"), dtypes=("float32",)), "cpu"))
+    broken = [row for row in rows if row.subject == "norm_linear"]
+    assert {(row.status, row.where) for row in broken} == {
+        (GateStatus.FAILED, "RuntimeError: out of resource: shared memory")
+    }
+    assert all(row.status is not GateStatus.FAILED for row in rows if row.subject == "qkv_post")
+    assert len(rows) > len(broken)
+
+
 def test_the_command_knows_every_kernel() -> None:
     assert tuple(CASES) == validate.OPS
 

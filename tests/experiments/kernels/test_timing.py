@@ -12,6 +12,7 @@ from experiments.kernels import timing
 from experiments.kernels.timing import cold_copies, launches_of, take_turns, time_on_cpu, time_on_gpu
 
 MIB = 2**20
+LATENCY_US = 100.0
 
 
 def test_cold_weights_together_are_three_times_l2() -> None:
@@ -48,10 +49,13 @@ def test_a_cpu_runs_one_launch_a_sample_after_one_that_does_not_count() -> None:
 
 
 class FakeGpu:
-    """torch.cuda in as far as timing uses it: a launch takes `launch_us`, a graph what was captured in it."""
+    """torch.cuda in as far as timing uses it: a launch takes `launch_us`, a graph what was captured in it, and one that
+    is sent to an idle GPU LATENCY_US more, until it is there.
+    """
 
     def __init__(self, launch_us: float) -> None:
         self.launch_us, self.now_us, self.launches, self.capturing = launch_us, 0.0, [], None
+        self.idle = True
         gpu = self
 
         class Event:
@@ -72,7 +76,8 @@ class FakeGpu:
                 self.nodes: list[int] = []
 
             def replay(self) -> None:
-                gpu.now_us += len(self.nodes) * gpu.launch_us
+                gpu.now_us += len(self.nodes) * gpu.launch_us + LATENCY_US * gpu.idle
+                gpu.idle = False
 
         @contextmanager
         def graph(captured: CUDAGraph) -> Iterator[None]:
@@ -80,7 +85,10 @@ class FakeGpu:
             yield
             gpu.capturing = None
 
-        self.cuda = SimpleNamespace(Event=Event, CUDAGraph=CUDAGraph, graph=graph, synchronize=lambda: None)
+        def synchronize() -> None:
+            gpu.idle = True
+
+        self.cuda = SimpleNamespace(Event=Event, CUDAGraph=CUDAGraph, graph=graph, synchronize=synchronize)
 
     def launch(self, copy: int) -> None:
         """Launch on one copy of the weights."""

@@ -237,3 +237,9 @@ def test_a_peer_is_not_traced() -> None:
     worker, _ = loaded("transformers")
     answer = worker.answer(Trace(Cell(points()[0], "transformers", 0), 4))
     assert answer == Failed("skipped", "another engine is not asked to trace")
+
+
+def test_whatever_came_onto_the_gpu_while_it_loaded_is_the_peer_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter(({1}, {1, 5, 6}))
+    monkeypatch.setattr("experiments.peer_worker.gpu_processes", lambda: next(seen))
+    assert loaded("transformers")[1].gpu_pids == (5, 6)
