@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import plain
 from experiments.config import ClusterConfig, ExperimentConfig
-from experiments.environment import Code, Environment
+from experiments.environment import Code, Environment, run_id_of
 from experiments.models import Model
 from experiments.plan import Plan
 from experiments.records import Cell, Point
@@ -75,7 +75,7 @@ def new_manifest(
     now = datetime.now(UTC)
     return Manifest(
         schema=SCHEMA,
-        run_id=f"{now:%Y%m%d-%H%M%S}-{code.commit[:7]}",
+        run_id=run_id_of(now, code),
         experiment=config.name,
         question=config.question,
         created=now.isoformat(timespec="seconds"),

@@ -67,13 +67,8 @@ def decode_engine(session: Session, contexts: list[int], steps: int) -> Engine:
     # Room for their sum and a page broken by each: as much for ragged contexts as for equal ones.
     blocks = sum(tokens) // EngineConfig.block_size + len(tokens)
     engine = session.engine(len(contexts), max(tokens), len(contexts), num_kv_blocks=blocks)
-    fill_with_noise(engine, session.request.seed)
+    engine.runner.fill_with_noise(session.request.seed)
     return engine
-
-
-def fill_with_noise(engine: Engine, seed: int) -> None:
-    """Every page gets values of the size that keys and values have."""
-    engine.runner.fill_with_noise(seed)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from engine.runner import Runner
 from experiments.config import WorkloadConfig
 from experiments.floors import nano_vllm_requests
 from experiments.measuring import decode, offline, prefill
-from experiments.measuring.decode import decode_engine, decoding, fill_with_noise, measure_decode
+from experiments.measuring.decode import decode_engine, decoding, measure_decode
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import draw_requests, measure_offline
 from experiments.measuring.prefill import first_token_ms, measure_prefill
@@ -139,7 +139,7 @@ def test_noise_fills_every_page_and_reproduces() -> None:
     """Values of the size that keys and values have, the same for every variant."""
     engines = [session_of("tiny", variant).engine(2, 100, 2) for variant in ("baseline", "folded")]
     for engine in engines:
-        fill_with_noise(engine, seed=3)
+        engine.runner.fill_with_noise(seed=3)
     for first, second in zip(engines[0].runner.caches, engines[1].runner.caches, strict=True):
         assert first.k.equal(second.k)
         assert not first.k.equal(first.v)
