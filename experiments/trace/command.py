@@ -147,7 +147,7 @@ def _name(profiler: Nsys | Ncu | None) -> str:
 
 
 def _make_keep_raw(options: Options, console: Console) -> Path | None:
-    if options.keep_raw is None:
+    if not options.keep_raw:
         return None
     folder = Path(options.keep_raw).expanduser()
     try:

@@ -13,7 +13,7 @@ fusebench traffic engines=[ours,nano_vllm,vllm] nano_vllm_path=CHECKOUT
 An engine that cannot be had is a line that says why. Exit code 1 when any traffic was not served to its end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,32 +67,28 @@ def run(options: Options) -> int:
     console = make_console()
     usages = []
     for name in options.engines:
-        build = _builder(name, options)
         for traffic in (TRAFFICS[traffic]() for traffic in options.traffics):
             try:
-                books, version = build(traffic.limits)
+                books = _books(name, traffic.limits, options)
             except UserError as error:
                 console.print(f"{name} is left out: {error}", markup=False)
                 break
-            usages.append(drive(books, name, version, traffic))
+            usages.append(drive(books, name, traffic))
     path = _store(options, usages)
     _show(console, usages)
     console.print(f"kept in {path}", markup=False)
     return 0 if usages and all(usage.answered == usage.requests for usage in usages) else 1
 
 
-def _builder(name: str, options: Options) -> Callable[[Limits], tuple[Books, str]]:
-    def build(limits: Limits) -> tuple[Books, str]:
-        match name:
-            case "nano_vllm":
-                books: Ours | NanoVllm | Vllm = NanoVllm(limits, Path(options.nano_vllm_path).expanduser())
-            case "vllm":
-                books = Vllm(limits)
-            case _:
-                books = Ours(limits)
-        return books, books.version
-
-    return build
+def _books(name: str, limits: Limits, options: Options) -> Books:
+    """An engine's, empty; UserError where it cannot be had."""
+    match name:
+        case "nano_vllm":
+            return NanoVllm(limits, Path(options.nano_vllm_path).expanduser())
+        case "vllm":
+            return Vllm(limits)
+        case _:
+            return Ours(limits)
 
 
 def _store(options: Options, usages: Sequence[Usage]) -> Path:
