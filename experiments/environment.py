@@ -19,6 +19,7 @@ CODE = (
     "engine",
     "variants",
     "experiments/worker.py",
+    "experiments/lengths.py",
     "experiments/measuring",
     "experiments/peers",
     "experiments/peer_worker.py",

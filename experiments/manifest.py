@@ -99,7 +99,7 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
     if not found and old.plan != new.plan:
         found.append("the plan is ordered differently")
     if old.source_hash != new.source_hash:
-        found.append(f"the code under engine/ or variants/ changed since commit {old.commit[:7]}")
+        found.append(f"the code that is timed or times changed since commit {old.commit[:7]}")
     found += changes({"device": old.device}, {"device": new.device})
     pinned_old, pinned_new = ({name: run.software.get(name) for name in _PINNED} for run in (old, new))
     return [*found, *changes(pinned_old, pinned_new), *unlike_machines(old, new)]
