@@ -25,7 +25,7 @@ from pathlib import Path
 from experiments import plain
 from experiments.busy_worker import slow_down
 from experiments.calibration import EFFECTS, NOISES, Calibration, compared, judge, simulate
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.durable import mendable
@@ -64,11 +64,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Calibrate; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    return run_command(lambda: _calibrate(parse(arguments)))
+    return run_or_help(argv, __doc__, lambda arguments: _calibrate(parse(arguments)))
 
 
 def _calibrate(options: Options) -> int:

@@ -1,4 +1,4 @@
-"""What every command has in common: exit codes, and help and `--cfg job` for those that compose an experiment."""
+"""What every command has in common: help, exit codes, and `--cfg job` for those that compose an experiment."""
 
 import dataclasses
 import os
@@ -38,10 +38,23 @@ def run_command(command: Callable[[], int]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def run_or_help(argv: Sequence[str] | None, usage: str | None, command: Callable[[list[str]], int]) -> int:
+    """`run_command` of the arguments, those of this process unless given; the usage instead where `--help` is there."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if _asks_for_help(arguments):
+        print((usage or "").strip())
+        return 0
+    return run_command(lambda: command(arguments))
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(arguments))
+
+
 def composed(arguments: Sequence[str], usage: str) -> ExperimentConfig | None:
     """The experiment that the arguments ask for; None after `--help` or `--cfg job`, which are answered here."""
     arguments = list(arguments)
-    if {"-h", "--help"} & set(arguments):
+    if _asks_for_help(arguments):
         print(help_text(usage))
         return None
     show_config = False

@@ -16,19 +16,19 @@ Exit code 1 where a cell regressed: its verdict is `slower` and its speed-up is 
 A and failed in B. 2 for bad input, runs that are not alike, and where nothing could be compared; otherwise 0.
 """
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.comparing.comparison import Pair, Side, compare
 from experiments.comparing.likeness import changed, unlike
 from experiments.comparing.show import Shown, markdown, print_terminal
 from experiments.config import BASELINE
 from experiments.errors import UserError
 from experiments.manifest import Manifest
+from experiments.options import parse_options
 from experiments.reporting.formats import ratio
 from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import locate_run, read_folder
@@ -42,8 +42,8 @@ FORCED = "UNLIKE: "
 class Options:
     """What was asked for: one run or two, and the variants of either side where they are named."""
 
-    runs: tuple[str, ...]
-    variants: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()
     margin: float = 0.01
     results_dir: str = "results"
     markdown: bool = False
@@ -52,45 +52,21 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """Options from the command line; UserError names what is wrong."""
-    runs, flags, values = [], set(), {}
-    for argument in arguments:
-        key, is_override, value = argument.partition("=")
-        if argument in ("--markdown", "--force"):
-            flags.add(argument)
-        elif is_override and key in ("variant", "margin", "results_dir") and value:
-            values[key] = value
-        elif not is_override and not argument.startswith("-"):
-            runs.append(argument)
-        else:
-            known = "RUN_A RUN_B, variant=, margin=, results_dir=, --markdown, --force"
-            raise UserError(f"compare does not know {argument!r}; it takes {known}")
-    variants = tuple(values.pop("variant", "").strip("[]").split(",")) if "variant" in values else ()
-    if len(runs) not in (1, 2) or len(variants) > 2 or not all(variants):
+    runs = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    options = parse_options(Options, "compare", [argument for argument in arguments if argument not in runs])
+    options = replace(options, runs=(*options.runs, *runs))
+    if len(options.runs) not in (1, 2) or len(options.variant) > 2:
         raise UserError("compare takes RUN_A RUN_B, or one run and variant=A,B")
-    if len(runs) == 1 and len(set(variants)) != 2:
-        raise UserError(f"compare {runs[0]} with what? give a second run, or variant=A,B")
-    margin = share(values.pop("margin", "1%"))
-    return Options(tuple(runs), variants, margin, **values, markdown="--markdown" in flags, force="--force" in flags)
-
-
-def share(text: str) -> float:
-    """`1%` or `0.01` as 0.01."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise UserError(f"margin={text} must lie between 0 and 100 %, as in margin=1%")
-    return value
+    if len(options.runs) == 1 and len(set(options.variant)) != 2:
+        raise UserError(f"compare {options.runs[0]} with what? give a second run, or variant=A,B")
+    if not 0 < options.margin < 1:
+        raise UserError(f"margin={options.margin:g} must lie between 0 and 100 %, as in margin=1%")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    return run_command(lambda: _compare(parse(arguments)))
+    return run_or_help(argv, __doc__, lambda arguments: _compare(parse(arguments)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +86,7 @@ def _compare(options: Options) -> int:
     why_not = _unlike(before, after)
     if why_not and not options.force:
         raise UserError(f"the runs are not alike: {'; '.join(why_not)} (--force compares them all the same)")
-    first, last = (options.variants[0], options.variants[-1]) if options.variants else (None, None)
+    first, last = (options.variant[0], options.variant[-1]) if options.variant else (None, None)
     pairs = compare(_side(before, first), _side(after, last), options.margin, mixed=options.force)
     sides = (f"A: {_described(before, first)}", f"B: {_described(after, last)}")
     remarks = tuple(_remarks(before, after, why_not, pairs))

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.environment import find_gpu, package_version, run_quietly
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cache_dir, cached_model
 from experiments.trace.ncu import find_ncu
+from experiments.trace.tools import numbers
 
 PYTHON = (3, 11)
 NEWEST_NVTX_FOR_OLD_NSYS = (0, 2, 11)
@@ -47,14 +48,10 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the diagnosis; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: _main(arguments))
+    return run_or_help(argv, __doc__, _main)
 
 
 def _main(arguments: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print((__doc__ or "").strip())
-        return 0
     if arguments:
         raise UserError(f"doctor takes no arguments, not {arguments[0]!r}")
     findings = diagnose()
@@ -207,11 +204,6 @@ def _existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     path = path.expanduser().resolve()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """(2, 13, 0) of 2.13.0+cpu."""
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 if __name__ == "__main__":

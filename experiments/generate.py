@@ -6,20 +6,19 @@ fusebench generate "Once upon a time" model=PATH_OR_ID variant=fused max_tokens=
 
 import sys
 import time
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-import yaml
 
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.errors import UserError as EngineUserError
 from engine.weights import ModelWeights
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.errors import UserError
 from experiments.fetch import MODELS, FetchError, fetch_model
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.measuring.session import tensors
+from experiments.options import parse_options, usage
 from variants import load_variant
 
 
@@ -44,30 +43,12 @@ class Options:
 
 def parse(argv: list[str]) -> tuple[str, Options]:
     """(prompt, options). Raises UserError naming an unknown key, a bad value or a missing prompt."""
-    known = {field.name: field for field in fields(Options)}
-    prompts, given = [], {}
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if not equals or not key.isidentifier():
-            prompts.append(argument)
-        elif key not in known:
-            raise UserError(f"generate: unknown key {key!r}; there are {', '.join(known)}")
-        else:
-            given[key] = _typed(key, value, type(getattr(Options, key)))
+    prompts = [argument for argument in argv if not argument.partition("=")[0].isidentifier() or "=" not in argument]
     if len(prompts) != 1:
         raise UserError(
             f'generate takes one prompt in quotes, found {len(prompts)}: fusebench generate "prompt" key=value'
         )
-    return prompts[0], replace(Options(), **given)
-
-
-def _typed(key: str, value: str, kind: type) -> Any:
-    if kind is str:
-        return value
-    loaded = yaml.safe_load(value)
-    if isinstance(loaded, bool) or not isinstance(loaded, int | float) or (kind is int and not isinstance(loaded, int)):
-        raise UserError(f"generate: {key}={value} is no {'whole number' if kind is int else 'number'}")
-    return kind(loaded)
+    return prompts[0], parse_options(Options, "generate", [argument for argument in argv if argument not in prompts])
 
 
 def build(options: Options) -> Engine:
@@ -117,12 +98,7 @@ def read_bytes(weights: ModelWeights) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Stream one answer to stdout, its speed to stderr; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or {"-h", "--help"} & set(arguments):
-        keys = "  ".join(f"{field.name}={field.default}" for field in fields(Options))
-        print(f"{(__doc__ or '').strip()}\n\nkeys: {keys}")
-        return 0
-    return run_command(lambda: _main(arguments))
+    return run_or_help(argv, usage(__doc__, Options), _main)
 
 
 def _main(arguments: list[str]) -> int:

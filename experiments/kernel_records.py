@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments import plain
-from experiments.durable import Damaged, make_folder, read_json, write_json
-from experiments.environment import Code, Environment, code, machine
+from experiments.durable import Damaged, read_json, write_json
+from experiments.environment import Code, Environment, code, machine, run_id_of
 from experiments.errors import UserError
 from experiments.records import Status
 
 SCHEMA = 1
-TRIES = 100
 KERNELS, VALIDATE = "kernels", "validate"
 FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
 
@@ -120,20 +119,7 @@ class GateRun:
 def new_stamp(command: str, device: str) -> Stamp:
     """Of a run that starts now."""
     now, source = datetime.now(UTC), code()
-    run_id = f"{now:%Y%m%d-%H%M%S}-{source.commit[:7]}"
-    return Stamp(run_id, now.isoformat(timespec="seconds"), command, device, source, machine())
-
-
-def new_folder(results_dir: Path, kind: str, run_id: str) -> Path:
-    """results/<kind>/<run_id>, with a number where that is taken."""
-    for number in range(1, TRIES):
-        path = results_dir / kind / (run_id if number == 1 else f"{run_id}-{number}")
-        try:
-            make_folder(path)
-        except FileExistsError:
-            continue
-        return path
-    raise UserError(f"{results_dir / kind} has {TRIES} runs of {run_id} already")
+    return Stamp(run_id_of(now, source), now.isoformat(timespec="seconds"), command, device, source, machine())
 
 
 def write_run(folder: Path, kind: str, run: KernelRun | GateRun) -> Path:

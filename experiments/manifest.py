@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import plain
 from experiments.config import ClusterConfig, ExperimentConfig
-from experiments.environment import Code, Environment
+from experiments.environment import Code, Environment, run_id_of
 from experiments.models import Model
 from experiments.plan import Plan
 from experiments.records import Cell, Point
@@ -75,7 +75,7 @@ def new_manifest(
     now = datetime.now(UTC)
     return Manifest(
         schema=SCHEMA,
-        run_id=f"{now:%Y%m%d-%H%M%S}-{code.commit[:7]}",
+        run_id=run_id_of(now, code),
         experiment=config.name,
         question=config.question,
         created=now.isoformat(timespec="seconds"),
@@ -99,7 +99,7 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
     if not found and old.plan != new.plan:
         found.append("the plan is ordered differently")
     if old.source_hash != new.source_hash:
-        found.append(f"the code under engine/ or variants/ changed since commit {old.commit[:7]}")
+        found.append(f"the code that is timed or times changed since commit {old.commit[:7]}")
     found += changes({"device": old.device}, {"device": new.device})
     pinned_old, pinned_new = ({name: run.software.get(name) for name in _PINNED} for run in (old, new))
     return [*found, *changes(pinned_old, pinned_new), *unlike_machines(old, new)]

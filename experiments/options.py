@@ -1,4 +1,7 @@
-"""Options of commands that compose no experiment: `key=value` words to a frozen dataclass of plain fields."""
+"""Options of commands that compose no experiment: `key=value` words to a frozen dataclass of plain fields.
+
+A choice of true or false may be typed as a flag, `--name`; a number that is no whole one as a share, `1%`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -18,6 +21,9 @@ def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
     given: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if hints.get(flag := argument.removeprefix("--")) is bool and flag != argument:
+            given[flag] = True
+            continue
         if not equals:
             raise UserError(f"{command}: {argument!r} is not of the form key=value; the keys are {', '.join(hints)}")
         if key not in hints:
@@ -29,6 +35,12 @@ def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 def keys_of(kind: type) -> str:
     """Every key with its default, as `--help` shows them; empty and () mean that the command chooses."""
     return "  ".join(f"{field.name}={_shown(field.default)}" for field in fields(kind))
+
+
+def usage(words: str | None, kind: type, ops: Sequence[str] = ()) -> str:
+    """The command's own words, then its ops and keys."""
+    parts = [(words or "").strip(), "", *([f"ops: {', '.join(ops)}"] if ops else []), f"keys: {keys_of(kind)}"]
+    return "\n".join(parts)
 
 
 def choose(key: str, asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -45,13 +57,24 @@ def _typed(where: str, value: str, kind: Any) -> Any:
         words = value.removeprefix("[").removesuffix("]").split(",")
         return tuple(_typed(where, word.strip(), inner) for word in words if word.strip())
     if kind is str:
+        if not value:
+            raise UserError(f"{where} has no value")
         return value
+    if kind is float:
+        return _number(where, value)
     loaded = yaml.safe_load(value)
     if type(loaded) is not kind:
         raise UserError(f"{where} is no {'whole number' if kind is int else 'choice of true or false'}")
     if kind is int and loaded < 0:
         raise UserError(f"{where} must not be negative")
     return loaded
+
+
+def _number(where: str, value: str) -> float:
+    try:
+        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise UserError(f"{where} is no number") from None
 
 
 def _shown(value: Any) -> str:

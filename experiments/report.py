@@ -15,20 +15,21 @@ same results give the same bytes.
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.errors import UserError
+from experiments.options import parse_options
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for."""
+    """What was asked for; no run is the latest."""
 
     experiment: str = ""
-    run: str = "latest"
+    run: str = ""
     runs: tuple[str, ...] = ()
     name: str = "side_by_side"
     results_dir: str = "results"
@@ -38,28 +39,11 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from the command line; UserError names what is unknown."""
-    flags, values = set(), {}
-    keys = ("experiment", "run", "runs", "name", "results_dir", "reports_dir")
-    for argument in arguments:
-        key, is_override, value = argument.partition("=")
-        if argument in ("--terminal", "--docs"):
-            flags.add(argument)
-        elif is_override and key in keys and value:
-            values[key] = value
-        else:
-            known = ", ".join([*(f"{k}=" for k in keys), "--terminal", "--docs"])
-            raise UserError(f"report does not know {argument!r}; it takes {known}")
-    runs = tuple(run.strip() for run in values.pop("runs", "").strip("[]").split(",") if run.strip())
-    options = Options(**values, runs=runs, terminal="--terminal" in flags, docs="--docs" in flags)
-    _check(options, values)
-    return options
-
-
-def _check(options: Options, given: Mapping[str, str]) -> None:
+    """Options from the command line; UserError names what is unknown or does not go together."""
+    options = parse_options(Options, "report", arguments)
     if options.docs:
-        return
-    if options.runs and ("experiment" in given or "run" in given):
+        return options
+    if options.runs and (options.experiment or options.run):
         raise UserError("give experiment=NAME for one run, or runs=[...] for several, not both")
     if len(options.runs) == 1:
         raise UserError(f"runs=[{options.runs[0]}] is one run; give two or more, or experiment=NAME run=RUN_ID")
@@ -67,15 +51,12 @@ def _check(options: Options, given: Mapping[str, str]) -> None:
         raise UserError("which experiment? give experiment=NAME, for instance experiment=demo")
     if not re.fullmatch(r"[\w-]+", options.name):
         raise UserError(f"name={options.name} may have letters, digits, - and _ only, for it names a folder")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make a report; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    return run_command(lambda: _report(parse(arguments)))
+    return run_or_help(argv, __doc__, lambda arguments: _report(parse(arguments)))
 
 
 def _report(options: Options) -> int:
@@ -93,9 +74,9 @@ def _one(options: Options) -> int:
     from experiments.reporting.kernels import find_kernels
     from experiments.reporting.run import load_run
 
-    if file := find_kernels(Path(options.results_dir), options.experiment, options.run):
+    if file := find_kernels(Path(options.results_dir), options.experiment, options.run or "latest"):
         return _report_kernels(file, options)
-    run = load_run(Path(options.results_dir), options.experiment, options.run)
+    run = load_run(Path(options.results_dir), options.experiment, options.run or "latest")
     if options.terminal:
         from experiments.reporting.terminal import show
 

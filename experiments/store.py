@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import plain
 from experiments.cluster.records import disagreements, merged, read_records
-from experiments.durable import Damaged, NoSpace, make_folder, read_json, write_json
+from experiments.durable import Damaged, NoSpace, make_folder, make_new_folder, read_json, write_json
 from experiments.errors import UserError
 from experiments.manifest import SCHEMA, Manifest, differences
 from experiments.records import Cell, CellResult
@@ -23,7 +23,6 @@ from experiments.records import Cell, CellResult
 MANIFEST = "manifest.json"
 CELLS = "cells"
 LOGS = "logs"
-TRIES = 100
 
 
 class RunStore:
@@ -72,20 +71,13 @@ class RunStore:
 
 
 def create_run(results_dir: Path, manifest: Manifest) -> RunStore:
-    """A new run folder; where the id is taken (two sweeps in one second) it gets a number."""
-    for number in range(1, TRIES):
-        run_id = manifest.run_id if number == 1 else f"{manifest.run_id}-{number}"
-        path = results_dir / manifest.experiment / run_id
-        try:
-            make_folder(path)
-        except FileExistsError:
-            continue
-        make_folder(path / CELLS)
-        make_folder(path / LOGS)
-        store = RunStore(path, manifest)
-        store.write_manifest(dataclasses.replace(manifest, run_id=run_id))
-        return store
-    raise UserError(f"{results_dir / manifest.experiment} has {TRIES} runs of {manifest.run_id} already")
+    """A new run folder, named by the run's id; where that is taken the id gets a number."""
+    path = make_new_folder(results_dir / manifest.experiment / manifest.run_id)
+    make_folder(path / CELLS)
+    make_folder(path / LOGS)
+    store = RunStore(path, manifest)
+    store.write_manifest(dataclasses.replace(manifest, run_id=path.name))
+    return store
 
 
 def resume_run(results_dir: Path, run_id: str, wanted: Manifest) -> tuple[RunStore, list[CellResult], list[str]]:

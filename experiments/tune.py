@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.environment import ROOT, machine, resolve_device
 from experiments.errors import UserError
 from experiments.models import find_model
-from experiments.options import choose, keys_of, parse_options
+from experiments.options import choose, parse_options, usage
 
 if TYPE_CHECKING:
     from experiments.kernels.measure import Bench
@@ -58,12 +58,8 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Search; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        keys = keys_of(Options).replace(f"{ROOT}{os.sep}", "")
-        print(f"{(__doc__ or '').strip()}\n\nops: {', '.join(OPS)}\nkeys: {keys}")
-        return 0
-    return run_command(lambda: run(parse(arguments)))
+    help_text = usage(__doc__, Options, OPS).replace(f"{ROOT}{os.sep}", "")
+    return run_or_help(argv, help_text, lambda arguments: run(parse(arguments)))
 
 
 def run(options: Options) -> int:

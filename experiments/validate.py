@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
 from experiments.compose import compose, load_yaml, names
 from experiments.config import BASELINE, DTYPES, PEERS
+from experiments.durable import make_new_folder
 from experiments.environment import resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cached_model
@@ -33,12 +34,11 @@ from experiments.kernel_records import (
     GateRow,
     GateRun,
     GateStatus,
-    new_folder,
     new_stamp,
     write_run,
 )
 from experiments.models import find_model
-from experiments.options import choose, keys_of, parse_options
+from experiments.options import choose, parse_options, usage
 
 if TYPE_CHECKING:
     from experiments.kernels.gates import Reach
@@ -77,11 +77,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the gates; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(f"{(__doc__ or '').strip()}\n\nops: {', '.join(OPS)}\nkeys: {keys_of(Options)}")
-        return 0
-    return run_command(lambda: run(parse(arguments), arguments))
+    return run_or_help(argv, usage(__doc__, Options, OPS), lambda arguments: run(parse(arguments), arguments))
 
 
 def run(options: Options, arguments: Sequence[str]) -> int:
@@ -93,7 +89,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     if stamp.device == "cpu":
         # Read when Triton is first imported.
         os.environ["TRITON_INTERPRET"] = "1"
-    folder = new_folder(Path(options.results_dir), VALIDATE, stamp.run_id)
+    folder = make_new_folder(Path(options.results_dir) / VALIDATE / stamp.run_id)
     done = GateRun(SCHEMA, replace(stamp, run_id=folder.name))
     printer = Printer()
     for row in _rows(options, stamp.device):

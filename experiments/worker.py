@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from engine.errors import UserError as EngineUserError
-from experiments.config import ProtocolConfig
+from experiments.config import BASELINE, ProtocolConfig
 from experiments.errors import Unsupported
 from experiments.errors import UserError as HarnessUserError
 from experiments.measuring.ceilings import measure_ceilings
@@ -100,7 +100,7 @@ class Worker:
         self.session, self.verdict = None, None
         before = gpu_processes()
         self.session = session = Session(request)
-        ceilings = measure_ceilings(session.device) if session.variant.name == "baseline" else {}
+        ceilings = measure_ceilings(session.device) if session.variant.name == BASELINE else {}
         free_memory(session.device)
         allocated = torch.cuda.memory_allocated(session.device) if session.device.type == "cuda" else 0
         self.gpu_pid = own_pid(before, gpu_processes())

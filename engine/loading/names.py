@@ -70,11 +70,6 @@ def slots_of(weights: ModelWeights, config: ModelConfig) -> dict[str, Tensor]:
     return slots
 
 
-def num_parameters(config: ModelConfig) -> int:
-    """Parameters of the model; a tied head counts once."""
-    return sum(slot.numel() for slot in allocate(config, torch.float32, "meta").slots.values())
-
-
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Refuse a checkpoint whose tensors are not exactly those of the table.
 

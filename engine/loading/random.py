@@ -1,4 +1,7 @@
-"""Seeded random weights of a model's shape, for measuring without a checkpoint."""
+"""Seeded random weights of a model's shape, for measuring without a checkpoint.
+
+Matrices and biases are normal(0, STD), norms 1 + normal(0, NORM_STD).
+"""
 
 import hashlib
 
@@ -12,7 +15,6 @@ from engine.weights import ModelWeights
 
 STD = 0.02
 NORM_STD = 0.1
-DISTRIBUTION = f"normal(0, {STD}) matrices and biases, 1 + normal(0, {NORM_STD}) norms, rounded to bfloat16"
 
 
 def random_weights(

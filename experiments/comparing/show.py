@@ -1,11 +1,8 @@
 """A comparison for a terminal or for a pull request."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from rich.console import Console
 
 from experiments.comparing.comparison import Pair
 from experiments.metrics import METRICS
@@ -13,11 +10,8 @@ from experiments.records import Row, Status
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind, Table, Value, count, percent, to_markdown
 from experiments.reporting.tables.registry import labelled
-from experiments.reporting.terminal import rich_table
+from experiments.reporting.terminal import make_console, rich_table
 from experiments.stats import Claim
-
-# A log has no width of its own, and rich would squeeze the table into 80 columns.
-LOG_WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def markdown(shown: Shown) -> str:
 
 def print_terminal(shown: Shown) -> None:
     """The same as tables in a terminal."""
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
+    console = make_console()
     for line in (*shown.sides, *shown.remarks):
         console.print(line, markup=False)
     for table in (compared(shown, shown.pairs), not_compared(shown)):

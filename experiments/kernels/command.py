@@ -12,7 +12,6 @@ Writes results/kernels/RUN_ID/kernels.json, after every place. Exit code 1 where
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from experiments.command_line import run_command
+from experiments.command_line import run_or_help
+from experiments.durable import make_new_folder
 from experiments.environment import resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.floors import Ceilings
@@ -32,7 +32,6 @@ from experiments.kernel_records import (
     SCHEMA,
     KernelRow,
     KernelRun,
-    new_folder,
     new_stamp,
     write_run,
 )
@@ -41,7 +40,7 @@ from experiments.kernels.measure import Bench, Place, measure
 from experiments.kernels.timing import l2_bytes, time_on_cpu, time_on_gpu
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.models import find_model
-from experiments.options import choose, keys_of, parse_options
+from experiments.options import choose, parse_options, usage
 from experiments.records import Status
 from experiments.reporting.kernels import show_kernels
 
@@ -95,11 +94,7 @@ def places(models: Sequence[str], ops: Sequence[str], rows: Sequence[int]) -> li
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(f"{(__doc__ or '').strip()}\n\nops: {', '.join(OPS)}\nkeys: {keys_of(Options)}")
-        return 0
-    return run_command(lambda: run(parse(arguments), arguments))
+    return run_or_help(argv, usage(__doc__, Options, OPS), lambda arguments: run(parse(arguments), arguments))
 
 
 def run(options: Options, arguments: Sequence[str]) -> int:
@@ -115,7 +110,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     )
     ceilings = measure_ceilings(bench.device)
     bench = replace(bench, ceilings=Ceilings.of(ceilings))
-    folder = new_folder(Path(options.results_dir), KERNELS, stamp.run_id)
+    folder = make_new_folder(Path(options.results_dir) / KERNELS / stamp.run_id)
     done = KernelRun(SCHEMA, replace(stamp, run_id=folder.name), options.pdl, ceilings)
     with torch.inference_mode():
         for place in track(todo, "kernels", console=Console(stderr=True), transient=True):

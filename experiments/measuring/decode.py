@@ -39,13 +39,13 @@ def measure_decode(session: Session, point: Point, protocol: ProtocolConfig) -> 
     first = -(timed_steps // 2)
     # The last steps once before: a longer block table is another graph, which must not be captured while timed.
     with decoding(session, engine, point, _moved(contexts, first + timed_steps - SETTLE_STEPS), SETTLE_STEPS):
-        _run(engine, SETTLE_STEPS)
+        run_window(engine, SETTLE_STEPS)
     samples: dict[str, list[float]] = {"step_ms": []}
     with decoding(session, engine, point, _moved(contexts, first - SETTLE_STEPS), SETTLE_STEPS + timed_steps):
-        _run(engine, SETTLE_STEPS)
+        run_window(engine, SETTLE_STEPS)
         for _ in range(protocol.windows):
             with undisturbed(engine):
-                wall_ms, device_ms = _run(engine, steps)
+                wall_ms, device_ms = run_window(engine, steps)
             samples["step_ms"].append(wall_ms / steps)
             if device_ms:
                 samples.setdefault("step_device_ms", []).extend(device_ms)
@@ -67,13 +67,8 @@ def decode_engine(session: Session, contexts: list[int], steps: int) -> Engine:
     # Room for their sum and a page broken by each: as much for ragged contexts as for equal ones.
     blocks = sum(tokens) // EngineConfig.block_size + len(tokens)
     engine = session.engine(len(contexts), max(tokens), len(contexts), num_kv_blocks=blocks)
-    fill_with_noise(engine, session.request.seed)
+    engine.runner.fill_with_noise(session.request.seed)
     return engine
-
-
-def fill_with_noise(engine: Engine, seed: int) -> None:
-    """Every page gets values of the size that keys and values have."""
-    engine.runner.fill_with_noise(seed)
 
 
 @contextmanager
@@ -98,18 +93,18 @@ def _warm_up(engine: Engine, protocol: ProtocolConfig) -> float:
     `warmup_max_steps`.
     """
     half = max(1, protocol.warmup_min_steps // 2)
-    ran = settle(engine, lambda: _run(engine, 1), protocol.warmup_max_steps)
-    before_ms = _run(engine, half)[0] / half
+    ran = settle(engine, lambda: run_window(engine, 1), protocol.warmup_max_steps)
+    before_ms = run_window(engine, half)[0] / half
     ran += half
     while True:
-        after_ms = _run(engine, half)[0] / half
+        after_ms = run_window(engine, half)[0] / half
         ran += half
         if abs(after_ms - before_ms) <= STEADY * before_ms or ran + half > protocol.warmup_max_steps:
             return after_ms
         before_ms = after_ms
 
 
-def _run(engine: Engine, steps: int) -> tuple[float, list[float]]:
+def run_window(engine: Engine, steps: int) -> tuple[float, list[float]]:
     """(wall milliseconds, device milliseconds of each step but the first) of a free-running window."""
     cuda = engine.device.type == "cuda"
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps if cuda else 0)]

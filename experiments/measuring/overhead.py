@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams
-from experiments.measuring.decode import _run, synchronize
+from experiments.measuring.decode import run_window, synchronize
 from experiments.measuring.guard import undisturbed
 from experiments.measuring.telemetry import Evidence
 
@@ -61,10 +61,10 @@ def measure_overhead(engine: Engine | IdleEngine, steps: int = STEPS, windows: i
         for window in range(windows):
             # Each goes first as often as the other: a context grows with every step, and its steps with it.
             if window % 2:
-                timed.append(_run(engine, steps)[0])
+                timed.append(run_window(engine, steps)[0])
             bare.append(_bare_ms(engine, steps))
             if not window % 2:
-                timed.append(_run(engine, steps)[0])
+                timed.append(run_window(engine, steps)[0])
             guard.append(_elapsed_ms(lambda: _guarded(engine)))
     return Overhead(1e3 * median(bare) / steps, 1e3 * median(timed) / steps, 1e3 * median(guard))
 

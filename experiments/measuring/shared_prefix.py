@@ -27,7 +27,7 @@ def measure_shared_prefix(
     salts = itertools.count()
 
     def repeat() -> tuple[float, float]:
-        cold, warm = draw_prompts(session, point, next(salts))
+        cold, warm = draw_alike(session, point, next(salts))
         return first_token_ms(engine, [cold]), first_token_ms(engine, warm)
 
     settle(engine, repeat, max(2, protocol.warmup_max_steps))
@@ -41,7 +41,7 @@ def measure_shared_prefix(
     return samples, engine
 
 
-def draw_prompts(session: Session, point: Point, salt: int) -> tuple[list[int], list[list[int]]]:
+def draw_alike(session: Session, point: Point, salt: int) -> tuple[list[int], list[list[int]]]:
     """(the prompt that comes first, those that come after it): one prefix that no other salt has, then their own."""
     num_shared = session.workloads[point.workload].prefix_tokens
     first, *others = session.prompts(replace(point, batch=point.batch + 1), point.length, salt)

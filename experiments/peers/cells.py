@@ -16,6 +16,7 @@ from typing import TypeVar
 from engine.compilations import Compilations, watch_triton
 from experiments.config import ProtocolConfig
 from experiments.errors import Unsupported
+from experiments.measuring.decode import window_steps
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import draw_requests
 from experiments.peers.lengths import decode_lengths
@@ -67,8 +68,7 @@ def measure_prefill(session: PeerSession, point: Point, protocol: ProtocolConfig
         return 1e3 * call(session, session.fresh_prompts(point, point.length), [1] * point.batch)
 
     first_token_ms()
-    one_ms = quiet(first_token_ms)
-    repeats = max(1, min(protocol.steps_per_window, int(protocol.window_ms / max(one_ms, 1e-6))))
+    repeats = window_steps(protocol, quiet(first_token_ms))
     return {"ttft_ms": [quiet(first_token_ms) for _ in range(protocol.windows * repeats)]}, {}
 
 

@@ -14,7 +14,7 @@ from experiments.reporting.headline import (
     lead_variant,
 )
 from experiments.reporting.rows import Analysis
-from experiments.reporting.shards import places, unlike_machines
+from experiments.reporting.shards import mixed_machines, places
 
 TWIN_NOTE = (
     "Twin run: on this machine the kernels ran as their plain-PyTorch twins. The pipeline and the answers are real; "
@@ -221,7 +221,7 @@ def _shards(analysis: Analysis) -> list[Fact]:
     crowded = [node for node in nodes if any(p.beside for p in found if p.record.node == node)]
     if crowded:
         text += f"; side by side on {', '.join(crowded)}, sharing its cores, memory and PCIe"
-    types = sorted(set(unlike_machines(analysis.run).values()))
+    types = sorted(set(mixed_machines(analysis.run).values()))
     if types:
         text += f"; on unlike machines ({', '.join(types)}): compare variants at a point, not points with each other"
     return [Fact("Shards", text, "warn" if crowded or types else "")]

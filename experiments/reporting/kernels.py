@@ -1,6 +1,5 @@
 """The report of a `fusebench kernels` run: one table, and a heat map of the speed-up for each model."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, Kernel
 from experiments.reporting.charts import paper
 from experiments.reporting.charts.specs import Figure, HeatCell, Heatmap, Panel
 from experiments.reporting.formats import Column, Kind, Table, Value, interval, ratio, to_csv, to_latex, to_markdown
-from experiments.reporting.terminal import rich_table
+from experiments.reporting.terminal import make_console, rich_table
 from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
-
-LOG_WIDTH = 150
 
 Key = tuple[str, str, str, int, str]
 
@@ -195,8 +192,7 @@ def why_untimed(run: KernelRun) -> list[str]:
 
 def show_kernels(run: KernelRun, console: Console | None = None) -> None:
     """Print the table."""
-    # A log has no width of its own, and rich would squeeze the table into 80 columns.
-    console = console or Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = console or make_console()
     compared = compare(run)
     if run.rows and all(row.kernels == "twin" for row in run.rows):
         console.print("[yellow]Plain-PyTorch twins on a CPU: errors are real, times say nothing about speed.[/yellow]")

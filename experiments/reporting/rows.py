@@ -10,7 +10,7 @@ from experiments.floors import Ceilings, Floor, floor_ms
 from experiments.metrics import METRICS, Better, Metric, metrics_of
 from experiments.records import CellResult, Point, Row, Status, Verdict
 from experiments.reporting.run import Run
-from experiments.reporting.shards import ceilings_at, unlike_machines
+from experiments.reporting.shards import ceilings_at, mixed_machines
 from experiments.stats import MIN_ROUNDS, Claim, Estimate, Looks, SampleError, claim, estimate, holm, paired_ratios
 
 # Which status a row takes when its rounds ended differently: a wrong answer outweighs a missing one.
@@ -51,7 +51,7 @@ def analyse(run: Run) -> Analysis:
     groups: dict[tuple[Point, str], list[CellResult]] = defaultdict(list)
     for result in run.results:
         groups[result.cell.point, result.cell.variant].append(result)
-    machines = unlike_machines(run)
+    machines = mixed_machines(run)
     floors = {p: floor for p in run.points if (floor := _floor(run, p, ceilings_at(run, machines, p))) is not None}
     order = {variant: index for index, variant in enumerate(run.variants)}
     rows: list[Row] = []

@@ -39,7 +39,7 @@ def places(run: Run) -> list[Place]:
     ]
 
 
-def unlike_machines(run: Run) -> dict[Point, str]:
+def mixed_machines(run: Run) -> dict[Point, str]:
     """The GPU (or CPU) that each point was measured on, where the run has several types of them; else nothing."""
     known = {record.id: record.machine_type for record in run.info.shards}
     types: dict[Point, set[str]] = defaultdict(set)

@@ -1,5 +1,7 @@
 """The report in a terminal: the first screen, the headline table and a small heat map, by rich."""
 
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -18,12 +20,19 @@ from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import Run
 from experiments.reporting.summary import row_data
 
+# A log has no width of its own, and rich would squeeze tables into 80 columns.
+LOG_WIDTH = 160
 TONES = {"good": "green", "bad": "red", "warn": "yellow", "": "default"}
+
+
+def make_console() -> Console:
+    """Standard output, as wide as the terminal or as `LOG_WIDTH`; what rich would colour unasked stays plain."""
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
 
 
 def show(run: Run, console: Console | None = None) -> None:
     """Print the report of a run."""
-    console = console or Console()
+    console = console or make_console()
     analysis = analyse(run)
     screen = first_screen(analysis)
     console.print(f"[bold]{escape(screen.question)}[/bold]")

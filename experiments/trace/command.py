@@ -35,6 +35,7 @@ from experiments.durable import write_json
 from experiments.errors import UserError
 from experiments.models import Model
 from experiments.records import Cell
+from experiments.reporting.terminal import make_console
 from experiments.sweep import Prepared, prepare
 from experiments.trace.counting import Counter
 from experiments.trace.ledger import Ledger, compare
@@ -49,7 +50,6 @@ from experiments.trace.tables import changes, counter_table, show, show_ledger
 from experiments.worker_process import WORKER_COMMAND
 
 TRACED_KINDS = ("decode", "prefill")
-LOG_WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    # A log has no width of its own, and rich would squeeze the tables into 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = make_console()
     options, rest = parse(arguments)
     if options.read:
         return show_file(Path(options.read), Path(options.against) if options.against else None, options, console)
@@ -148,7 +147,7 @@ def _name(profiler: Nsys | Ncu | None) -> str:
 
 
 def _make_keep_raw(options: Options, console: Console) -> Path | None:
-    if options.keep_raw is None:
+    if not options.keep_raw:
         return None
     folder = Path(options.keep_raw).expanduser()
     try:

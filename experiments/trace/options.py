@@ -1,14 +1,13 @@
 """What `trace` takes beyond the keys of an experiment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from experiments.compose import suggest
 from experiments.errors import UserError
+from experiments.options import parse_options
 
 PROFILERS = ("auto", "nsys", "torch", "ncu")
-KEYS = ("profiler", "steps", "run", "nsys", "ncu", "keep_raw", "expect", "read", "against")
-DEFAULT_STEPS = 8
 # ncu runs every kernel of a step many times, and they are the same in each.
 COUNTED_STEPS = 1
 MOST_STEPS = 200
@@ -16,48 +15,36 @@ MOST_STEPS = 200
 
 @dataclass(frozen=True)
 class Options:
-    """The keys of KEYS, as typed; see the usage in command.py."""
+    """As typed; see the usage in command.py. What is empty was not given."""
 
     profiler: str = "auto"
-    steps: int = DEFAULT_STEPS
+    steps: int = 8
     run: str = "latest"
-    nsys: str | None = None
-    ncu: str | None = None
-    keep_raw: str | None = None
+    nsys: str = ""
+    ncu: str = ""
+    keep_raw: str = ""
     expect: tuple[str, ...] = ()
-    read: str | None = None
-    against: str | None = None
+    read: str = ""
+    against: str = ""
+
+
+KEYS = frozenset(field.name for field in fields(Options))
 
 
 def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     """Our own keys, and the arguments that are the experiment's. UserError for a value that does not fit."""
-    values: dict[str, str] = {}
-    rest = []
-    for argument in arguments:
-        key, is_override, value = argument.partition("=")
-        if is_override and key in KEYS:
-            if not value:
-                raise UserError(f"{key}= has no value")
-            values[key] = value
-        else:
-            rest.append(argument)
-    profiler = values.get("profiler", "auto")
-    if profiler not in PROFILERS:
+    keys = [argument.partition("=")[0] for argument in arguments]
+    mine = [argument for argument, key in zip(arguments, keys, strict=True) if key in KEYS]
+    rest = [argument for argument, key in zip(arguments, keys, strict=True) if key not in KEYS]
+    options = parse_options(Options, "trace", mine)
+    if (profiler := options.profiler) not in PROFILERS:
         raise UserError(f"profiler={profiler} is not one of {', '.join(PROFILERS)}{suggest(profiler, PROFILERS)}")
-    if "read" in values and rest:
+    if not 1 <= options.steps <= MOST_STEPS:
+        raise UserError(f"steps={options.steps} must be a whole number from 1 to {MOST_STEPS}")
+    if options.read and rest:
         raise UserError(f"read= takes an export as it is, so {rest[0]!r} has no meaning beside it")
-    if "against" in values and "read" not in values:
+    if options.against and not options.read:
         raise UserError("against= belongs to read=: two ledgers to compare")
-    expect = tuple(name.strip() for name in values.get("expect", "").strip("[]").split(",") if name.strip())
-    texts = {key: values.get(key) for key in ("nsys", "ncu", "keep_raw", "read", "against")}
-    steps = _steps(values.get("steps"), COUNTED_STEPS if profiler == "ncu" else DEFAULT_STEPS)
-    options = Options(profiler, steps, values.get("run", "latest"), expect=expect, **texts)
+    if profiler == "ncu" and "steps" not in keys:
+        options = replace(options, steps=COUNTED_STEPS)
     return options, rest
-
-
-def _steps(text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_STEPS:
-        raise UserError(f"steps={text} must be a whole number from 1 to {MOST_STEPS}")
-    return int(text)

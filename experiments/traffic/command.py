@@ -13,8 +13,7 @@ fusebench traffic engines=[ours,nano_vllm,vllm] nano_vllm_path=CHECKOUT
 An engine that cannot be had is a line that says why. Exit code 1 when any traffic was not served to its end.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import plain
-from experiments.command_line import run_command
-from experiments.durable import write_json
-from experiments.environment import code
+from experiments.command_line import run_or_help
+from experiments.durable import make_new_folder, write_json
+from experiments.environment import code, run_id_of
 from experiments.errors import UserError
 from experiments.options import choose, parse_options
+from experiments.reporting.terminal import make_console
 from experiments.traffic.drive import drive
 from experiments.traffic.nano_vllm import NanoVllm
 from experiments.traffic.ours import Ours
@@ -36,7 +36,6 @@ from experiments.traffic.requests import TRAFFICS
 from experiments.traffic.vllm import Vllm
 
 ENGINES = ("ours", "nano_vllm", "vllm")
-LOG_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -60,50 +59,41 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Drive, print and store; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    return run_command(lambda: run(parse(arguments)))
+    return run_or_help(argv, __doc__, lambda arguments: run(parse(arguments)))
 
 
 def run(options: Options) -> int:
     """Every engine under every traffic, stored as one file."""
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = make_console()
     usages = []
     for name in options.engines:
-        build = _builder(name, options)
         for traffic in (TRAFFICS[traffic]() for traffic in options.traffics):
             try:
-                books, version = build(traffic.limits)
+                books = _books(name, traffic.limits, options)
             except UserError as error:
                 console.print(f"{name} is left out: {error}", markup=False)
                 break
-            usages.append(drive(books, name, version, traffic))
+            usages.append(drive(books, name, traffic))
     path = _store(options, usages)
     _show(console, usages)
     console.print(f"kept in {path}", markup=False)
     return 0 if usages and all(usage.answered == usage.requests for usage in usages) else 1
 
 
-def _builder(name: str, options: Options) -> Callable[[Limits], tuple[Books, str]]:
-    def build(limits: Limits) -> tuple[Books, str]:
-        match name:
-            case "nano_vllm":
-                books: Ours | NanoVllm | Vllm = NanoVllm(limits, Path(options.nano_vllm_path).expanduser())
-            case "vllm":
-                books = Vllm(limits)
-            case _:
-                books = Ours(limits)
-        return books, books.version
-
-    return build
+def _books(name: str, limits: Limits, options: Options) -> Books:
+    """An engine's, empty; UserError where it cannot be had."""
+    match name:
+        case "nano_vllm":
+            return NanoVllm(limits, Path(options.nano_vllm_path).expanduser())
+        case "vllm":
+            return Vllm(limits)
+        case _:
+            return Ours(limits)
 
 
 def _store(options: Options, usages: Sequence[Usage]) -> Path:
     now, measured = datetime.now(UTC), code()
-    folder = Path(options.results_dir) / "traffic" / f"{now:%Y%m%d-%H%M%S}-{measured.commit[:7]}"
-    folder.mkdir(parents=True)
+    folder = make_new_folder(Path(options.results_dir) / "traffic" / run_id_of(now, measured))
     made = {
         "schema": 1,
         "created": now.isoformat(timespec="seconds"),

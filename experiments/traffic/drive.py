@@ -53,7 +53,7 @@ class Counters:
         return sum(best >= last for best, last in zip(self._best_ends, self._last, strict=True))
 
 
-def drive(books: Books, engine: str, version: str, traffic: Traffic) -> Usage:
+def drive(books: Books, engine: str, traffic: Traffic) -> Usage:
     """Serve all of a traffic; whatever the engine raises ends it and is the usage's reason."""
     counters = Counters(traffic.requests)
     used: list[float] = []
@@ -82,7 +82,7 @@ def drive(books: Books, engine: str, version: str, traffic: Traffic) -> Usage:
         reason = f"stuck: not finished after {MOST_STEPS} steps"
     return Usage(
         engine=engine,
-        version=version,
+        version=books.version,
         traffic=traffic.name,
         block_size=books.block_size,
         requests=len(traffic.requests),

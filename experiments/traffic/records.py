@@ -41,8 +41,9 @@ class Step:
 
 
 class Books(Protocol):
-    """An engine's scheduler and block manager, with the model left out."""
+    """An engine's scheduler and block manager, with the model left out. `version` is that of the engine's code."""
 
+    version: str
     block_size: int
     num_blocks: int
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import doctor
-from experiments.doctor import Finding, Level, diagnose, find_importer, main, numbers
+from experiments.doctor import Finding, Level, diagnose, find_importer, main
+from experiments.trace.tools import numbers
 from tests.experiments.test_environment import fake_nvidia_smi
 
 

@@ -130,7 +130,7 @@ def test_the_command_prints_the_path_or_one_line_and_2(
     assert fetch.main(["tiny"]) == 0
     assert capsys.readouterr().out == f"{cache / 'tiny.gguf'}\n"
     assert fetch.main(["gpt-5"]) == 2
-    assert capsys.readouterr().err == "model 'gpt-5' cannot be fetched; tiny can\n"
+    assert capsys.readouterr().err == "fusebench: model 'gpt-5' cannot be fetched; tiny can\n"
 
 
 def test_fetching_needs_neither_torch_nor_the_engine() -> None:

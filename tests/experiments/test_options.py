@@ -17,11 +17,13 @@ class Some:
     dtype: str = "auto"
     repeats: int = 3
     pdl: bool = False
+    margin: float = 0.01
 
 
 def test_values_are_typed() -> None:
     asked = parse_options(Some, "some", ["models=[a,b=c]", "rows=8", "dtype=float16", "repeats=7", "pdl=true"])
     assert asked == Some(("a", "b=c"), (8,), "float16", 7, True)
+    assert parse_options(Some, "some", ["--pdl", "margin=2.5%"]) == Some(pdl=True, margin=0.025)
     assert parse_options(Some, "some", ["rows=[]"]).rows == ()
 
 
@@ -34,6 +36,9 @@ def test_values_are_typed() -> None:
         ("repeats=2.5", "some: repeats=2.5 is no whole number"),
         ("repeats=true", "some: repeats=true is no whole number"),
         ("rows=-1", "must not be negative"),
+        ("dtype=", "some: dtype= has no value"),
+        ("margin=lots", "some: margin=lots is no number"),
+        ("--repeats", "some: '--repeats' is not of the form key=value"),
         ("pdl=1", "some: pdl=1 is no choice of true or false"),
     ],
 )
@@ -43,7 +48,7 @@ def test_bad_values_are_named(argument: str, complaint: str) -> None:
 
 
 def test_help_shows_defaults() -> None:
-    assert keys_of(Some) == "models=[]  rows=[1,2]  dtype=auto  repeats=3  pdl=false"
+    assert keys_of(Some) == "models=[]  rows=[1,2]  dtype=auto  repeats=3  pdl=false  margin=0.01"
 
 
 def test_names_are_chosen_among_those_known() -> None:

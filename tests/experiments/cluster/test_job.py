@@ -133,7 +133,7 @@ def test_other_code_or_software_is_refused(tmp_path: Path, node: Node, monkeypat
     assert "refused: torch was 2.13.0 and is 2.12.0" in launched.run(0)
     node.become(H200, "one")
     monkeypatch.setattr(job_module, "code", lambda: replace(CODE, source_hash="1" * 64))
-    assert "the code under engine/ or variants/ changed" in launched.run(0)
+    assert "the code that is timed or times changed" in launched.run(0)
     assert not outcome(tmp_path).results
 
 

@@ -22,7 +22,7 @@ def test_the_timed_loop_costs_little(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_work_inside_the_loop_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that computes something at each step costs more than the bound allows."""
-    run = overhead._run
+    run = overhead.run_window
 
     class Meddling(IdleEngine):
         timed = False
@@ -40,7 +40,7 @@ def test_work_inside_the_loop_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> 
         engine.timed = False
         return result
 
-    monkeypatch.setattr(overhead, "_run", meddle)
+    monkeypatch.setattr(overhead, "run_window", meddle)
     found = measure_overhead(engine, steps=500, windows=5)
     assert found.timed_us - found.bare_us > MOST_US
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine import Engine
-from experiments.measuring.shared_prefix import draw_prompts, measure_shared_prefix
+from experiments.measuring.shared_prefix import draw_alike, measure_shared_prefix
 from experiments.records import Point
 from tests.experiments.measuring.sessions import PROTOCOL, session_of
 
@@ -17,11 +17,11 @@ SHARED, LENGTH = 130, 150
 def test_prompts_share_their_prefix_and_no_more() -> None:
     """And none with those of another repeat."""
     session = session_of()
-    first, others = draw_prompts(session, POINT, salt=0)
+    first, others = draw_alike(session, POINT, salt=0)
     assert len(others) == 3
     assert all(len(prompt) == LENGTH and prompt[:SHARED] == first[:SHARED] for prompt in others)
     assert len({tuple(prompt[SHARED:]) for prompt in [first, *others]}) == 4
-    assert draw_prompts(session, POINT, salt=1)[0][:SHARED] != first[:SHARED]
+    assert draw_alike(session, POINT, salt=1)[0][:SHARED] != first[:SHARED]
 
 
 def test_the_first_computes_all_and_the_others_what_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_the_first_computes_all_and_the_others_what_is_theirs(monkeypatch: pytes
 def test_answers_do_not_depend_on_who_brought_the_prefix() -> None:
     """The first tokens of warm prompts are those of an engine without a cache."""
     session = session_of()
-    first, others = draw_prompts(session, POINT, salt=5)
+    first, others = draw_alike(session, POINT, salt=5)
     cached = session.engine(4, LENGTH + 1, 3 * LENGTH, enable_prefix_caching=True)
     plain = session.engine(4, LENGTH + 1, 3 * LENGTH)
     cached.generate([first])

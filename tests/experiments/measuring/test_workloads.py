@@ -10,7 +10,7 @@ from engine.runner import Runner
 from experiments.config import WorkloadConfig
 from experiments.floors import nano_vllm_requests
 from experiments.measuring import decode, offline, prefill
-from experiments.measuring.decode import decode_engine, decoding, fill_with_noise, measure_decode
+from experiments.measuring.decode import decode_engine, decoding, measure_decode
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import draw_requests, measure_offline
 from experiments.measuring.prefill import first_token_ms, measure_prefill
@@ -26,7 +26,7 @@ DECODE, PREFILL, OFFLINE = (Point("tiny", kind, batch, length) for kind, batch, 
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The context lengths of each timed window's steps, as they run."""
     windows: list[list[int]] = []
-    run = decode._run
+    run = decode.run_window
 
     def recorded(engine: Engine, steps: int) -> Any:
         launch = engine.runner.launch
@@ -44,7 +44,7 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         windows.append(seen)
         return result
 
-    monkeypatch.setattr(decode, "_run", recorded)
+    monkeypatch.setattr(decode, "run_window", recorded)
     return windows
 
 
@@ -132,14 +132,14 @@ def test_steps_that_do_nothing_are_an_error() -> None:
     session = session_of()
     engine = decode_engine(session, [24, 24], 3)
     with decoding(session, engine, DECODE, [24, 24], 3), pytest.raises(RuntimeError, match="ended after 3 of 90 steps"):
-        decode._run(engine, 90)
+        decode.run_window(engine, 90)
 
 
 def test_noise_fills_every_page_and_reproduces() -> None:
     """Values of the size that keys and values have, the same for every variant."""
     engines = [session_of("tiny", variant).engine(2, 100, 2) for variant in ("baseline", "folded")]
     for engine in engines:
-        fill_with_noise(engine, seed=3)
+        engine.runner.fill_with_noise(seed=3)
     for first, second in zip(engines[0].runner.caches, engines[1].runner.caches, strict=True):
         assert first.k.equal(second.k)
         assert not first.k.equal(first.v)
@@ -148,7 +148,7 @@ def test_noise_fills_every_page_and_reproduces() -> None:
 
 def test_a_disturbed_window_is_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture in the second window."""
-    run = decode._run
+    run = decode.run_window
     calls = {"left": 4}
 
     def disturbing(engine: Engine, steps: int) -> Any:
@@ -156,7 +156,7 @@ def test_a_disturbed_window_is_no_sample(monkeypatch: pytest.MonkeyPatch) -> Non
         engine.runner.graphs.num_captures += calls["left"] == 2
         return run(engine, steps)
 
-    monkeypatch.setattr(decode, "_run", disturbing)
+    monkeypatch.setattr(decode, "run_window", disturbing)
     with pytest.raises(Disturbed, match="graph captures"):
         measure_decode(session_of(), DECODE, PROTOCOL)
 

@@ -81,7 +81,7 @@ def test_an_unknown_run_names_those_that_are_there(
     ("arguments", "says"),
     [
         ([], "experiment=NAME"),
-        (["experiment=quick", "colour=red"], "colour=red"),
+        (["experiment=quick", "colour=red"], "unknown key 'colour'"),
         (["experiment="], "experiment="),
         (["experiment=quick", "results_dir=/nowhere"], "none yet"),
     ],

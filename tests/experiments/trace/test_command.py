@@ -217,7 +217,7 @@ def test_auto_falls_back_to_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) 
     [
         ("profiler=nsight", "profiler=nsight is not one of auto, nsys, torch"),
         ("steps=0", "steps=0 must be a whole number from 1 to 200"),
-        ("steps=many", "steps=many must be"),
+        ("steps=many", "steps=many is no whole number"),
         ("run=", "run= has no value"),
         ("against=a.json", "against= belongs to read="),
     ],

@@ -98,7 +98,7 @@ def random_traffic(pool_tokens: int, shared: int = 0, seed: int = 0) -> Traffic:
 
 def test_with_room_and_nothing_shared_each_token_is_computed_once() -> None:
     traffic = random_traffic(64 * 64)
-    usage = drive(Ours(traffic.limits), "ours", "", traffic)
+    usage = drive(Ours(traffic.limits), "ours", traffic)
     assert usage.answered == usage.requests == 12
     assert usage.computed_tokens == usage.needed_tokens
     assert (usage.reused_tokens, usage.preemptions, usage.stalled_steps) == (0, 0, 0)
@@ -107,7 +107,7 @@ def test_with_room_and_nothing_shared_each_token_is_computed_once() -> None:
 
 def test_a_shared_prefix_is_computed_by_the_first_alone() -> None:
     traffic = random_traffic(64 * 64, shared=192)
-    usage = drive(Ours(traffic.limits), "ours", "", traffic)
+    usage = drive(Ours(traffic.limits), "ours", traffic)
     assert usage.answered == 12
     assert usage.computed_tokens + usage.reused_tokens == usage.needed_tokens
     assert usage.reused_tokens == 11 * 192  # Three whole blocks of 64, which whoever comes later finds.
@@ -115,7 +115,7 @@ def test_a_shared_prefix_is_computed_by_the_first_alone() -> None:
 
 def test_in_a_pool_too_small_requests_are_preempted_and_still_answered() -> None:
     traffic = random_traffic(64 * 9)
-    usage = drive(Ours(traffic.limits), "ours", "", traffic)
+    usage = drive(Ours(traffic.limits), "ours", traffic)
     assert usage.answered == 12
     assert usage.preemptions > 0
     assert usage.computed_tokens + usage.reused_tokens > usage.needed_tokens
@@ -125,7 +125,7 @@ def test_in_a_pool_too_small_requests_are_preempted_and_still_answered() -> None
 def test_nano_vllm_is_driven_from_a_checkout(checkout: Path) -> None:
     traffic = random_traffic(256 * 4)
     books: Books = NanoVllm(traffic.limits, checkout)
-    usage = drive(books, "nano_vllm", "", traffic)
+    usage = drive(books, "nano_vllm", traffic)
     assert usage.answered == 12
     assert usage.computed_tokens == usage.needed_tokens
     assert usage.peak_used == 1 / 4
@@ -145,7 +145,7 @@ def test_without_vllm_the_mend_is_said() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed here")
 def test_vllm_computes_each_token_once_too() -> None:
     traffic = random_traffic(64 * 64, shared=192)
-    usage = drive(Vllm(traffic.limits), "vllm", "", traffic)
+    usage = drive(Vllm(traffic.limits), "vllm", traffic)
     assert usage.answered == 12
     assert usage.computed_tokens + usage.reused_tokens == usage.needed_tokens
 
