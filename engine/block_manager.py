@@ -84,6 +84,8 @@ class BlockManager:
 
     def grow(self, sequence: SequenceState, num_tokens: int) -> bool:
         """Let a sequence hold so many tokens; False, and nothing changed, where the pool is too full."""
+        if num_tokens <= len(sequence.blocks) * self.block_size:
+            return True
         missing = self.missing(sequence, num_tokens)
         if missing > self.num_free:
             return False

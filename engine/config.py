@@ -86,7 +86,8 @@ class EngineConfig:
     weights). `num_kv_blocks=None` sizes the pool for `max_num_seqs` sequences of `max_model_len` tokens, bounded by
     `gpu_memory_utilization` of what is free once the weights and CUDA graphs are there. `overlap` prepares and launches
     a step before the tokens of the one before it are read back. `tensor_parallel_size` processes share the model, each
-    with a GPU of its own from `device` on (on a CPU they only prove that the answers are right).
+    with a GPU of its own from `device` on (on a CPU they only prove that the answers are right). A `device`
+    with an index becomes the process's current one: the engines of a process share it.
     """
 
     model: str | Path

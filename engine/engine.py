@@ -47,6 +47,9 @@ class Engine:
         self.config, self.variant = config, variant
         size = config.tensor_parallel_size
         self.device = rank_device(config.device, 0, size)
+        if self.device.type == "cuda" and self.device.index is not None:
+            # Kernels, streams and graphs go to the current device, wherever their tensors are.
+            torch.cuda.set_device(self.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._own_followers = Followers(size, config.device) if size > 1 and followers is None else None
         self._mirror: EngineMirror | None = None

@@ -1,6 +1,7 @@
 """CUDA graphs over whole steps, and the one place that decides whether a step gets one."""
 
 import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,8 +32,9 @@ def bucket_sizes(largest: int) -> list[int]:
 
 
 def round_up(value: int, sizes: list[int]) -> int | None:
-    """The smallest of `sizes` that holds `value`; None when none does."""
-    return next((size for size in sizes if size >= value), None)
+    """The smallest of `sizes`, which ascend, that holds `value`; None when none does."""
+    index = bisect_left(sizes, value)
+    return sizes[index] if index < len(sizes) else None
 
 
 @dataclass
@@ -74,7 +76,9 @@ class GraphCache:
             step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with span(f"capture/{'-'.join(map(str, key))}"), torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may go on: NCCL's watchdog asks after the collectives of the run before.
+        capturing = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with span(f"capture/{'-'.join(map(str, key))}"), capturing:
             tokens, logits = step()
         self.graphs[key] = Graph(graph, tokens, logits)
         self.num_captures += 1

@@ -5,8 +5,7 @@ order, so the next upload cannot overtake a step that still reads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ ALIGNMENT = 4
 INACTIVE = -(2**30)  # Position of a padded decode row: stays negative however often it is advanced.
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Where the fields of a step with `num_tokens` tokens and `num_seqs` sequences lie in the packed buffer.
 
     The first `num_decode` sequences decode one token each. Decode-only steps keep `rows`, `positions` and `tables` on

@@ -39,4 +39,5 @@ class Pending:
         """The sampled tokens, in the order of `sampling`; waits for the step."""
         if self.wait is not None:
             self.wait()
-        return [int(token) for token in self.tokens[: len(self.sampling)].tolist()]
+        token_ids: list[int] = self.tokens[: len(self.sampling)].tolist()
+        return token_ids

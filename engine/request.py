@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from engine.errors import RequestError
@@ -63,7 +64,7 @@ class SamplingParams:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
 
-    @property
+    @cached_property
     def needs_logits(self) -> bool:
         """Whether more is wanted of the logits than their argmax."""
         return not self.greedy or self.repetition_penalty != 1 or self.logprobs is not None

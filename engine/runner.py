@@ -23,7 +23,7 @@ from engine.parallel.mirror import Mirror, on_every_rank
 from engine.parallel.ranks import ALONE, Ranks
 from engine.ranges import span
 from engine.request import TokenLogprobs
-from engine.sampling import SamplingBatch, penalise, sample, token_logprobs
+from engine.sampling import SamplingBatch, on_device, penalise, sample, token_logprobs
 from engine.scheduler import Scheduled
 from engine.variant import Variant
 
@@ -45,6 +45,7 @@ class Runner:
         self.device = torch.device(config.device)
         cuda = self.device.type == "cuda"
         self.graphs = GraphCache(cuda and variant.runtime.cuda_graphs)
+        ranks.before_leaving(self.graphs.clear)
         self.decode_sizes = bucket_sizes(config.max_num_seqs)
         self.prefill_seq_sizes = bucket_sizes(min(PREFILL_GRAPH_SEQS, config.max_num_seqs))
         self.table_widths = table_widths(config.max_model_len, config.block_size)
@@ -299,7 +300,7 @@ class Runner:
     def publish_sampled(self, rows: list[int]) -> None:
         """Feed the tokens that rank 0 has drawn back on every rank."""
         tokens = self.ranks.broadcast(self._sampled[: len(rows)])
-        publish(tokens, torch.tensor(rows, dtype=torch.int32, device=self.device), self.last_token_R)
+        publish(tokens, on_device(rows, self.device, torch.int32), self.last_token_R)
 
     def _penalised(self, sampling: list[Scheduled], rows: list[int], logits_BV: Tensor) -> Tensor:
         """The logits, lowered for tokens that a sequence holds already where its request wants that."""
@@ -309,13 +310,13 @@ class Runner:
         items = [sampling[i] for i in asking]
         texts = [item.sequence.tokens for item in items]
         longest = max(map(len, texts))
-        seen = torch.tensor([tokens + tokens[:1] * (longest - len(tokens)) for tokens in texts], device=self.device)
+        seen = on_device([tokens + tokens[:1] * (longest - len(tokens)) for tokens in texts], self.device)
         # The newest token of a decoding sequence may be known on the device only.
         unread = [len(item.sequence.tokens) < item.start + item.length for item in items]
-        index = torch.tensor(asking, device=self.device)
-        asking_rows = torch.tensor([rows[i] for i in asking], device=self.device)
-        newest = torch.where(torch.tensor(unread, device=self.device), self.last_token_R[asking_rows], seen[:, 0])
-        penalty = torch.tensor([item.sequence.sampling.repetition_penalty for item in items], device=self.device)
+        index = on_device(asking, self.device)
+        asking_rows = on_device([rows[i] for i in asking], self.device)
+        newest = torch.where(on_device(unread, self.device), self.last_token_R[asking_rows], seen[:, 0])
+        penalty = on_device([item.sequence.sampling.repetition_penalty for item in items], self.device)
         penalised = penalise(logits_BV[index].float(), torch.cat((seen, newest[:, None]), dim=1), penalty)
         return logits_BV.float().index_copy(0, index, penalised)
 

@@ -6,6 +6,7 @@ any batch, after a preemption, on any device. Shape suffixes: B rows, V vocabula
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from torch import Tensor
 from engine.request import SamplingParams, TokenLogprobs
 
 _MASK = 0xFFFFFFFF
+
+
+def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of host values; the host does not wait for the copy, which lies behind the whole step."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,9 @@ class SamplingBatch:
         cls, params: Sequence[SamplingParams], seeds: Sequence[int], positions: Sequence[int], device: torch.device
     ) -> "SamplingBatch":
         """Collect rows; `positions` are those of the tokens to be drawn."""
-        floats = torch.tensor([[p.temperature, p.top_p, p.min_p] for p in params], device=device)
-        integers = torch.tensor(
-            [[p.top_k, seed, position] for p, seed, position in zip(params, seeds, positions, strict=True)],
-            device=device,
+        floats = on_device([[p.temperature, p.top_p, p.min_p] for p in params], device)
+        integers = on_device(
+            [[p.top_k, seed, position] for p, seed, position in zip(params, seeds, positions, strict=True)], device
         )
         return cls(floats[:, 0], integers[:, 0], floats[:, 1], floats[:, 2], integers[:, 1], integers[:, 2])
 

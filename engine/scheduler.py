@@ -5,15 +5,14 @@ pool is full the youngest running sequence is preempted: its blocks are taken ba
 """
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.block_manager import BlockManager
 from engine.errors import RequestError
 from engine.request import SequenceState
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """One sequence's share of a step: tokens [start, start + length) of it are computed.
 
     `samples` says whether the last of them is the sequence's newest, so that a next token comes out.

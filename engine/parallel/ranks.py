@@ -5,6 +5,9 @@ meet, and the caller's torch.distributed stays as it is. On CUDA the collectives
 and can be captured in a graph; on a CPU they are gloo's. Shape suffixes: R ranks, B rows, N a rank's part of V outputs.
 """
 
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,6 +22,8 @@ c10d: Any = distributed_c10d
 
 # A rank that lives and gives no answer for so long counts as lost. Kernels are compiled in this time.
 TIMEOUT_S = 120.0
+# How long the end of a communicator is waited for.
+ABORT_S = 5.0
 HOST = "127.0.0.1"
 
 
@@ -29,6 +34,7 @@ class Ranks:
         self.rank, self.size = rank, size
         self.device = torch.device("cpu")
         self._group: Any = None
+        self._drops: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def connect(self, store: Any, device: torch.device) -> None:
         """Meet the other ranks; returns when all are there."""
@@ -38,11 +44,23 @@ class Ranks:
         # NCCL makes its communicator at the first collective, which must not lie inside a graph's capture.
         self.least(0)
 
+    def before_leaving(self, drop: Callable[[], None]) -> None:
+        """Have a method that drops captured collectives called when this rank leaves, if its object still lives."""
+        if self.size > 1:
+            self._drops.append(weakref.WeakMethod(drop))
+
     def disconnect(self) -> None:
-        """Leave without asking the others: kernels that wait for them end."""
+        """Leave without asking the others: kernels that wait for them end, graphs of collectives too."""
         group, self._group = self._group, None
-        if group is not None and self.device.type == "cuda":
-            group.abort()
+        if group is None or self.device.type != "cuda":
+            return
+        # NCCL ends running kernels first, then waits until no graph holds a kernel of its own: for ever, on one thread.
+        aborting = threading.Thread(target=group.abort, daemon=True)
+        aborting.start()
+        for reference in self._drops:
+            if drop := reference():
+                drop()
+        aborting.join(ABORT_S)
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
         """This rank's view of a tensor cut along `dim`; where it does not come out even, the last part is smaller."""

@@ -20,7 +20,11 @@ def share_weights(model: ModelConfig, whole: ModelWeights | None, dtype: torch.d
         check_tensors(wholes, {name: tuple(x.shape) for name, x in held.items()}, "the weights given to the engine")
     mine = allocate(model, dtype, ranks.device, ranks)
     for name, meta in wholes.items():
-        given = held[name].contiguous() if whole is not None else torch.empty_like(meta, device=ranks.device)
+        given = (
+            held[name].to(ranks.device, dtype).contiguous()
+            if whole is not None
+            else torch.empty_like(meta, device=ranks.device)
+        )
         tensor = ranks.broadcast(given)
         if name in mine.slots:
             mine.slots[name].copy_(shard(name, tensor, ranks))

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from engine.request import SamplingParams
-from engine.sampling import SamplingBatch, keep_mask, penalise, sample, token_logprobs, uniform
+from engine.sampling import SamplingBatch, keep_mask, on_device, penalise, sample, token_logprobs, uniform
 from experiments.measuring.reference import reference_logits
 from tests.engine.tiny import alone, prompt_of, serve, tiny_engine, tiny_model
 
@@ -262,3 +262,11 @@ def test_infinite_logits_are_never_drawn_or_always() -> None:
     params = SamplingParams(temperature=1.0)
     counts = draw_counts(logits_V, params, seeds=[1] * 2000, positions=list(range(2000)))
     assert counts.nonzero().squeeze(1).tolist() == [3, 8]
+
+
+def test_host_values_arrive_whole_and_typed() -> None:
+    """On a CPU there is nothing to wait for; on a GPU the copy comes from pinned memory."""
+    rows = on_device([3, 1], torch.device("cpu"), torch.int32)
+    assert rows.dtype == torch.int32
+    assert rows.tolist() == [3, 1]
+    assert on_device([True, False], torch.device("cpu")).dtype == torch.bool

@@ -1,5 +1,7 @@
 """Collectives over real gloo groups, and the choice of a token from parts of a vocabulary."""
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -61,3 +63,34 @@ def test_a_rank_that_met_nobody_says_so() -> None:
     """Before it is connected, and after it left."""
     with pytest.raises(RuntimeError, match="rank 1 of 2 is not connected"):
         Ranks(1, 2).sum(torch.ones(1))
+
+
+class Graphs:
+    """Stands in for graphs that hold a communicator's kernels."""
+
+    def __init__(self) -> None:
+        self.dropped = threading.Event()
+
+    def clear(self) -> None:
+        """Let them go."""
+        self.dropped.set()
+
+
+def test_a_communicator_ends_although_graphs_hold_it() -> None:
+    """NCCL's abort ends the kernels, then waits for the graphs: alone it would never return."""
+    graphs, gone, ended = Graphs(), Graphs(), list[bool]()
+
+    class Group:
+        def abort(self) -> None:
+            ended.append(graphs.dropped.wait(20))
+
+    ranks = Ranks(0, 2)
+    ranks.device, ranks._group = torch.device("cuda"), Group()
+    # A runner may be gone before its ranks leave.
+    ranks.before_leaving(gone.clear)
+    del gone
+    ranks.before_leaving(graphs.clear)
+    ranks.disconnect()
+    assert ended == [True]
+    with pytest.raises(RuntimeError, match="not connected"):
+        ranks.sum(torch.ones(1))
