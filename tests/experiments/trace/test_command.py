@@ -262,7 +262,8 @@ def test_a_real_engine_on_a_cpu(tmp_path: Path) -> None:
     found = ledgers(tmp_path)
     for ledger in found.values():
         assert ledger.steps == 3
-        assert ledger.coverage > 0.5
+        # Of operations, not of their time: a step that is interrupted may take long anywhere.
+        assert sum(row.count for row in ledger.kernels if row.op) > 0.85 * sum(row.count for row in ledger.kernels)
         assert {row.layer for row in ledger.kernels} >= {"embed", "0", "1", "head"}
     ops = {name.split(".")[4]: {row.op for row in ledger.kernels} for name, ledger in found.items()}
     assert "norm_linear" in ops["norm_linear"]
