@@ -9,11 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine import Engine, EngineConfig, ModelError, SamplingParams, kv_cache
+from engine import BASELINE, Engine, EngineConfig, ModelError, SamplingParams, build, kv_cache
 from engine.graphs import bucket_sizes
 from engine.loading import load_model
 from engine.model import Model
 from engine.ops import Ops
+from engine.parallel.ranks import ALONE
 from engine.rope import rope_tables
 from tests.engine.checkpoints import tiny_checkpoint
 from tests.engine.replay import graph_engine
@@ -166,10 +167,28 @@ def test_11_graphs_are_counted_before_the_pool_is_sized(monkeypatch: pytest.Monk
         "tests", "float32", "cuda", max_model_len=256, max_num_seqs=4, max_num_batched_tokens=64, block_size=16
     )
     free_bytes, total_bytes, graph_bytes = 40_000, 100_000, 7_000
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, total_bytes))
-    blocks = kv_cache.fitting_blocks(config, tiny_model().config, torch.float32, graph_bytes)
-    block_bytes = 16 * tiny_model().config.kv_bytes_per_token(4)
-    assert blocks == int((free_bytes - 0.1 * total_bytes - graph_bytes) // block_bytes)
+    built: list[object] = []
+
+    class Built:
+        """A runner whose largest step and graphs take memory."""
+
+        def __init__(self, _model: object, _variant: object, num_blocks: int, *_: object) -> None:
+            built.append(num_blocks)
+
+        def run_largest(self) -> None:
+            built.append("largest")
+
+    monkeypatch.setattr(build, "Runner", Built)
+    monkeypatch.setattr(build, "rope_tables", lambda *_: (None, None))
+    monkeypatch.setattr(kv_cache, "allocate", lambda _config, num_blocks, *_: num_blocks)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free_bytes, total_bytes))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: graph_bytes * ("largest" in built))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    loaded = tiny_model()
+    build.build_runner(config, BASELINE, loaded.config, loaded.weights, ALONE)
+    block_bytes = 16 * loaded.config.kv_bytes_per_token(4)
+    assert built == [1, "largest", int((free_bytes - 0.1 * total_bytes - graph_bytes) // block_bytes)]
 
 
 def test_12_chunks_before_the_last_run_no_lm_head(monkeypatch: pytest.MonkeyPatch) -> None:
