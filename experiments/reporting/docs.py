@@ -1,4 +1,4 @@
-"""Tables in README.md and docs/ that are made from committed files (blocks.py), between markers:
+"""Tables in README.md and docs/ that are made from committed files (blocks/), between markers:
 
 <!-- generated:NAME -->
 ...

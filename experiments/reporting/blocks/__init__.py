@@ -1,0 +1,9 @@
+"""What the documents show between their `generated` markers: each block a function of files that are committed.
+
+Importing this package registers them all.
+"""
+
+from experiments.reporting.blocks import evidence, headline, sizes, traffic
+from experiments.reporting.blocks.registry import BLOCKS
+
+__all__ = ["BLOCKS", "evidence", "headline", "sizes", "traffic"]

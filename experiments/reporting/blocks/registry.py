@@ -1,0 +1,39 @@
+"""Where the documents' blocks are kept, and what they are made with."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.durable import Damaged, read_json
+from experiments.errors import UserError
+from experiments.reporting.formats import Column, Table, Value, to_markdown
+
+Block = Callable[[Path], str]
+BLOCKS: dict[str, Block] = {}
+
+
+def block(make: Block) -> Block:
+    """Register the decorated function, from the repository's root to Markdown, under its name."""
+    BLOCKS[make.__name__] = make
+    return make
+
+
+def read(root: Path, path: Path) -> dict[str, Any]:
+    """A committed file's content, its checksum tested where it has one; UserError where it cannot be used."""
+    try:
+        content = json.loads((root / path).read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(root / path) if "crc32" in content else content
+        return found
+    except (OSError, ValueError, TypeError, Damaged) as error:
+        raise unusable(path, error) from None
+
+
+def unusable(path: Path, error: Exception) -> UserError:
+    """What is wrong with a committed file, in one line."""
+    return UserError(f"{path.as_posix()} cannot be used: {error}; make it again")
+
+
+def markdown(columns: Sequence[Column], rows: Sequence[Sequence[Value]], caption: str) -> str:
+    """A table and its caption, as a document shows them."""
+    return f"{to_markdown(Table('', '', '', tuple(columns), tuple(map(tuple, rows))))}\n*{caption}*\n"
