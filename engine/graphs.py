@@ -94,3 +94,5 @@ class GraphCache:
     def clear(self) -> None:
         """Drop all graphs, to capture them anew (inside a trace's window, say)."""
         self.graphs.clear()
+        # A pool dies with the last graph that uses it.
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None

@@ -31,7 +31,7 @@ MAX_ROWS = {
     "residual_epilogue": (32, 16),
     "silu_epilogue": (32, 16),
     "lm_head": (16, 16),
-    "attention": (16, 16),
+    "attention": (64, 64),
 }
 # From this many rows on it pays again. Nowhere yet: the wide tiles are slower than cuBLAS and a pass over memory.
 MIN_PREFILL_ROWS: dict[str, int] = {}

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from engine import Runtime, Variant
 from engine.batch import Batch, Context, LayerCache, Stream
+from engine.kernels.activation import silu_mul
 from engine.kernels.attention import paged_decode_attention
+from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
@@ -63,6 +65,23 @@ class FusedOps(Ops):
         if takes:
             rung(name)
         return takes
+
+    @op
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor | None, eps: float) -> Tensor:
+        """The baseline's kernel, in the chain of dependent launches."""
+        return rms_norm(x_TH, weight_H, eps, pdl=self.pdl)
+
+    @op
+    def add_rms_norm(
+        self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The baseline's kernel, in the chain of dependent launches."""
+        return add_rms_norm(x_TH, residual_TH, weight_H, eps, self.pdl)
+
+    @op
+    def silu_mul(self, gate_up_T2I: Tensor) -> Tensor:
+        """The baseline's kernel, in the chain of dependent launches."""
+        return silu_mul(gate_up_T2I, self.pdl)
 
     def _attends_at_once(self, batch: Batch) -> bool:
         """Whether one kernel leads from the QKV projection to the attention output."""

@@ -23,7 +23,7 @@ INSTALL_PLACES = (
 INSIDE_FOLDER = ("ncu", "bin/ncu", "target/linux-*/ncu", "nsight-compute*/ncu", "nsight-compute/*/ncu")
 INSTALL = f"install Nsight Compute (it comes with the CUDA toolkit), or name it with ncu=PATH or {COMMAND}"
 # A step has some hundreds of kernels; ncu runs each of them many times, so that a large steps= would take hours.
-MOST_LAUNCHES = 4000
+MOST_LAUNCHES = 128
 # What it prints, and the mend. The texts are those of its 2019 to 2026 releases, as quoted in public logs.
 MENDS = {
     "ERR_NVGPUCTRPERM": (

@@ -17,9 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
-from engine.kernels.decode_attention import LOG2_E, TILE_TOKENS, num_splits, paged_decode_attention_reference
-from variants.kernels.product import prefetch_rows
+from engine.kernels._triton import cdiv, next_power_of_2, num_sms, pdl_options, tl, triton
+from engine.kernels.decode_attention import LOG2_E, MAX_SPLITS, TILE_TOKENS, paged_decode_attention_reference
 from variants.kernels.qkv_post import (
     HEADS_PER_PROGRAM,
     load_halves,
@@ -32,19 +31,22 @@ from variants.kernels.qkv_post import (
 MAX_TICKETS = 4096
 # fp32 elements of the workspace that a merging program holds at once.
 MERGE_ELEMENTS = 4096
+# Programs that a multiprocessor holds at once without a limit on their registers.
+PROGRAMS_PER_SM = 3
+# Up to so many tiles a program is done before it gains from more programs beside it.
+FEW_TILES = 4
 # Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How the keys are cut up: parts of a sequence, tokens of a tile, and how many tiles are pulled into L2 early."""
+    """How the keys are cut up: parts of a sequence, and tokens of a tile."""
 
     splits: int
     tile: int = TILE_TOKENS
     num_warps: int = 4
     stages: int = 2
-    ahead: int = 3
 
 
 @triton.jit
@@ -69,19 +71,6 @@ def _attend(q, k, v, live, best, total, acc, scale_log2):
     rescale = tl.exp2(best - new_best)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
     return new_best, total * rescale + tl.sum(p, axis=1), acc
-
-
-@triton.jit
-def _prefetch_tiles(
-    k_ptr, v_ptr, table_ptr, low, high, cache_stride_block, cache_stride_pos,
-    D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Pull tiles [low, high) of a head's keys and values into L2."""
-    for tile in range(low, high):
-        base = tl.load(table_ptr + tile * TILE // BLOCK_SIZE).to(tl.int64) * cache_stride_block
-        base += (tile * TILE % BLOCK_SIZE) * cache_stride_pos
-        prefetch_rows(k_ptr + base, cache_stride_pos, 0, TILE, 0, D, TILE)
-        prefetch_rows(v_ptr + base, cache_stride_pos, 0, TILE, 0, D, TILE)
 
 
 @triton.jit
@@ -144,8 +133,7 @@ def _decode_qkv_attention_kernel(
     o_ptr, parts_ptr, lse_ptr, tickets_ptr, G, eps, scale_log2, window,
     qkv_stride, cache_stride_block, cache_stride_pos, cache_stride_h, table_stride,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
-    PDL: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (m, b, s): key head m of sequence b, part s of the old keys; the last part has the new key too."""
     if PDL:
@@ -187,11 +175,6 @@ def _decode_qkv_attention_kernel(
         page = tl.load(table_ptr)
     else:
         page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
-    if PDL and AHEAD > 0:
-        _prefetch_tiles(
-            k_ptr, v_ptr, table_ptr, low, tl.minimum(high, low + AHEAD), cache_stride_block, cache_stride_pos,
-            D, BLOCK_SIZE, TILE,
-        )  # fmt: skip
     g, j = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
     cos, sin, q_gamma1, q_gamma2 = load_rotation(q_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
     _, _, k_gamma1, k_gamma2 = load_rotation(k_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
@@ -249,8 +232,11 @@ def _decode_qkv_attention_kernel(
 
 def attention_cut(batch: int, num_kv_heads: int, max_context: int, block_size: int, sms: int) -> Cut:
     """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid."""
-    splits = num_splits(batch, num_kv_heads, max_context, sms) if batch * num_kv_heads <= MAX_TICKETS else 1
-    return Cut(splits, min(TILE_TOKENS, block_size))
+    tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
+    if pairs > MAX_TICKETS:
+        return Cut(1, tile)
+    # The merge costs less than a second tile in turn, as long as all programs run at once.
+    return Cut(max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), MAX_SPLITS)), tile)
 
 
 def merge_chunk(splits: int, part_elements: int) -> int:
@@ -258,21 +244,19 @@ def merge_chunk(splits: int, part_elements: int) -> int:
     return max(1, min(next_power_of_2(splits), MERGE_ELEMENTS // part_elements))
 
 
-def register_limit(rows: int, block_d: int) -> int | None:
-    """Registers of a thread, where the compiler must be told to leave room for four programs a multiprocessor."""
-    return 128 if block_d == 128 and rows <= 16 else None
+def register_limit(rows: int, block_d: int, max_context: int, cut: Cut) -> int | None:
+    """Registers of a thread, where the compiler must be told to leave room for four programs a multiprocessor.
+
+    That pays where a program streams tile after tile; one with few is the sooner done without.
+    """
+    few = max_context <= FEW_TILES * cut.tile * cut.splits
+    return 128 if block_d == 128 and rows <= 16 and not few else None
 
 
 @cache
 def _tickets(device: torch.device) -> Tensor:
     """Arrival counters, zero between launches. One stream at a time may use them: the engine has one a device."""
     return torch.zeros(MAX_TICKETS, dtype=torch.int32, device=device)
-
-
-def _rows_are_whole_units(cache: Tensor) -> bool:
-    """Whether a row of a head can be bulk-prefetched: whole 16-byte units."""
-    units = 16 // cache.element_size()
-    return cache.data_ptr() % 16 == 0 and all(n % units == 0 for n in (*cache.stride()[:3], cache.shape[3]))
 
 
 def decode_qkv_attention_triton(
@@ -301,8 +285,7 @@ def decode_qkv_attention_triton(
         qkv_BO.stride(0), *k_cache.stride()[:3], block_tables_BP.stride(0),
         HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(HEADS_PER_PROGRAM, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
         SPLITS=cut.splits, ROWS=rows, CHUNK=merge_chunk(cut.splits, rows * 2 * block_half), STAGES=cut.stages,
-        AHEAD=cut.ahead if _rows_are_whole_units(k_cache) and _rows_are_whole_units(v_cache) else 0,
-        num_warps=cut.num_warps, maxnreg=register_limit(rows, 2 * block_half), **pdl_options(pdl),
+        num_warps=cut.num_warps, maxnreg=register_limit(rows, 2 * block_half, max_context, cut), **pdl_options(pdl),
     )  # fmt: skip
     return o
 

@@ -25,7 +25,7 @@ def _gate_up_silu_kernel(
     x_desc, w_desc, x_ptr, residual_ptr, w_ptr, bias_ptr, partials_ptr, h_ptr, s_ptr, M, N, K, num_partials,
     x_stride, r_stride, w_stride, p_stride, h_stride, s_stride, eps,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One [BLOCK_M, BLOCK_N] tile of h (N = I); the first column of tiles writes s."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
@@ -37,7 +37,7 @@ def _gate_up_silu_kernel(
     gate, up, squares = product(
         w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, None, w_ptr, up_ptr,
         x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N,
-        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN,
+        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN, ONCE,
     )  # fmt: skip
     if partials_ptr is not None:
         squares = given
@@ -74,7 +74,7 @@ def norm_gate_up_silu_triton(
         x_TK.stride(0), 0 if residual_TK is None else residual_TK.stride(0), weight_2IK.stride(0),
         0 if partials_TP is None else partials_TP.stride(0), n, s.stride(0), eps,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=k % tile.block_k == 0,
+        BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=k % tile.block_k == 0, ONCE=k <= tile.block_k,
         PREFETCH=can_prefetch(weight_2IK, tile),
         num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
     )  # fmt: skip

@@ -46,7 +46,7 @@ def _linear_add_kernel(
     x_desc, w_desc, x_ptr, w_ptr, bias_ptr, residual_ptr, y_ptr, partials_ptr, parts_ptr, tickets_ptr, M, N, K,
     x_stride, w_stride, r_stride, y_stride,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
-    STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One [BLOCK_M, BLOCK_N] tile of y over one of SPLITS parts of K."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
@@ -66,7 +66,7 @@ def _linear_add_kernel(
     acc, _, _ = product(
         w, w2, x_desc, w_desc, x_ptr, None, None, None, w_ptr, None,
         x_stride, 0, 0, w_stride, tile_m, tile_n, M, N,
-        k_low, k_high, PATH, BLOCK_M, BLOCK_N, BLOCK_K, False, STAGES, EVEN,
+        k_low, k_high, PATH, BLOCK_M, BLOCK_N, BLOCK_K, False, STAGES, EVEN, ONCE,
     )  # fmt: skip
     done = True
     if SPLITS > 1:
@@ -115,7 +115,7 @@ def linear_add_triton(
         *descs, x_TK, weight_NK, bias_N, residual_TN, y, partials, parts, tickets, m, n, k,
         x_TK.stride(0), weight_NK.stride(0), residual_TN.stride(0), n,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLITS=tile.splits,
-        STAGES=tile.stages, EVEN=k % tile.block_k == 0,
+        STAGES=tile.stages, EVEN=k % tile.block_k == 0, ONCE=k <= tile.block_k,
         PREFETCH=can_prefetch(weight_NK, tile),
         num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
     )  # fmt: skip

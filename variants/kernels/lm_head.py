@@ -23,7 +23,7 @@ from variants.kernels.tiles import Tile, can_prefetch
 def _tile_argmax_kernel(
     x_ptr, residual_ptr, gamma_ptr, w_ptr, best_ptr, token_ptr, M, N, K, x_stride, r_stride, w_stride, eps,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr, EVEN: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The best logit of BLOCK_M rows among BLOCK_N tokens."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
@@ -32,7 +32,7 @@ def _tile_argmax_kernel(
     acc, _, squares = product(
         w, w2, None, None, x_ptr, residual_ptr, None, gamma_ptr, w_ptr, None,
         x_stride, r_stride, 0, w_stride, tile_m, tile_n, M, N,
-        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, True, STAGES, EVEN,
+        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, True, STAGES, EVEN, ONCE,
     )  # fmt: skip
     scale = tl.rsqrt(squares / K + eps)
     axis: tl.constexpr = 1 if PATH == "wide" else 0
@@ -94,8 +94,8 @@ def norm_lm_head_argmax_triton(
         x_BH, residual_BH, norm_weight_H, weight_VH, tile_best, tile_token, m, n, k,
         x_BH.stride(0), 0 if residual_BH is None else residual_BH.stride(0), weight_VH.stride(0), eps,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages,
-        EVEN=k % tile.block_k == 0, PREFETCH=can_prefetch(weight_VH, tile), num_warps=tile.num_warps,
-        **pdl_options(pdl),
+        EVEN=k % tile.block_k == 0, ONCE=k <= tile.block_k, PREFETCH=can_prefetch(weight_VH, tile),
+        num_warps=tile.num_warps, **pdl_options(pdl),
     )  # fmt: skip
     return merge_argmax_triton(tile_best, tile_token, pdl)
 

@@ -86,7 +86,7 @@ def product(
     w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr,
     x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
-    STAGES: tl.constexpr, EVEN: tl.constexpr,
+    STAGES: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """(acc, acc of the second weights, squares [M] if SQUARES) over columns [k_low, k_high).
 
@@ -96,7 +96,7 @@ def product(
     if PATH == "gemv":
         acc, acc2, squares = _gemv_product(
             w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
-            tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+            tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, ONCE,
         )  # fmt: skip
     elif x_desc is not None:
         acc, acc2, squares = _tma_product(
@@ -115,40 +115,67 @@ def product(
 def _gemv_product(
     w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
     M, N, k_low, k_high,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
-    """A few rows, weights in registers: the next are loaded before the current ones are used. acc is [N, M]."""
-    m, n, cols = tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    """A few rows, weights in registers: the next are loaded before the current ones are used. acc is [N, M].
+
+    ONCE: the first weights are all there are. Without the next ones a program needs half the registers, and the
+    programs of the kernel after it find room while it still waits.
+    """
+    n, cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     w_rows = tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols[None, :]
-    # Eight neighbours are summed within their thread; threads meet once, after the loop.
     LANES: tl.constexpr = BLOCK_K // 8
     acc = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
     acc2 = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
     squares = tl.zeros([LANES, BLOCK_M], tl.float32)
-    for low in range(k_low, k_high, BLOCK_K):
-        k = low + cols
-        next_mask = (k + BLOCK_K < k_high)[None, :]
-        next_w = tl.load(w_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
-        if w2_ptr is not None:
-            next_w2 = tl.load(w2_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
-        for i in tl.static_range(BLOCK_M):
-            row = (tile_m * BLOCK_M + i).to(tl.int64)
-            live = k < k_high
-            s, scaled = load_stream(
-                x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, live & (row < M), live,
-                tile_n == 0,
-            )  # fmt: skip
-            a = scaled.to(tl.float32)[None, :]
-            acc += _at_row(_sum_eights(w.to(tl.float32) * a, BLOCK_N, LANES), m, i)
+    if ONCE:
+        acc, acc2, squares = _gemv_step(
+            w, w2, acc, acc2, squares, x_ptr, residual_ptr, s_ptr, gamma_ptr, w2_ptr, x_stride, r_stride, s_stride,
+            tile_m, tile_n, M, k_low + cols, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+        )  # fmt: skip
+    else:
+        for low in range(k_low, k_high, BLOCK_K):
+            k = low + cols
+            next_mask = (k + BLOCK_K < k_high)[None, :]
+            next_w = tl.load(w_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
             if w2_ptr is not None:
-                acc2 += _at_row(_sum_eights(w2.to(tl.float32) * a, BLOCK_N, LANES), m, i)
-            if SQUARES:
-                s = s.to(tl.float32)[None, :]
-                squares += tl.reshape(_at_row(_sum_eights(s * s, 1, LANES), m, i), [LANES, BLOCK_M])
-        w = next_w
-        if w2_ptr is not None:
-            w2 = next_w2
+                next_w2 = tl.load(w2_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
+            acc, acc2, squares = _gemv_step(
+                w, w2, acc, acc2, squares, x_ptr, residual_ptr, s_ptr, gamma_ptr, w2_ptr, x_stride, r_stride, s_stride,
+                tile_m, tile_n, M, k, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+            )  # fmt: skip
+            w = next_w
+            if w2_ptr is not None:
+                w2 = next_w2
     return tl.sum(acc, axis=1), tl.sum(acc2, axis=1), tl.sum(squares, axis=0)
+
+
+@triton.jit
+def _gemv_step(
+    w, w2, acc, acc2, squares, x_ptr, residual_ptr, s_ptr, gamma_ptr, w2_ptr, x_stride, r_stride, s_stride,
+    tile_m, tile_n, M, k, k_high,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """The sums [N, K / 8, M] and squares [K / 8, M] with the products at columns k.
+
+    Eight neighbours are summed within their thread; threads meet once, after the last step.
+    """
+    LANES: tl.constexpr = BLOCK_K // 8
+    m, live = tl.arange(0, BLOCK_M), k < k_high
+    for i in tl.static_range(BLOCK_M):
+        row = (tile_m * BLOCK_M + i).to(tl.int64)
+        s, scaled = load_stream(
+            x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, live & (row < M), live,
+            tile_n == 0,
+        )  # fmt: skip
+        a = scaled.to(tl.float32)[None, :]
+        acc += _at_row(_sum_eights(w.to(tl.float32) * a, BLOCK_N, LANES), m, i)
+        if w2_ptr is not None:
+            acc2 += _at_row(_sum_eights(w2.to(tl.float32) * a, BLOCK_N, LANES), m, i)
+        if SQUARES:
+            s = s.to(tl.float32)[None, :]
+            squares += tl.reshape(_at_row(_sum_eights(s * s, 1, LANES), m, i), [LANES, BLOCK_M])
+    return acc, acc2, squares
 
 
 @triton.jit
@@ -179,7 +206,7 @@ def _dot_product(
     w_rows = tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols
     acc = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
     acc2 = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_M], tl.float32)
+    squares = tl.zeros([BLOCK_M, BLOCK_K] if SWAP else [BLOCK_M], tl.float32)
     for low in tl.range(k_low, k_high, BLOCK_K, num_stages=STAGES):
         k = low + cols
         mask = live_rows if EVEN else live_rows & (k < k_high)
@@ -190,8 +217,10 @@ def _dot_product(
         if w2_ptr is not None:
             acc2 = _dot(scaled, _load_weights(w2_ptr + w_rows + low, k, k_high, EVEN), acc2, SWAP)
         if SQUARES:
-            squares += tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=1)
-    return acc, acc2, squares
+            square = s.to(tl.float32) * s.to(tl.float32)
+            # Few rows: threads meet once, after the loop. With many the squares would cost too many registers.
+            squares += square if SWAP else tl.sum(square, axis=1)
+    return acc, acc2, tl.sum(squares, axis=1) if SWAP else squares
 
 
 @triton.jit

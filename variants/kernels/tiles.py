@@ -85,10 +85,11 @@ def _wide_tile(m: int, n: int, itemsize: int, sms: int, weights: int) -> Tile:
 
 
 def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:
-    """Whether weight rows can be bulk-prefetched (whole 16-byte units), and it pays."""
+    """Whether weight rows can be bulk-prefetched (whole 16-byte units), and it pays: not where all are in registers."""
     small = weight_NK.numel() * weight_NK.element_size() <= MAX_PREFETCH_BYTES
     aligned = weight_NK.data_ptr() % 16 == 0 and weight_NK.stride(0) % 8 == 0 and weight_NK.shape[1] % 8 == 0
-    return small and aligned and tile.path != "wide"
+    in_registers = tile.path == "gemv" and weight_NK.shape[1] <= tile.block_k
+    return small and aligned and tile.path != "wide" and not in_registers
 
 
 def descriptors(x_MK: Tensor, weight_NK: Tensor, tile: Tile) -> tuple[Any, Any]:

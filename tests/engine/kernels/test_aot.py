@@ -60,7 +60,7 @@ CASES = [
         "store_kv", "engine.kernels.kv_store:_store_kv_kernel", TYPES | {"D": "i32:16"},
         {"BLOCK_SIZE": 64, "HEADS": 8, "BLOCK_D": 128, "PDL": True}, 4, PDL,
     ),
-    AotCase("silu_mul", "engine.kernels.activation:_silu_mul_kernel", TYPES, {"BLOCK": 1024}),
+    AotCase("silu_mul", "engine.kernels.activation:_silu_mul_kernel", TYPES, {"BLOCK": 1024, "PDL": False}),
     decode(64, 1, False), decode(128, 1, False), decode(128, 8, False), decode(80, 1, True),
     AotCase(
         "merge", "engine.kernels.decode_attention:_merge_kernel", TYPES | {"D": "i32:16"},
