@@ -6,7 +6,7 @@ fusebench tune models=[qwen3-8b] ops=[linear_add] rows=[1,2,4,8,16,32,64] time_b
 All candidates are compiled first, side by side, then timed one after the other on the idle GPU. Kernels that norm have
 the form that they have behind linear_add, and fused kernels are launched with programmatic dependent launch (pdl): so
 the variant `fused` runs them. What they replace is as the baseline runs it. With time_budget_s tiles for 1, 8 and 64
-rows come first, and what is measured by then is kept.
+rows come first, and what is measured by then is kept; a bound needs all rows of its shape.
 
 Writes variants/kernels/tiles.json after every point: a tile where it beats the heuristic's beyond noise, and up to how
 many rows each kernel is no slower than what it replaces. Tiles and dispatch look the GPU's name up there; on other GPUs
@@ -27,22 +27,17 @@ from typing import TYPE_CHECKING, Any
 from experiments.command_line import run_or_help
 from experiments.environment import ROOT, machine, resolve_device
 from experiments.errors import UserError
-from experiments.kernel_records import CHAINED
 from experiments.models import find_model
 from experiments.options import choose, parse_options, usage
 
 if TYPE_CHECKING:
-    from experiments.kernels.compiling import Compilation, Compile
-    from experiments.kernels.linear_cases import LinearCase
+    from experiments.kernels.compiling import Compile
     from experiments.kernels.measure import Bench
     from experiments.kernels.search import Found
     from experiments.kernels.timing import Timer
-    from variants.kernels.tiles import Tile
 
 OPS = ("norm_linear", "linear_add", "gate_up_silu", "lm_head")
 TABLE = ROOT / "variants" / "kernels" / "tiles.json"
-# One row is a single request, 8 and 64 the batches that reports are about.
-FIRST_ROWS = (1, 8, 64)
 # The most of a time budget that compiling may take.
 COMPILING_SHARE = 0.6
 
@@ -100,108 +95,35 @@ def run(options: Options) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Point:
-    """A kernel at a shape (N, K) with a number of rows."""
-
-    op: str
-    shape: tuple[int, int]
-    rows: int
-
-
-def points(options: Options) -> list[Point]:
-    """Every point of the models once, those that matter most first."""
-    from experiments.kernels.cases import sites
-
-    shapes = {
-        (op, (shape[0], shape[1])): None
-        for op in options.ops or OPS
-        for model in options.models
-        for shape in sites(op, find_model(model).sizes).values()
-    }
-    counts = sorted(set(options.rows), key=lambda rows: (rows not in FIRST_ROWS, rows))
-    return [Point(op, shape, rows) for rows in counts for op, shape in shapes]
-
-
 def tune(options: Options, bench: "Bench", gpu: str, compile_: "Compile", quick: "Timer") -> None:
     """Compile every candidate, then search point by point until time is up."""
-    from variants.kernels.tile_table import key_of
+    from experiments.kernels import tuning
+    from experiments.kernels.cases import sites
 
     begin_s, budget_s = time.monotonic(), options.time_budget_s or math.inf
-    todo = tiles_to_try(points(options), bench)
-    compiled = compile_(compilations(todo, bench), begin_s + COMPILING_SHARE * budget_s)
+    sizes = [find_model(model).sizes for model in options.models]
+    places = [(op, shape) for op in options.ops or OPS for of in sizes for shape in sites(op, of).values()]
+    todo = tuning.tiles_to_try(tuning.points(places, options.rows), bench)
+    compiled = compile_(tuning.compilations(todo, bench), begin_s + COMPILING_SHARE * budget_s)
     found: dict[str, dict[int, Found]] = defaultdict(dict)
     for done, (point, tiles) in enumerate(todo.items()):
         if time.monotonic() >= begin_s + budget_s:
             print(f"time is up: {len(todo) - done} of {len(todo)} points were not measured", flush=True)
-            return
-        key = key_of(point.op, *point.shape)
-        able = [tile for tile in tiles if compilation(point, tile, bench) in compiled]
+            break
+        able = [tile for tile in tiles if tuning.compilation(point, tile, bench) in compiled]
         try:
-            result = search(point, able, tiles[0], bench, quick)
+            if tiles[0] not in able:
+                raise RuntimeError(f"the heuristic's {tiles[0]} did not compile")
+            result = tuning.search_point(point, able, bench, quick)
         except RuntimeError as error:
             # Out of memory, or a kernel that does not run: the others have their turn.
-            print(f"{key}, {point.rows} rows: not measured: {str(error).splitlines()[0]}", flush=True)
+            print(f"{point.key}, {point.rows} rows: not measured: {str(error).splitlines()[0]}", flush=True)
             continue
-        found[key][point.rows] = result
-        print(_line(key, point.rows, result), flush=True)
-        keep(Path(options.table), gpu, key, found[key])
-
-
-def tiles_to_try(todo: Sequence[Point], bench: "Bench") -> dict[Point, list["Tile"]]:
-    """The candidates of each point, the heuristic's first."""
-    import torch
-
-    from engine.kernels._triton import num_sms
-    from experiments.kernels.candidates import Problem, candidates
-
-    sms, itemsize = num_sms(torch.empty(0, device=bench.device)), getattr(torch, bench.dtype).itemsize
-    found = {}
-    for point in todo:
-        kind, (n, k) = case_of(point.op), point.shape
-        # What runs behind linear_add in one variant is given a residual in another, and has the same tile there.
-        adds = kind.FORM == CHAINED
-        problem = Problem(point.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, adds, kind.CAN_SPLIT, sms)
-        found[point] = candidates(problem)
-    return found
-
-
-def compilations(todo: Mapping[Point, Sequence["Tile"]], bench: "Bench") -> list["Compilation"]:
-    """Each once, the likeliest tiles of the most important points first."""
-    from experiments.kernels.candidates import in_turns
-
-    groups = ([p for p in todo if (p.rows in FIRST_ROWS) == first] for first in (True, False))
-    lists = [[[compilation(point, tile, bench) for tile in todo[point]] for point in group] for group in groups]
-    return list(dict.fromkeys(job for group in lists for job in in_turns(group)))
-
-
-def compilation(point: Point, tile: "Tile", bench: "Bench") -> "Compilation":
-    """What has to be compiled to time a tile at a point."""
-    from experiments.kernels.compiling import Compilation
-
-    return Compilation(point.op, case_of(point.op).FORM, point.shape, bench.dtype, bench.pdl, tile)
-
-
-def case_of(op: str) -> type["LinearCase"]:
-    """A kernel in the form that the fused engine runs."""
-    from experiments.kernels.cases import forms
-    from experiments.kernels.linear_cases import LinearCase
-
-    *_, kind = forms(op).values()
-    assert issubclass(kind, LinearCase)
-    return kind
-
-
-def search(point: Point, tiles: Sequence["Tile"], heuristic: "Tile", bench: "Bench", quick: "Timer") -> "Found":
-    """What a point came to; RuntimeError where the heuristic's tile is not among those that compiled."""
-    import torch
-
-    from experiments.kernels.search import Search
-
-    if heuristic not in tiles:
-        raise RuntimeError(f"the heuristic's {heuristic} did not compile")
-    case = case_of(point.op).draw(point.shape, point.rows, getattr(torch, bench.dtype), bench.device, plain=True)
-    return Search(bench, quick, case).run(tiles)
+        mine = found[point.key]
+        mine[point.rows] = result
+        print(_line(point.key, point.rows, result), flush=True)
+        keep(Path(options.table), gpu, point.key, mine, whole=len(mine) == len(set(options.rows)))
+    print(f"{sum(map(len, found.values()))} points in {time.monotonic() - begin_s:.0f} s", flush=True)
 
 
 def fused_up_to_rows(pays: Mapping[int, bool]) -> int | None:
@@ -217,8 +139,11 @@ def fused_up_to_rows(pays: Mapping[int, bool]) -> int | None:
     return most
 
 
-def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"]) -> None:
-    """Replace what the table has of these rows, whole or not at all; a table that is not there is begun."""
+def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"], whole: bool = True) -> None:
+    """Replace what the table has of these rows, at once or not at all; a table that is not there is begun.
+
+    Not `whole`: rows are missing yet, and the bound stays what it was.
+    """
     table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else empty_table()
     known = table["gpus"].setdefault(gpu, {"tiles": {}, "fused_up_to_rows": {}})
     tiles = {rows: tile for rows, tile in known["tiles"].pop(key, {}).items() if int(rows) not in found}
@@ -226,7 +151,7 @@ def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"]) -> None:
     if tiles:
         known["tiles"][key] = tiles
     bound = fused_up_to_rows({rows: result.pays for rows, result in found.items()})
-    if bound is not None:
+    if whole and bound is not None:
         known["fused_up_to_rows"][key] = bound
     partial = file.with_name(f".{file.name}.tmp")
     partial.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")

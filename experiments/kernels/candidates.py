@@ -184,7 +184,7 @@ def _held(tile: Tile, problem: Problem) -> int:
 
 
 def _buffers(tile: Tile, problem: Problem) -> int:
-    """Shared memory of a loop on the tensor cores: operands in flight, and x once more where a residual is added."""
-    x_elements = tile.block_m * tile.block_k
-    in_flight = tile.stages * (problem.matrices * tile.block_n * tile.block_k + x_elements)
-    return (in_flight + (x_elements if problem.adds else 0)) * problem.itemsize
+    """The most shared memory that a loop on the tensor cores takes: its operands, a residual like x, all stages."""
+    row_operands = 2 if problem.adds else 1
+    step = (problem.matrices * tile.block_n + row_operands * tile.block_m) * tile.block_k
+    return tile.stages * step * problem.itemsize

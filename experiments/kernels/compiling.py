@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from experiments.kernels.case import Shape
 from experiments.kernels.cases import forms
 from experiments.kernels.linear_cases import LinearCase
 from experiments.kernels.side_by_side import cores, run_side_by_side
@@ -31,7 +32,7 @@ class Compilation:
 
     op: str
     form: str
-    shape: tuple[int, int]
+    shape: Shape
     dtype: str
     pdl: bool
     tile: Tile

@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 # No compilation takes this long that is worth having.
@@ -25,14 +25,14 @@ def run_side_by_side(
     workers: int,
     ends_at: float = float("inf"),
     job_limit_s: float = JOB_LIMIT_S,
-    context: BaseContext | None = None,
-) -> Iterator[tuple[J, str]]:
+    start_limit_s: float = START_LIMIT_S,
+) -> Generator[tuple[J, str]]:
     """(job, why it failed, empty where it did not) as jobs end, in any order.
 
     `work`, a function of a module, and the jobs are pickled: workers are new interpreters. What it raises is a reason.
     No job is begun after `ends_at` (time.monotonic), and those that run then are not waited for.
     """
-    waiting, pool = iter(jobs), [_Worker(work, job_limit_s, context) for _ in range(workers)]
+    waiting, pool = iter(jobs), [_Worker(work, job_limit_s, start_limit_s) for _ in range(workers)]
     try:
         while True:
             for worker in pool:
@@ -54,23 +54,24 @@ def run_side_by_side(
 class _Worker(Generic[J]):
     """A process, started with its first job and again after it was lost."""
 
-    def __init__(self, work: Work[J], limit_s: float, context: BaseContext | None) -> None:
-        self._work, self._limit_s = work, limit_s
-        self._context: Any = context or multiprocessing.get_context("spawn")
-        self._process: Any = None
+    def __init__(self, work: Work[J], limit_s: float, start_limit_s: float) -> None:
+        self._work, self._limit_s, self._start_limit_s = work, limit_s, start_limit_s
+        self._process: BaseProcess | None = None
         self._job: J | None = None
         self.pipe: Connection
         self.limit_at = 0.0
 
     @property
     def idle(self) -> bool:
+        """Whether it has no job."""
         return self._job is None
 
     def begin(self, job: J) -> None:
+        """Hand it a job."""
         limit_s = self._limit_s
         if self._process is None:
             self._start()
-            limit_s += START_LIMIT_S
+            limit_s += self._start_limit_s
         self._job, self.limit_at = job, time.monotonic() + limit_s
         # A worker that is gone is noticed when its answer is read.
         with contextlib.suppress(OSError):
@@ -80,6 +81,7 @@ class _Worker(Generic[J]):
         """The job and its answer, or what became of the worker."""
         job, self._job = self._job, None
         assert job is not None
+        assert self._process is not None
         if not self.pipe.poll():
             self.stop()
             return job, "it took too long"
@@ -92,6 +94,7 @@ class _Worker(Generic[J]):
             return job, f"its process ended with {code}"
 
     def stop(self) -> None:
+        """End the process, whatever it does."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -99,8 +102,9 @@ class _Worker(Generic[J]):
             self._process = None
 
     def _start(self) -> None:
-        self.pipe, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
         self._process.start()
         theirs.close()
 
