@@ -8,11 +8,13 @@ shows that the tile runs at all, in a process that it may take down.
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
+from experiments.errors import UserError
 from experiments.kernels.case import Shape
 from experiments.kernels.cases import forms
 from experiments.kernels.linear_cases import LinearCase
@@ -24,6 +26,9 @@ CONTEXT_BYTES = 2**30
 # What the process that times leaves to the workers.
 SHARE_OF_MEMORY = 0.6
 MOST_WORKERS = 32
+# The likeliest tiles come first. Where each of these failed, and two more for each worker, it is not the tiles.
+MOST_FAILURES = 8
+REASON_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,22 @@ Compile = Callable[[Iterable[Compilation], float], set[Compilation]]
 
 
 def compile_on_gpu(jobs: Iterable[Compilation], ends_at: float = math.inf) -> set[Compilation]:
-    """Those that compiled and ran by then."""
+    """Those that compiled and ran by then; UserError where it seems that none ever will."""
     jobs = list(jobs)
     free, _ = torch.cuda.mem_get_info()
     count = min(len(jobs), workers_for(cores(), free, max(map(weight_bytes, jobs), default=0)))
-    begin, done, failed = time.monotonic(), set(), 0
+    begin, done, reasons = time.monotonic(), set[Compilation](), Counter[str]()
     for job, reason in run_side_by_side(jobs, launch_once, count, ends_at):
-        failed += bool(reason)
-        if not reason:
+        if reason:
+            reasons[reason.splitlines()[0][:REASON_WIDTH]] += 1
+        else:
             done.add(job)
+        if not done and reasons.total() >= 2 * count + MOST_FAILURES:
+            raise UserError(f"tune: no tile compiles; most often: {reasons.most_common(1)[0][0]}")
     took_s = time.monotonic() - begin
-    print(
-        f"{len(done)} of {len(jobs)} tiles compiled in {took_s:.0f} s, {count} at a time; {failed} failed", flush=True
-    )
+    print(f"{len(done)} of {len(jobs)} tiles compiled in {took_s:.0f} s by {count} processes", flush=True)
+    for reason, times in reasons.most_common(3):
+        print(f"{times} failed: {reason}", flush=True)
     return done
 
 

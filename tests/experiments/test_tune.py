@@ -15,7 +15,7 @@ from experiments import tune as command
 from experiments.cli import main
 from experiments.compose import load_yaml
 from experiments.kernels import tuning
-from experiments.kernels.compiling import MOST_WORKERS, Compilation, weight_bytes, workers_for
+from experiments.kernels.compiling import Compilation
 from experiments.kernels.linear_cases import LinearAdd
 from experiments.kernels.measure import Bench
 from experiments.kernels.search import Found, Search
@@ -248,16 +248,6 @@ def test_a_point_is_searched_in_the_form_that_the_engine_runs() -> None:
     found = tuning.search_point(point, tiles[:2], quick, quick.timer)
     assert found.tile is None
     assert found.pays
-
-
-def test_as_many_processes_compile_as_there_are_cores_and_memory() -> None:
-    gib = 2**30
-    assert workers_for(16, 70 * gib, 0) == 16
-    assert workers_for(128, 70 * gib, 0) == MOST_WORKERS
-    assert workers_for(32, 70 * gib, 2 * gib) == 8
-    assert workers_for(32, gib, gib) == 1
-    job = Compilation("lm_head", "chained", (151936, 4096), "bfloat16", True, HEURISTIC)
-    assert weight_bytes(job) == 2 * 151936 * 4096
 
 
 def test_blank_inputs_have_the_shapes_of_drawn_ones() -> None:
