@@ -7,6 +7,7 @@ shows that the tile runs at all, in a process that it may take down.
 
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -88,14 +89,15 @@ def launch_once(job: Compilation) -> None:
             case = kind.blank(job.shape, job.tile.block_m, getattr(torch, job.dtype), torch.device("cuda"))
             case.launch("triton", pdl=job.pdl, tile=job.tile)
             torch.cuda.synchronize()
-    except Exception:
-        _end_if_the_gpu_is_lost()
+    except Exception as error:
+        _end_if_the_gpu_is_lost(error)
         raise
 
 
-def _end_if_the_gpu_is_lost() -> None:
+def _end_if_the_gpu_is_lost(error: Exception) -> None:
     """An illegal access stays in a process: every job after it would seem to fail as well."""
     try:
         torch.cuda.synchronize()
     except Exception:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
