@@ -15,6 +15,8 @@ from experiments.records import Status
 SCHEMA = 1
 KERNELS, VALIDATE = "kernels", "validate"
 FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
+# A kernel in itself, and as it runs behind `linear_add`, which has added the residual and summed the squares.
+ALONE, CHAINED = "alone", "chained"
 
 R = TypeVar("R")
 
@@ -45,6 +47,7 @@ class KernelRow:
     the formula). `error` is the relative error against float64 (lm_head: of a logit, over the most that rounding could
     move one), `bound` the most allowed: without an error there are no samples. `samples_us` are microseconds of one
     launch, one per repeat, in the order taken. `floor_us` is the roofline: least time for `bytes` and `flop`.
+    `form` is `alone` or `chained`; runs from before there were two have it alone.
     """
 
     model: str
@@ -65,6 +68,7 @@ class KernelRow:
     bytes: float = 0.0
     flop: float = 0.0
     floor_us: float | None = None
+    form: str = ALONE
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,11 @@ class GateRun:
     schema: int
     stamp: Stamp
     rows: tuple[GateRow, ...] = ()
+
+
+def name_of(op: str, form: str) -> str:
+    """A kernel's name, with its form where that is not its plain one."""
+    return op if form == ALONE else f"{op} {form}"
 
 
 def new_stamp(command: str, device: str) -> Stamp:

@@ -127,18 +127,18 @@ def reaches(ops: Sequence[str], dtypes: Sequence[str], device: str) -> Iterator[
     import torch
 
     from engine.kernels._triton import INTERPRETED
-    from experiments.kernels.cases import CASES
+    from experiments.kernels.cases import forms
     from experiments.kernels.gates import Reach
 
-    for op in ops:
+    for kind in (kind for op in ops for kind in forms(op).values()):
         for dtype in (getattr(torch, name) for name in dtypes):
             if device == "cuda":
-                yield Reach(CASES[op], "triton", dtype, torch.device(device))
+                yield Reach(kind, "triton", dtype, torch.device(device))
                 continue
-            yield Reach(CASES[op], "twin", dtype, torch.device(device))
+            yield Reach(kind, "twin", dtype, torch.device(device))
             # The interpreter computes with NumPy, which has no bfloat16 (docs/challenges.md).
             if INTERPRETED and dtype != torch.bfloat16:
-                yield Reach(CASES[op], "triton", dtype, torch.device(device))
+                yield Reach(kind, "triton", dtype, torch.device(device))
 
 
 def own_variants() -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from experiments.kernel_records import ALONE, name_of
 from experiments.kernels.figures import largest_error, relative_error
 from variants.kernels.tiles import Tile
 
@@ -46,16 +47,22 @@ class Case(ABC):
 
     `SHAPES` and `FEW_ROWS` are what Triton's interpreter can afford, `REAL_SHAPES` wait for a GPU. `ROWWISE` names the
     fields that have a row for each row of the outputs, `WEIGHTS` those that a model has once per layer. `RUNG` is the
-    kernel's switch.
+    kernel's switch. `FORM` is one of kernel_records.FORMS.
     """
 
     OP: ClassVar[str]
+    FORM: ClassVar[str] = ALONE
     RUNG: ClassVar[str]
     SHAPES: ClassVar[tuple[Shape, ...]]
     REAL_SHAPES: ClassVar[tuple[Shape, ...]]
     FEW_ROWS: ClassVar[tuple[int, ...]] = (1, 2, 3, 7, 17, 65)
     ROWWISE: ClassVar[tuple[str, ...]]
     WEIGHTS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def name(cls) -> str:
+        """The kernel, and its form where that is not its plain one."""
+        return name_of(cls.OP, cls.FORM)
 
     @classmethod
     @abstractmethod

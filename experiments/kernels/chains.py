@@ -13,8 +13,11 @@ from torch import Tensor
 
 from experiments.kernels.attention_cases import Attention, QkvPost
 from experiments.kernels.case import EPS, Case, Shape
+from experiments.kernels.chained_cases import Chained, ChainedLmHead
 from experiments.kernels.figures import randn
 from experiments.kernels.linear_cases import GateUpSilu, LinearAdd, LmHead, NormLinear
+from variants.kernels.gate_up_silu import norm_gate_up_silu_triton
+from variants.kernels.lm_head import norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_triton
 
 C = TypeVar("C", bound=Case)
@@ -23,12 +26,14 @@ Chain = tuple[Callable[[bool], Tensor], Tensor]
 LINKS = 4
 
 
-def chain_of(op: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Chain:
-    """The chain of a kernel."""
-    if op in ("norm_linear", "gate_up_silu"):
-        return _norms(NormLinear if op == "norm_linear" else GateUpSilu, rows, width, dtype, device)
+def chain_of(kind: type[Case], rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Chain:
+    """The chain of a kernel in one of its forms."""
+    if issubclass(kind, NormLinear):
+        return (_norms_behind_adds if issubclass(kind, Chained) else _norms)(kind, rows, width, dtype, device)
+    if issubclass(kind, ChainedLmHead):
+        return _lm_head_behind_add(rows, width, dtype, device)
     chains = {"linear_add": _linear_add, "lm_head": _lm_head, "qkv_post": _qkv_post, "attention": _attention}
-    return chains[op](rows, width, dtype, device)
+    return chains[kind.OP](rows, width, dtype, device)
 
 
 def _links(kind: type[C], shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> list[C]:
@@ -46,6 +51,24 @@ def _norms(kind: type[NormLinear], rows: int, width: int, dtype: torch.dtype, de
         return torch.stack((y, stream))
 
     return launch, links[0].x_TK
+
+
+def _norms_behind_adds(
+    kind: type[NormLinear], rows: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Chain:
+    """y goes from link to link through `linear_add`, whose sums of squares norm it."""
+    adds = _links(LinearAdd, (width, width), rows, dtype, device)
+    links = _links(kind, (kind.MATRICES * width, width), rows, dtype, device)
+    norms = norm_gate_up_silu_triton if issubclass(kind, GateUpSilu) else norm_linear_triton
+
+    def launch(pdl: bool) -> Tensor:
+        y = adds[0].x_TK
+        for add, link in zip(adds, links, strict=True):
+            stream, partials = replace(add, x_TK=y, residual=y).launch("triton", pdl)
+            y, _ = norms(stream, None, link.weight_NK, None, EPS, partials, pdl)
+        return torch.stack((y, stream))
+
+    return launch, adds[0].x_TK
 
 
 def _linear_add(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Chain:
@@ -75,6 +98,23 @@ def _lm_head(rows: int, width: int, dtype: torch.dtype, device: torch.device) ->
         return torch.stack((tokens.double(), best.double()))
 
     return launch, case.x_TK
+
+
+def _lm_head_behind_add(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Chain:
+    """As `_lm_head`, with a `linear_add` between the embedding and the head."""
+    add = LinearAdd.draw((width, width), rows, dtype, device, plain=True, seed=1)
+    head = LmHead.draw((4 * width, width), rows, dtype, device, plain=True)
+    embed_VK = randn(4 * width, width, dtype=dtype, seed=9, device=device)
+
+    def launch(pdl: bool) -> Tensor:
+        y = add.x_TK
+        for _ in range(LINKS):
+            stream, _ = replace(add, x_TK=y).launch("triton", pdl)
+            tokens, best = norm_lm_head_argmax_triton(stream, None, head.gamma, head.weight_NK, EPS, pdl)
+            y = embed_VK[tokens]
+        return torch.stack((tokens.double(), best.double()))
+
+    return launch, add.x_TK
 
 
 def _qkv_post(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Chain:

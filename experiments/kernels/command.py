@@ -3,10 +3,11 @@
 fusebench kernels models=[qwen3-0.6b] ops=[norm_linear] rows=[1,8,64]
 fusebench kernels models=[qwen3-8b] compile=true pdl=true repeats=30
 
-Each kernel runs at the shapes that each model has it at. Its error against float64 comes first: without one there is no
-time. A time is a launch's share of a CUDA graph of many, `cold` (weights from memory: launches rotate among copies that
-together are three times L2) and `hot` (one copy, in L2 where it fits). On a CPU the plain-PyTorch twins run, which
-says nothing about speed.
+Each kernel runs at the shapes that each model has it at: `alone`, residual add and squares inside, and those that norm
+also `chained`, as the fused engine runs them behind `linear_add`. The error against float64 comes first: without one
+there is no time. A time is a launch's share of a CUDA graph of many, `cold` (weights from memory: launches rotate among
+copies that together are three times L2) and `hot` (one copy, in L2 where it fits). On a CPU the plain-PyTorch twins
+run, which says nothing about speed.
 
 Writes results/kernels/RUN_ID/kernels.json, after every place. Exit code 1 where a fused kernel was wrong or failed.
 """
@@ -35,7 +36,7 @@ from experiments.kernel_records import (
     new_stamp,
     write_run,
 )
-from experiments.kernels.cases import sites
+from experiments.kernels.cases import forms, sites
 from experiments.kernels.measure import Bench, Place, measure
 from experiments.kernels.timing import l2_bytes, time_on_cpu, time_on_gpu
 from experiments.measuring.ceilings import measure_ceilings
@@ -88,7 +89,7 @@ def places(models: Sequence[str], ops: Sequence[str], rows: Sequence[int]) -> li
         for op in ops:
             counts = [m for m in rows if op != "lm_head" or m <= MOST_HEAD_ROWS]
             for site, shape in sites(op, model.sizes).items():
-                found += [Place(model.name, op, site, shape, m) for m in counts]
+                found += [Place(model.name, op, site, shape, m, form) for form in forms(op) for m in counts]
     return found
 
 

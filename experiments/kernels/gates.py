@@ -88,7 +88,7 @@ class Reach:
         return GateRow(*self._name(RUNS), GateStatus.FAILED, f"{type(error).__name__}: {first}"[:REASON_WIDTH])
 
     def _name(self, gate: str) -> tuple[str, str, str, str]:
-        return self.kind.OP, self.kernels, str(self.dtype).removeprefix("torch."), gate
+        return self.kind.name(), self.kernels, str(self.dtype).removeprefix("torch."), gate
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,6 @@ def pdl(reach: Reach) -> GateRow:
         return reach.skip(gate, "this GPU has no programmatic dependent launch")
     found = []
     for rows in PDL_ROWS:
-        launch, inputs = chain_of(reach.kind.OP, rows, PDL_WIDTH, reach.dtype, reach.device)
+        launch, inputs = chain_of(reach.kind, rows, PDL_WIDTH, reach.dtype, reach.device)
         found.append(Measured(f"M={rows}", changed_by_pdl(launch, inputs.normal_), 0))
     return reach.judge(gate, found)

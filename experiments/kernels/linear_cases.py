@@ -8,6 +8,8 @@ linear layer reads is in memory:
     linear_add     linear | add, norm               ->  one kernel, which leaves the sums of squares; 1/rms is deferred
     gate_up_silu   add, norm | linear | silu * up   ->  one kernel
     lm_head        add, norm | linear | argmax      ->  two kernels, no logits
+
+These are their forms alone, with everything in one kernel; chained_cases.py has what runs behind `linear_add`.
 """
 
 from dataclasses import dataclass, replace
@@ -73,6 +75,15 @@ class LinearCase(Case):
         bias_N = None if plain else randn(n, dtype=dtype, seed=seeds[3], device=device)
         return cls(x, residual, weight, bias_N, torch.ones(width, dtype=dtype, device=device))
 
+    @classmethod
+    def blank(cls, shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> Self:
+        """As `draw` with `plain`, but zeros: for launches whose results nobody reads. Takes no more than it holds."""
+        n, k = shape
+        width = n if cls.CAN_SPLIT else k
+        sizes = ((rows, k), (rows, width), (n, k))
+        x, residual, weight = (torch.zeros(size, dtype=dtype, device=device) for size in sizes)
+        return cls(x, residual, weight, None, torch.ones(width, dtype=dtype, device=device))
+
     def bound(self) -> float:
         """One rounding, and an fp32 sum of K products."""
         return tolerance(self.dtype, sums=self.x_TK.shape[1])
@@ -85,6 +96,10 @@ class LinearCase(Case):
         """The tile where nothing was measured."""
         (rows, k), n = self.x_TK.shape, self.weight_NK.shape[0] // self.MATRICES
         return linear_tile(rows, n, k, self.dtype.itemsize, num_sms(self.x_TK), self.MATRICES, self.CAN_SPLIT)
+
+    def given(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What a kernel that norms is given: (x, residual, sums of squares of x per tile)."""
+        return self.x_TK, self.residual, None
 
     def normed(self, how: How) -> tuple[Tensor, Tensor]:
         """(normed, the stream) by the baseline's kernel."""
@@ -106,7 +121,8 @@ class NormLinear(LinearCase):
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(y, the stream)."""
-        arguments = (self.x_TK, self.residual, self.weight_NK, self.bias_N, EPS, None, pdl)
+        x, residual, partials = self.given()
+        arguments = (x, residual, self.weight_NK, self.bias_N, EPS, partials, pdl)
         return norm_linear_triton(*arguments, tile) if how == "triton" else norm_linear_reference(*arguments)
 
     def launch_unfused(self, how: How) -> Any:
@@ -138,7 +154,8 @@ class GateUpSilu(NormLinear):
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(h, the stream)."""
-        arguments = (self.x_TK, self.residual, self.weight_NK, self.bias_N, EPS, None, pdl)
+        x, residual, partials = self.given()
+        arguments = (x, residual, self.weight_NK, self.bias_N, EPS, partials, pdl)
         if how == "twin":
             return norm_gate_up_silu_reference(*arguments)
         return norm_gate_up_silu_triton(*arguments, tile)
@@ -214,7 +231,8 @@ class LmHead(LinearCase):
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(tokens, their logits)."""
-        arguments = (self.x_TK, self.residual, self.gamma, self.weight_NK, EPS, pdl)
+        x, residual, _ = self.given()
+        arguments = (x, residual, self.gamma, self.weight_NK, EPS, pdl)
         if how == "twin":
             return norm_lm_head_argmax_reference(*arguments)
         return norm_lm_head_argmax_triton(*arguments, tile)

@@ -8,9 +8,9 @@ import torch
 
 from experiments.floors import Ceilings
 from experiments.kernel_floors import kernel_work
-from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRow
+from experiments.kernel_records import ALONE, COMPILED, FUSED, UNFUSED, KernelRow
 from experiments.kernels.case import Case, How, Measured, Outputs, Shape
-from experiments.kernels.cases import CASES
+from experiments.kernels.cases import forms
 from experiments.kernels.figures import WORSE_THAN_UNFUSED
 from experiments.kernels.timing import Launch, Timer, cold_copies
 from experiments.records import Status
@@ -25,13 +25,14 @@ Run = Callable[[Case], Any]
 
 @dataclass(frozen=True)
 class Place:
-    """What is measured: an op at a model's shape with a number of rows."""
+    """What is measured: an op, in one of its forms, at a model's shape with a number of rows."""
 
     model: str
     op: str
     site: str
     shape: Shape
     rows: int
+    form: str = ALONE
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def measure(bench: Bench, place: Place) -> Iterator[KernelRow]:
     runs = bench.contenders()
     try:
         dtype = getattr(torch, bench.dtype)
-        case = CASES[place.op].draw(place.shape, place.rows, dtype, bench.device, plain=True)
+        case = forms(place.op)[place.form].draw(place.shape, place.rows, dtype, bench.device, plain=True)
         checked = check(bench, place, case, runs)
         for cache in bench.caches(case):
             yield from _timed(bench, case, runs, [replace(row, cache=cache) for row in checked])
@@ -133,7 +134,7 @@ def _timed(bench: Bench, case: Case, runs: dict[str, Run], rows: Sequence[Kernel
     able = [row.contender for row in rows if row.status is Status.OK]
     samples = bench.timer({name: launches_on(runs[name], cases) for name in able}, bench.repeats) if able else {}
     for row in rows:
-        work = kernel_work(row.op, row.shape, row.rows, case.dtype.itemsize)
+        work = kernel_work(row.op, row.shape, row.rows, case.dtype.itemsize, row.form)
         floor_ms = bench.ceilings.time_ms(work.bytes, work.flop) if bench.ceilings and cold else None
         yield replace(
             row,
@@ -154,5 +155,5 @@ def _row(bench: Bench, place: Place, contender: str, status: Status, reason: str
     kernels = "compiled" if bench.how == "triton" else "twin"
     return KernelRow(
         place.model, place.op, place.site, place.shape, place.rows, bench.dtype, HOT, contender, kernels, status,
-        reason[:REASON_WIDTH],
+        reason[:REASON_WIDTH], form=place.form,
     )  # fmt: skip

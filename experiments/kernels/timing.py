@@ -19,6 +19,8 @@ COLD_L2S = 3
 DEFAULT_L2_BYTES = 64 * 2**20
 # A replay lasts about this long, so that its two events (half a microsecond each) do not count.
 SAMPLE_US = 4000.0
+# Enough to tell which of many is worth a better look.
+QUICK_SAMPLE_US = 1000.0
 FEWEST_LAUNCHES, MOST_LAUNCHES = 10, 400
 
 
@@ -32,9 +34,9 @@ def cold_copies(weight_bytes: int, l2: int) -> int:
     return max(1, -(-COLD_L2S * l2 // max(1, weight_bytes)))
 
 
-def launches_of(copies: int, launch_us: float) -> int:
+def launches_of(copies: int, launch_us: float, sample_us: float = SAMPLE_US) -> int:
     """How many launches a graph holds: each copy as often as the others."""
-    wanted = min(MOST_LAUNCHES, max(FEWEST_LAUNCHES, SAMPLE_US / max(launch_us, 1e-3)))
+    wanted = min(MOST_LAUNCHES, max(FEWEST_LAUNCHES, sample_us / max(launch_us, 1e-3)))
     return copies * max(1, round(wanted / copies))
 
 
@@ -49,9 +51,11 @@ def take_turns(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[st
     return samples
 
 
-def time_on_gpu(contenders: Mapping[str, Sequence[Launch]], repeats: int) -> dict[str, list[float]]:
+def time_on_gpu(
+    contenders: Mapping[str, Sequence[Launch]], repeats: int, sample_us: float = SAMPLE_US
+) -> dict[str, list[float]]:
     """`Timer` by CUDA graphs and events."""
-    runs = {name: _captured(launches) for name, launches in contenders.items()}
+    runs = {name: _captured(launches, sample_us) for name, launches in contenders.items()}
     for run in runs.values():
         run()
     return take_turns(runs, repeats)
@@ -62,11 +66,16 @@ def time_on_cpu(contenders: Mapping[str, Sequence[Launch]], repeats: int) -> dic
     return take_turns({name: _clocked(launches) for name, launches in contenders.items()}, repeats)
 
 
-def _captured(launches: Sequence[Launch]) -> Callable[[], float]:
+def time_quickly(contenders: Mapping[str, Sequence[Launch]], repeats: int) -> dict[str, list[float]]:
+    """`time_on_gpu` with short samples."""
+    return time_on_gpu(contenders, repeats, QUICK_SAMPLE_US)
+
+
+def _captured(launches: Sequence[Launch], sample_us: float) -> Callable[[], float]:
     """Microseconds of one launch, by one replay of a graph that holds many."""
     for launch in launches:
         launch()  # compiled, tuned and allocated outside the capture
-    count = launches_of(len(launches), _between_events(launches[0], ahead=launches[-1]))
+    count = launches_of(len(launches), _between_events(launches[0], ahead=launches[-1]), sample_us)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for index in range(count):

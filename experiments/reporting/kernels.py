@@ -10,23 +10,25 @@ from rich.markup import escape
 
 from experiments.errors import UserError
 from experiments.kernel_floors import __doc__ as FLOORS
-from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, KernelRow, KernelRun, read_run
+from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, KernelRow, KernelRun, name_of, read_run
 from experiments.reporting.charts import paper
 from experiments.reporting.charts.specs import Figure, HeatCell, Heatmap, Panel
 from experiments.reporting.formats import Column, Kind, Table, Value, interval, ratio, to_csv, to_latex, to_markdown
 from experiments.reporting.terminal import make_console, rich_table
 from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
 
-Key = tuple[str, str, str, int, str]
+Key = tuple[str, str, str, str, int, str]
 
 CAPTION = (
     "Microseconds of one launch, medians with their 95 % intervals; the speed-up is fused against the baseline's "
     "kernels, paired by repeat. Errors are relative to float64. Cold: weights from memory. Hot: one copy of the "
-    "weights, in L2 where it fits. The floor is the roofline of the kernel's formula at this GPU's measured rates."
+    "weights, in L2 where it fits. Chained: behind `linear_add`, which has added the residual and summed the squares; "
+    "alone: with both inside. The floor is the roofline of the kernel's formula at this GPU's measured rates."
 )
 COLUMNS = (
     Column("model", "Model"),
     Column("op", "Kernel"),
+    Column("form", "Form"),
     Column("site", "Place"),
     Column("shape", "Shape"),
     Column("rows", "Rows", Kind.COUNT),
@@ -70,7 +72,7 @@ def compare(run: KernelRun) -> list[Compared]:
     """Every place with its verdict, corrected over all comparisons of the run."""
     groups: dict[Key, dict[str, KernelRow]] = defaultdict(dict)
     for row in run.rows:
-        groups[row.model, row.op, row.site, row.rows, row.cache][row.contender] = row
+        groups[row.model, row.op, row.form, row.site, row.rows, row.cache][row.contender] = row
     speedups = [_speedup(rows) for rows in groups.values()]
     adjusted = iter(holm([s.p_value for s in speedups if s]))
     compared = []
@@ -100,7 +102,7 @@ def _line(at: Compared) -> tuple[Value, ...]:
     medians = [time.value if time else None for time in others]
     share = row.floor_us / fused_us.value if row.floor_us and fused_us else None
     shape = "x".join(map(str, row.shape))
-    place = (row.model, row.op, row.site, shape, row.rows, row.cache, row.kernels)
+    place = (row.model, row.op, row.form, row.site, shape, row.rows, row.cache, row.kernels)
     errors = (row.error, unfused.error if unfused else None)
     return (*place, *errors, *medians, *_bounds(fused_us), *_bounds(at.speedup), at.verdict, share)
 
@@ -140,7 +142,8 @@ def _heatmap(compared: Sequence[Compared]) -> Heatmap:
 
 
 def _name(at: Compared) -> str:
-    return at.fused.op if at.fused.site == at.fused.op else f"{at.fused.op} {at.fused.site}"
+    name = name_of(at.fused.op, at.fused.form)
+    return name if at.fused.site == at.fused.op else f"{name} {at.fused.site}"
 
 
 def build_kernels(run: KernelRun) -> dict[str, bytes]:
@@ -183,7 +186,7 @@ def _page(run: KernelRun, table: Table, figures: Sequence[Figure]) -> str:
 def why_untimed(run: KernelRun) -> list[str]:
     """A line for every contender that failed somewhere."""
     reasons = (
-        f"{r.model} {r.op} {r.site}, M={r.rows}, {r.contender}: {r.status.value}, {r.reason}"
+        f"{r.model} {name_of(r.op, r.form)} {r.site}, M={r.rows}, {r.contender}: {r.status.value}, {r.reason}"
         for r in run.rows
         if r.reason
     )
@@ -208,8 +211,8 @@ def _narrow(table: Table) -> Table:
     """The place in one column, without what is empty throughout."""
     place = Column("place", "Kernel, place, shape")
     names = [column.name for column in table.columns]
-    kept = [i for i in range(4, len(names)) if any(row[i] is not None for row in table.rows)]
-    rows = tuple((" ".join(str(v) for v in row[:4]), *(row[i] for i in kept)) for row in table.rows)
+    kept = [i for i in range(5, len(names)) if any(row[i] is not None for row in table.rows)]
+    rows = tuple((" ".join(str(v) for v in row[:5]), *(row[i] for i in kept)) for row in table.rows)
     return Table(table.name, table.title, table.caption, (place, *(table.columns[i] for i in kept)), rows)
 
 

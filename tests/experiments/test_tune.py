@@ -2,23 +2,28 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from experiments import tune as tuning
+from experiments import tune as command
 from experiments.cli import main
+from experiments.compose import load_yaml
+from experiments.kernels import tuning
+from experiments.kernels.compiling import Compilation
 from experiments.kernels.linear_cases import LinearAdd
 from experiments.kernels.measure import Bench
-from experiments.kernels.search import Found, Search, is_legal, neighbours
+from experiments.kernels.search import Found, Search
+from experiments.kernels.tuning import Point
 from experiments.stats import estimate
 from experiments.tune import Options, fused_up_to_rows, keep, parse, tune
 from variants.kernels.tile_table import read_table
-from variants.kernels.tiles import Tile, linear_tile
+from variants.kernels.tiles import Tile
 
 CPU = torch.device("cpu")
 UNFUSED_US = 100.0
@@ -62,60 +67,67 @@ def case(rows: int = 8) -> Recorded:
     return Recorded.draw((64, 512), rows, torch.bfloat16, CPU, plain=True)
 
 
-def test_the_search_climbs_to_the_fastest_legal_tile() -> None:
-    start = case().heuristic_tile()
-    wanted = replace(start, block_n=start.block_n // 2, stages=start.stages - 1)
+HEURISTIC = case().heuristic_tile()
+TILES = [HEURISTIC, *(replace(HEURISTIC, **changes) for changes in ({"stages": 3}, {"stages": 2}, {"num_warps": 8}))]
 
-    def cost_us(tile: Tile) -> float:
-        return 20 + abs(tile.block_n - wanted.block_n) + 5 * abs(tile.stages - wanted.stages)
 
-    found = Search(bench(timer_of(cost_us)), case()).run()
-    assert found.tile == wanted
-    assert found.gain.value == pytest.approx(cost_us(start) / 20)
+def search(cost_us: Callable[[Tile], float], noise: float = 0.0, tiles: Sequence[Tile] = TILES) -> Found:
+    timer = timer_of(cost_us, noise)
+    return Search(bench(timer), timer, case()).run(tiles)
+
+
+def test_the_search_finds_the_fastest_and_confirms_it() -> None:
+    found = search(lambda tile: 10.0 * tile.stages)
+    assert found.tile == TILES[2]
+    assert found.gain.value == pytest.approx(2)
     assert found.speedup.value == pytest.approx(UNFUSED_US / 20)
     assert found.pays
-    assert found.tried < 40
+    assert found.tried == 4
 
 
 def test_what_is_faster_by_chance_alone_is_not_kept() -> None:
-    found = Search(bench(timer_of(lambda tile: 120.0, noise=0.05)), case()).run()
+    found = search(lambda tile: 120.0, noise=0.05)
     assert found.tile is None
     assert not found.pays
 
 
 def test_a_wrong_tile_is_never_chosen_however_fast() -> None:
-    assert case().heuristic_tile().num_warps == 4
-    found = Search(bench(timer_of(lambda tile: 50.0 / tile.num_warps)), case()).run()
+    assert HEURISTIC.num_warps == 4
+    found = search(lambda tile: 50.0 / tile.num_warps)
     assert found.tile is None
     assert found.gain.value == 1
 
 
-def test_a_tile_that_does_not_compile_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tile_that_does_not_run_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Recorded.launch
 
     def launch(self: Recorded, how: Any, pdl: bool = False, tile: Tile | None = None) -> Any:
-        if tile and tile.stages == 3:
-            raise RuntimeError("out of resource: shared memory")
+        if tile and tile.stages == broken:
+            raise ValueError("out of resource: shared memory")
         return right(self, how, pdl, tile)
 
     monkeypatch.setattr(Recorded, "launch", launch)
-    found = Search(bench(timer_of(lambda tile: 10.0 * tile.stages)), case()).run()
-    assert found.tile is None
+    broken = 2
+    assert search(lambda tile: 10.0 * tile.stages).tile == TILES[1]
+    broken = HEURISTIC.stages
+    with pytest.raises(RuntimeError, match="the heuristic's tile is wrong or does not run"):
+        search(lambda tile: 10.0 * tile.stages)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 64, 512])
-@pytest.mark.parametrize("matrices", [1, 2])
-def test_the_heuristics_tiles_and_only_sound_ones_are_legal(rows: int, matrices: int) -> None:
-    for n, k in ((1024, 3072), (4096, 1024), (960, 576), (12288, 4096)):
-        tile = linear_tile(rows, n, k, 2, 132, matrices, can_split=matrices == 1)
-        assert is_legal(tile, rows, k, 2, matrices)
-        for changed in neighbours(tile, can_split=matrices == 1):
-            assert changed != tile
-            if is_legal(changed, rows, k, 2, matrices):
-                assert all(b & (b - 1) == 0 and b > 0 for b in (changed.block_m, changed.block_n, changed.block_k))
-                assert changed.path == "wide" or changed.block_m >= rows
-    assert not is_legal(Tile("skinny", 8, 64, 128, 4, 2), 9, 512, 2, 1)
-    assert not is_legal(Tile("skinny", 64, 256, 512, 4, 6), 64, 4096, 2, 1)
+def test_fused_launches_depend_on_their_predecessors_and_unfused_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    right = Recorded.launch
+
+    def launch(self: Recorded, how: Any, pdl: bool = False, tile: Tile | None = None) -> Any:
+        seen.append(pdl)
+        return right(self, how, pdl, tile)
+
+    monkeypatch.setattr(Recorded, "launch", launch)
+    timer = timer_of(lambda tile: 10.0)
+    Search(replace(bench(timer), pdl=True), timer, case()).run(TILES)
+    assert seen
+    assert all(seen)
+    assert Options().pdl == bool(load_yaml("variant", "fused").runtime.pdl)
 
 
 def test_a_kernel_is_chosen_up_to_the_first_rows_at_which_it_does_not_pay() -> None:
@@ -138,33 +150,114 @@ def test_the_table_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
     assert table["X"].tiles == {"linear_add 64x512": {"1": one, "8": two}}
     assert table["X"].fused_up_to_rows == {"linear_add 64x512": 2}
     assert table["Y"].fused_up_to_rows == {"lm_head 5x3": 7}
+    keep(file, "X", "linear_add 64x512", {1: found_of(None, 0.5)}, whole=False)
+    assert read_table(file.read_text())["X"].fused_up_to_rows == {"linear_add 64x512": 2}
     keep(file, "X", "linear_add 64x512", {1: found_of(None, 1.0), 8: found_of(None, 1.0)})
     assert read_table(file.read_text())["X"].tiles == {}
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_every_shape_is_searched_once_and_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def everything(jobs: Iterable[Compilation], ends_at: float) -> set[Compilation]:
+    return set(jobs)
+
+
+def tuned(file: Path, monkeypatch: pytest.MonkeyPatch, compile_: Any = everything, **options: Any) -> list[Any]:
+    """The (op, shape, rows, number of tiles) that were searched, with searches that take a second and find nothing."""
+    now_s, searched = [0.0], []
+
+    def search(point: Point, tiles: Sequence[Tile], _bench: Bench, _quick: Any) -> Found:
+        now_s[0] += 1
+        searched.append((point.op, point.shape, point.rows, len(tiles)))
+        return found_of(None, 1.5)
+
+    monkeypatch.setattr(tuning, "search_point", search)
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    tune(Options(table=str(file), **options), bench(None), "X", compile_, None)  # type: ignore[arg-type]
+    return searched
+
+
+def test_every_point_is_searched_once_and_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "tiles.json"
-    file.write_text('{"schema": 1, "gpus": {}}')
-    searched = []
-
-    def search_shape(op: str, shape: tuple[int, ...], rows: Sequence[int], _bench: Bench) -> dict[int, Found]:
-        searched.append((op, shape))
-        return {1: found_of(None, 1.5)}
-
-    monkeypatch.setattr(tuning, "search_shape", search_shape)
-    tune(Options(models=("tiny", "tiny"), ops=("linear_add", "lm_head"), table=str(file)), bench(None), "X")
-    assert searched == [("linear_add", (64, 64)), ("linear_add", (64, 160)), ("lm_head", (256, 64))]
-    bounds = {"linear_add 64x64": 1, "linear_add 64x160": 1, "lm_head 256x64": 1}
-    assert json.loads(file.read_text())["gpus"]["X"] == {"fused_up_to_rows": bounds, "tiles": {}}
+    searched = tuned(file, monkeypatch, models=("tiny", "tiny"), ops=("linear_add", "lm_head"), rows=(2, 1, 1))
+    shapes = [("linear_add", (64, 64)), ("linear_add", (64, 160)), ("lm_head", (256, 64))]
+    assert [found[:3] for found in searched] == [(*shape, rows) for rows in (1, 2) for shape in shapes]
+    bounds = {"linear_add 64x64": 2, "linear_add 64x160": 2, "lm_head 256x64": 2}
+    assert json.loads(file.read_text()) == {"schema": 1, "gpus": {"X": {"fused_up_to_rows": bounds, "tiles": {}}}}
 
 
-def test_a_shape_is_searched_at_each_number_of_rows() -> None:
-    found = tuning.search_shape(
-        "norm_linear", (32, 64), (4, 1), bench(lambda contenders, n: {c: [1.0] * n for c in contenders})
-    )
-    assert list(found) == [1, 4]
-    assert all(result.tile is None and result.pays for result in found.values())
+def test_when_time_is_up_what_matters_most_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[float] = []
+
+    def compile_(jobs: Iterable[Compilation], ends_at: float) -> set[Compilation]:
+        ends.append(ends_at)
+        return set(jobs)
+
+    file = tmp_path / "tiles.json"
+    searched = tuned(file, monkeypatch, compile_, models=("tiny",), ops=("linear_add",), time_budget_s=7.0)
+    assert [rows for _, _, rows, _ in searched] == [1, 1, 8, 8, 64, 64, 2]
+    assert ends == [7.0 * command.COMPILING_SHARE]
+    assert "time is up: 7 of 14 points were not measured" in capsys.readouterr().out
+    # Rows that were not reached could be those at which fusing stops to pay.
+    assert json.loads(file.read_text())["gpus"]["X"] == {"fused_up_to_rows": {}, "tiles": {}}
+
+
+def test_what_did_not_compile_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Compilation] = []
+
+    def compile_(jobs: Iterable[Compilation], ends_at: float) -> set[Compilation]:
+        asked.extend(jobs)
+        return set(asked[:3])
+
+    options: dict[str, Any] = {"models": ("qwen3-0.6b",), "ops": ("norm_linear",), "rows": (2, 8, 4)}
+    searched = tuned(tmp_path / "tiles.json", monkeypatch, compile_, **options)
+    # The heuristic's tiles of the two shapes at 8 rows are compiled first, then the next likeliest.
+    assert [found[1:] for found in searched[:2]] == [((4096, 1024), 8, 2), ((6144, 1024), 8, 1)]
+    assert {job.form for job in asked} == {"chained"}
+    assert len(asked) == len(set(asked))
+    assert len(asked) < 2 * 3 * 24
+    # Tiles of four rows pad to eight and are the same; those of two rows are others.
+    assert [found[2] for found in searched] == [8, 8, 4, 4]
+    assert "norm_linear 4096x1024, 2 rows: not measured: the heuristic's Tile" in capsys.readouterr().out
+
+
+def test_a_point_that_cannot_be_measured_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(point: Point, *_: Any) -> Found:
+        if point.rows == 8:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return found_of(None, 1.5)
+
+    monkeypatch.setattr(tuning, "search_point", search)
+    options = Options(models=("tiny",), ops=("lm_head",), rows=(1, 8), table=str(tmp_path / "tiles.json"))
+    tune(options, bench(None), "X", everything, None)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "lm_head 256x64, 8 rows: not measured: out of memory" in said
+    assert "lm_head 256x64, 1 rows: the heuristic stays" in said
+
+
+def test_a_point_is_searched_in_the_form_that_the_engine_runs() -> None:
+    assert [Point(op, (32, 64), 1).kind.FORM for op in command.OPS] == ["chained", "alone", "chained", "chained"]
+    quick = bench(lambda contenders, n: {c: [1.0] * n for c in contenders})
+    point = Point("norm_linear", (32, 64), 4)
+    [tiles] = tuning.tiles_to_try([point], quick).values()
+    found = tuning.search_point(point, tiles[:2], quick, quick.timer)
+    assert found.tile is None
+    assert found.pays
+
+
+def test_blank_inputs_have_the_shapes_of_drawn_ones() -> None:
+    for op in command.OPS:
+        kind = Point(op, (32, 64), 1).kind
+        blank, drawn = kind.blank((32, 64), 3, torch.bfloat16, CPU), kind.draw((32, 64), 3, torch.bfloat16, CPU, True)
+        for field in fields(kind):
+            one, other = getattr(blank, field.name), getattr(drawn, field.name)
+            assert (one is None) == (other is None)
+            assert one is None or (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +266,7 @@ def test_a_shape_is_searched_at_each_number_of_rows() -> None:
         ("rows=12", "rows=12 is no power of two"),
         ("ops=qkv_post", "there is no 'qkv_post'"),
         ("dtype=float32", "float32"),
+        ("time_budget_s=-1", "time_budget_s=-1 must not be negative"),
     ],
 )
 def test_bad_input_is_named(argument: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

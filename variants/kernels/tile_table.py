@@ -3,8 +3,9 @@
     gpus.<name>.tiles."<kernel> <N>x<K>".<rows>       the tile of that class of rows, if it beat the heuristic's
     gpus.<name>.fused_up_to_rows."<kernel> <N>x<K>"   the most rows at which fused is no slower than what it replaces
 
-N and K are the weight's, gate and up together; elements have two bytes. A class of rows holds all up to the next power
-of two. A lookup depends on nothing but GPU, kernel and shape: a captured graph and an eager launch choose the same.
+N and K are the weight's, gate and up together; elements have two bytes. Kernels that norm were measured behind
+`linear_add`, as the fused engine runs them. A class of rows holds all up to the next power of two. A lookup depends on
+nothing but GPU, kernel and shape: a captured graph and an eager launch choose the same.
 """
 
 import json

@@ -2,16 +2,22 @@
 
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import validate
 from experiments.cli import main
 from experiments.kernel_records import GateRow, GateRun, GateStatus, KernelRun, read_run
 from experiments.kernels import gates
+from experiments.kernels.chained_cases import ChainedGateUpSilu
+from experiments.kernels.compiling import Compilation, compile_on_gpu
 from experiments.kernels.linear_cases import NormLinear
 from experiments.records import Status
+from variants.kernels.tiles import Tile
 
 
 def test_kernels_are_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,9 +26,10 @@ def test_kernels_are_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     [file] = tmp_path.glob("kernels/*/kernels.json")
     run = read_run(KernelRun, file)
     # The LM head never sees a prompt; each place has the kernel and what it replaces.
-    assert [(r.op, r.site, r.rows) for r in run.rows[::2]] == [
-        ("norm_linear", "qkv", 1), ("norm_linear", "qkv", 512), ("norm_linear", "gate_up", 1),
-        ("norm_linear", "gate_up", 512), ("lm_head", "lm_head", 1),
+    assert [(r.op, r.form, r.site, r.rows) for r in run.rows[::2]] == [
+        *(("norm_linear", form, "qkv", rows) for form in ("alone", "chained") for rows in (1, 512)),
+        *(("norm_linear", form, "gate_up", rows) for form in ("alone", "chained") for rows in (1, 512)),
+        ("lm_head", "alone", "lm_head", 1), ("lm_head", "chained", "lm_head", 1),
     ]  # fmt: skip
     assert all(r.status is Status.OK and r.kernels == "twin" and len(r.samples_us) == 2 for r in run.rows)
     assert all(r.error is not None and r.floor_us is None for r in run.rows)
@@ -65,7 +72,7 @@ def test_a_model_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_cpu_tries_twins_and_the_interpreter_in_what_it_can() -> None:
-    tried = [(r.kernels, str(r.dtype)) for r in validate.reaches(["lm_head"], ["float32", "bfloat16"], "cpu")]
+    tried = [(r.kernels, str(r.dtype)) for r in validate.reaches(["linear_add"], ["float32", "bfloat16"], "cpu")]
     expected = [("twin", "torch.float32"), ("interpreted", "torch.float32"), ("twin", "torch.bfloat16")]
     assert tried == [pair for pair in expected if pair[0] == "twin" or os.environ.get("TRITON_INTERPRET")]
 
@@ -113,6 +120,22 @@ def test_compiled_kernels_are_measured_cold_and_hot(tmp_path: Path) -> None:
     assert all(row.floor_us for row in rows if row.cache == "cold")
     # No launch is faster than the roofline allows: then its weights were not cold, or it did not run.
     assert all(min(row.samples_us) > row.floor_us for row in rows if row.floor_us)
+
+
+@pytest.mark.gpu
+def test_what_workers_compiled_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what does not compile in one of them is left out."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    device, shape = torch.device("cuda"), (1168, 592)
+    job = Compilation("gate_up_silu", "chained", shape, "bfloat16", True, Tile("skinny", 8, 32, 64, 4, 3))
+    too_large = replace(job, tile=replace(job.tile, block_n=256, block_k=1024, stages=6))
+    assert compile_on_gpu([job, too_large], time.monotonic() + 300) == {job}
+    compiled = set(tmp_path.rglob("*.cubin"))
+    assert compiled
+    with torch.inference_mode():
+        case = ChainedGateUpSilu.draw(shape, 5, torch.bfloat16, device, plain=True)
+        case.launch("triton", pdl=True, tile=job.tile)
+    assert set(tmp_path.rglob("*.cubin")) == compiled
 
 
 @pytest.mark.gpu

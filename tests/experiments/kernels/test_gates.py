@@ -11,13 +11,18 @@ from experiments import validate
 from experiments.kernel_records import GateRow, GateStatus
 from experiments.kernels import chains, gates
 from experiments.kernels.attention_cases import QkvPost
-from experiments.kernels.cases import CASES
+from experiments.kernels.case import Case
+from experiments.kernels.cases import CASES, forms
+from experiments.kernels.chained_cases import ChainedNormLinear
 from experiments.kernels.chains import chain_of
 from experiments.kernels.gates import Reach, accuracy, batch_invariance, gates_of, repeats, special_rows
 from experiments.kernels.linear_cases import NormLinear
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+
+
+KINDS = [pytest.param(kind, id=kind.name()) for op in CASES for kind in forms(op).values()]
 
 
 def reach(kind: Any, how: Any = "twin", dtype: torch.dtype = torch.float32) -> Reach:
@@ -37,23 +42,25 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "SPECIAL_ROWS", (4,))
 
 
-@pytest.mark.parametrize("op", CASES)
-def test_every_twin_passes_in_bfloat16(op: str) -> None:
-    rows = list(gates_of(reach(CASES[op], dtype=torch.bfloat16)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_twin_passes_in_bfloat16(kind: type[Case]) -> None:
+    rows = list(gates_of(reach(kind, dtype=torch.bfloat16)))
     assert {row.status for row in rows} == {GateStatus.PASSED, GateStatus.SHOWN, GateStatus.SKIPPED}
     first = rows[0]
     assert first.gate == "relative error against float64"
     assert first.figure is not None
     assert first.unfused is not None
     assert 0 < first.figure <= 1.05 * first.unfused
-    assert first.checked == 4 * len(CASES[op].SHAPES)
+    assert first.checked == 4 * len(kind.SHAPES)
     assert [row.gate for row in rows if row.status is GateStatus.SKIPPED][
         -1
     ] == "bytes changed by PDL over 1000 replays"
 
 
-def test_an_interpreted_kernel_passes() -> None:
-    rows = list(gates_of(reach(NormLinear, "triton", torch.float16)))
+@pytest.mark.parametrize("kind", [NormLinear, ChainedNormLinear])
+def test_an_interpreted_kernel_passes(kind: type[Case]) -> None:
+    rows = list(gates_of(reach(kind, "triton", torch.float16)))
+    assert {row.subject for row in rows} == {kind.name()}
     assert not [row for row in rows if row.status is GateStatus.FAILED]
     assert status(rows, "written outside") is GateStatus.PASSED
     # Three and four rows share a tile; one row has its own.
@@ -115,11 +122,11 @@ def test_the_same_gates_pass_what_they_are_not_for() -> None:
     assert status(accuracy(reach(Drifting)), "relative error") is GateStatus.PASSED
 
 
-@pytest.mark.parametrize("op", CASES)
-def test_chains_run_and_depend_on_their_inputs(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_run_and_depend_on_their_inputs(kind: type[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without PDL, in the interpreter."""
     monkeypatch.setattr(chains, "LINKS", 2)
-    launch, inputs = chain_of(op, 3, 128, torch.float32, CPU)
+    launch, inputs = chain_of(kind, 3, 128, torch.float32, CPU)
     before = launch(False).clone()
     assert before.isfinite().all()
     inputs.copy_(inputs.flip(0))
@@ -127,9 +134,9 @@ def test_chains_run_and_depend_on_their_inputs(op: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("op", CASES)
-def test_every_compiled_kernel_passes_in_bfloat16(op: str) -> None:
-    rows = list(gates_of(Reach(CASES[op], "triton", torch.bfloat16, torch.device("cuda"))))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_compiled_kernel_passes_in_bfloat16(kind: type[Case]) -> None:
+    rows = list(gates_of(Reach(kind, "triton", torch.bfloat16, torch.device("cuda"))))
     assert {row.status for row in rows} <= {GateStatus.PASSED, GateStatus.SHOWN}, rows
 
 
@@ -139,7 +146,8 @@ def test_a_kernel_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(NormLinear, "launch", launch)
     rows = list(validate.kernel_rows(validate.Options(ops=("norm_linear", "qkv_post"), dtypes=("float32",)), "cpu"))
-    broken = [row for row in rows if row.subject == "norm_linear"]
+    broken = [row for row in rows if row.subject.startswith("norm_linear")]
+    assert {row.subject for row in broken} == {"norm_linear", "norm_linear chained"}
     assert {(row.status, row.where) for row in broken} == {
         (GateStatus.FAILED, "RuntimeError: out of resource: shared memory")
     }

@@ -10,8 +10,9 @@ import torch
 from experiments.floors import Ceilings
 from experiments.kernel_floors import OPS, kernel_work
 from experiments.kernel_records import COMPILED, FUSED, UNFUSED
+from experiments.kernels import linear_cases
 from experiments.kernels import measure as measuring
-from experiments.kernels.cases import CASES, sites
+from experiments.kernels.cases import CASES, forms, sites
 from experiments.kernels.linear_cases import NormLinear
 from experiments.kernels.measure import COLD, HOT, Bench, Place, measure
 from experiments.models import find_model
@@ -55,6 +56,40 @@ def test_cold_and_hot_are_timed_apart_and_only_cold_has_a_floor() -> None:
     assert all(row.samples_us == (10.0, 10.0) and row.error and row.bound for row in rows)
     assert rows[1].bytes == moved
     assert rows[1].flop == 2 * 3 * 128 * 64
+
+
+def test_chained_the_stream_comes_with_its_squares_and_takes_fewer_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    right = linear_cases.norm_linear_reference
+
+    def launch(x: torch.Tensor, residual: Any, weight: torch.Tensor, bias: Any, eps: float, *rest: Any) -> Any:
+        if rest:
+            given.append((x, residual, rest[0]))
+        return right(x, residual, weight, bias, eps, *rest)
+
+    monkeypatch.setattr(linear_cases, "norm_linear_reference", launch)
+    rows = list(measure(bench(FakeTimer(), l2=1), replace(PLACE, form="chained")))
+    assert all(row.form == "chained" and row.samples_us for row in rows)
+    assert rows[0].bytes == 4 * (128 * 64 + 3 * 64 + 3 * 128) + 4 * 32 * 3
+    case = CASES["norm_linear"].draw(PLACE.shape, 3, torch.float32, CPU, plain=True)
+    stream = case.x_TK + case.residual  # type: ignore[attr-defined]
+    for x, residual, partials in given:
+        assert torch.equal(x, stream)
+        assert residual is None
+        assert (partials.shape, partials.dtype) == ((3, 32), torch.float32)
+        torch.testing.assert_close(partials.sum(1), stream.square().sum(1))
+
+
+@pytest.mark.parametrize("op", ["norm_linear", "gate_up_silu", "lm_head"])
+def test_the_last_form_of_a_kernel_that_norms_is_the_chained_one(op: str) -> None:
+    """Drawn from the same numbers as alone, with the same oracle and the same kernels to replace."""
+    alone, chained = (kind.draw((32, 99), 5, torch.float32, CPU) for kind in forms(op).values())
+    assert [kind.name() for kind in forms(op).values()] == [op, f"{op} chained"]
+    for one, other in zip(alone.outputs(alone.launch("twin")), chained.outputs(chained.launch("twin")), strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(alone.oracle(), chained.oracle(), strict=True):
+        assert torch.equal(one, other)
+    assert list(forms("linear_add")) == ["alone"]
 
 
 def test_a_wrong_kernel_is_not_timed_and_what_it_replaces_is(monkeypatch: pytest.MonkeyPatch) -> None:

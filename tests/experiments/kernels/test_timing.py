@@ -29,6 +29,11 @@ def test_every_copy_is_launched_as_often(copies: int, launch_us: float) -> None:
     assert count <= max(copies, timing.MOST_LAUNCHES + copies / 2)
 
 
+def test_a_quick_sample_is_shorter() -> None:
+    assert launches_of(1, 5.0, timing.QUICK_SAMPLE_US) == 200
+    assert launches_of(1, 5.0) == 400
+
+
 def test_contenders_take_turns_and_each_begins_as_often() -> None:
     log: list[str] = []
 

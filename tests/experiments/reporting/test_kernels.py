@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from experiments.durable import read_json, write_json
 from experiments.environment import Code, Environment, Gpu
 from experiments.errors import UserError
 from experiments.kernel_records import (
@@ -79,6 +80,27 @@ def test_a_report_is_a_table_and_a_heat_map_and_says_what_failed() -> None:
     for words in ("NVIDIA H200", "norm_linear", "figures/kernels_qwen3-0.6b.svg", "error 0.1 is beyond", "2 M N K"):
         assert words in page
     assert files == build_kernels(RUN)
+
+
+def test_forms_are_places_of_their_own() -> None:
+    both = replace(RUN, rows=(*place(6.0, 8.0), *place(6.0, 3.0, form="chained")))
+    alone, chained = compare(both)
+    assert [alone.verdict, chained.verdict] == ["slower", "faster"]
+    drawn = build_kernels(both)["figures/kernels_qwen3-0.6b.svg"].decode()
+    assert "norm_linear chained qkv" in drawn
+    shown = io.StringIO()
+    show_kernels(both, Console(file=shown, width=250))
+    assert "qwen3-0.6b norm_linear chained qkv 4096x1024" in shown.getvalue()
+
+
+def test_runs_from_before_there_were_forms_are_read(tmp_path: Path) -> None:
+    file = write_run(tmp_path, KERNELS, RUN)
+    content = read_json(file)
+    for kept in content["rows"]:
+        del kept["form"]
+    write_json(file, content)
+    assert read_run(KernelRun, file) == RUN
+    assert {row.form for row in RUN.rows} == {"alone"}
 
 
 def test_twins_get_no_speed_up_and_no_heat_map() -> None:

@@ -1,0 +1,104 @@
+"""The tiles that tuning tries: few, all of them legal, and different in what matters."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from experiments.kernels.candidates import MOST_TILES, Problem, candidates, in_turns, is_legal
+from tests.kernel_aot import MAX_SHARED_BYTES, compile_cases
+from tests.variants.kernels import test_aot as aot
+from variants.kernels.tiles import Tile
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+# (n, K, matrices, adds, can_split): the linear layers of Qwen3-0.6B and Qwen3-8B, and small and odd ones.
+SHAPES = [
+    (4096, 1024, 1, True, False),
+    (1024, 3072, 1, False, True),
+    (3072, 1024, 2, True, False),
+    (151936, 1024, 1, True, False),
+    (12288, 4096, 2, True, False),
+    (4096, 12288, 1, False, True),
+    (960, 576, 1, True, False),
+    (64, 64, 1, False, True),
+    (40, 99, 1, True, False),
+]
+
+
+def problem(rows: int, n: int, k: int, matrices: int, adds: bool, can_split: bool) -> Problem:
+    return Problem(rows, n, k, 2, matrices, adds, can_split, sms=132)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_candidates_are_few_legal_and_begin_with_the_heuristics(shape: Any) -> None:
+    for rows in ROWS:
+        asked = problem(rows, *shape)
+        found = candidates(asked)
+        assert found[0] == asked.heuristic()
+        assert 2 <= len(found) <= MOST_TILES
+        assert len(set(found)) == len(found)
+        for tile in found:
+            assert is_legal(tile, asked), tile
+            assert all(b & (b - 1) == 0 for b in (tile.block_m, tile.block_n, tile.block_k, tile.num_warps))
+            assert tile.path == "wide" or tile.block_m >= rows
+            assert tile.splits == 1 or asked.can_split
+
+
+def test_each_number_of_rows_has_its_paths() -> None:
+    paths = {rows: {tile.path for tile in candidates(problem(rows, *SHAPES[0]))} for rows in ROWS}
+    assert paths == {
+        1: {"gemv"},
+        2: {"gemv", "skinny"},
+        **{rows: {"skinny"} for rows in (4, 8, 16, 32)},
+        64: {"skinny", "wide"},
+        **{rows: {"wide"} for rows in (128, 512)},
+    }
+
+
+def test_a_short_list_differs_in_columns_steps_and_parts() -> None:
+    tiles = candidates(problem(8, *SHAPES[1]))
+    assert {tile.block_n for tile in tiles} == {16, 32, 64, 128}
+    assert len({tile.block_k for tile in tiles}) >= 3
+    assert len({tile.splits for tile in tiles}) >= 4
+    # 1024 outputs: without parts of K most multiprocessors would have nothing to do.
+    assert all(tile.grid(8, 1024)[0] * tile.splits >= 0.4 * 132 for tile in tiles)
+
+
+def test_tiles_of_neighbouring_rows_are_shared() -> None:
+    """Up to eight rows pad to eight: what is compiled for one number of rows serves the others."""
+    few, more = (set(candidates(problem(rows, *SHAPES[0]))[1:]) for rows in (4, 8))
+    assert len(few & more) >= 20
+
+
+def test_what_the_kernels_cannot_run_is_not_legal() -> None:
+    eight = problem(8, 4096, 4096, 1, False, False)
+    assert is_legal(Tile("skinny", 8, 64, 128, 4, 2), eight)
+    assert not is_legal(Tile("skinny", 8, 64, 128, 4, 2), problem(9, 4096, 4096, 1, False, False))
+    assert not is_legal(Tile("skinny", 8, 8, 128, 4, 2), eight)
+    assert not is_legal(Tile("skinny", 64, 256, 512, 4, 6), eight)
+    assert not is_legal(Tile("skinny", 8, 64, 128, 4, 2, splits=64), eight)
+    assert not is_legal(Tile("gemv", 8, 8, 512, 4, 2), eight)
+    assert not is_legal(Tile("gemv", 1, 32, 2048, 2, 2), problem(1, 4096, 4096, 1, False, False))
+    # With a residual, x takes twice the room.
+    large = Tile("skinny", 64, 64, 128, 4, 6)
+    assert is_legal(large, problem(64, 4096, 4096, 1, False, False))
+    assert not is_legal(large, problem(64, 4096, 4096, 1, True, False))
+
+
+def test_lists_take_turns() -> None:
+    assert list(in_turns(["abc", "d", "", "ef"])) == ["a", "d", "e", "b", "f", "c"]
+    assert list(in_turns([])) == []
+
+
+def test_tuned_behind_linear_add_a_tile_also_fits_where_the_residual_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variant norm_linear runs the same tiles in the form alone, which takes more shared memory."""
+    asked = [problem(rows, *SHAPES[0]) for rows in (16, 32, 64)]
+    tiles = {tile: p.rows for p in asked for tile in candidates(p)}
+    largest = sorted(tiles, key=lambda t: t.stages * (t.block_n + 2 * t.block_m) * t.block_k)[-4:]
+    cases = []
+    for tile in largest:
+        monkeypatch.setattr(aot, "linear_tile", lambda *_, tile=tile, **__: tile)
+        cases.append(replace(aot.norm_linear(tiles[tile], 4096, 1024, "partials_ptr"), name=str(tile)))
+    found = [resources.shared_bytes for resources in compile_cases(cases).values()]
+    assert len(found) == 4
+    assert 0.5 * MAX_SHARED_BYTES < max(found) <= MAX_SHARED_BYTES
