@@ -125,8 +125,13 @@ def fused_up_to_rows(pays: Mapping[int, bool]) -> int | None:
 
 
 def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"]) -> None:
-    """Replace what the table has of these rows; whole or not at all."""
-    table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """Replace what the table has of these rows, whole or not at all; one that does not exist yet is made."""
+    from variants.kernels.tile_table import SCHEMA
+
+    table: dict[str, Any] = {"schema": SCHEMA, "gpus": {}}
+    if file.exists():
+        table = json.loads(file.read_text(encoding="utf-8"))
+    file.parent.mkdir(parents=True, exist_ok=True)
     known = table["gpus"].setdefault(gpu, {"tiles": {}, "fused_up_to_rows": {}})
     tiles = {rows: tile for rows, tile in known["tiles"].pop(key, {}).items() if int(rows) not in found}
     tiles |= {str(rows): asdict(result.tile) for rows, result in found.items() if result.tile}
