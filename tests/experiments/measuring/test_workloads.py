@@ -268,6 +268,19 @@ def test_a_run_s_memory_is_cached_before_the_clock_runs(monkeypatch: pytest.Monk
     assert engine.metrics.num_generated_tokens == 2 * total, "one run to warm up, one to be timed"
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_a_second_offline_cell_takes_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to warm up, and one that asks the driver for nothing; the first cell compiles."""
+    monkeypatch.setattr(offline, "MAX_BATCHED_TOKENS", 64)
+    session = session_of(device="cuda", dtype="bfloat16")
+    point = replace(OFFLINE, batch=40)
+    for _ in range(2):
+        _, engine = measure_offline(session, point, PROTOCOL)
+        assert engine.runner.graphs.fallbacks["prefill chunks and decodes in one step"] > 0
+    total = sum(sampling.max_tokens for _, sampling in draw_requests(40, session.workloads["offline"], 256))
+    assert engine.metrics.num_generated_tokens == 2 * total
+
+
 def test_an_offline_run_that_met_something_new_was_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time does not count."""
     taken_s = iter([9.0, 7.0, 0.5])
