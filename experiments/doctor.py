@@ -4,7 +4,6 @@ Exit code 0 when a sweep can run here, 1 when it cannot.
 """
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,10 @@ from experiments.compose import compose
 from experiments.environment import find_gpu, package_version, run_quietly
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cache_dir, cached_model
+from experiments.trace.ncu import INSTALL as NCU_INSTALL
 from experiments.trace.ncu import find_ncu
+from experiments.trace.nsys import INSTALL as NSYS_INSTALL
+from experiments.trace.nsys import find_nsys
 from experiments.trace.tools import numbers
 
 PYTHON = (3, 11)
@@ -134,20 +136,24 @@ def _gpu_state() -> Iterator[Finding]:
 
 
 def _nsys() -> Iterator[Finding]:
-    path = shutil.which("nsys")
-    if path is None:
-        mend = "install Nsight Systems (Debian: nsight-systems of non-free), or use `fusebench trace profiler=torch`"
-        yield Finding(Level.LACKS, "nsys is not on PATH: no traces", mend)
+    try:
+        nsys = find_nsys()
+    except UserError as error:
+        yield Finding(Level.LACKS, f"{_reason(error)}: no traces", NSYS_INSTALL)
         return
-    version = re.search(r"\d+(\.\d+)+", run_quietly("nsys", "--version") or "")
-    what = f"nsys {version[0] if version else 'of unknown version'}"
-    if find_importer(Path(path)):
+    what = f"nsys {nsys.version}"
+    if find_importer(nsys.path):
         yield Finding(Level.OK, f"{what}, with its importer")
         return
     mend = "install the whole of Nsight Systems, host part included"
     if (DEBIAN_HOST / "QdstrmImporter").exists():
-        mend = f"ln -s {DEBIAN_HOST} {Path(path).resolve().parent.parent}/"
+        mend = f"ln -s {DEBIAN_HOST} {nsys.path.resolve().parent.parent}/"
     yield Finding(Level.LACKS, f"{what} cannot find its importer: it would leave a .qdstrm and no report", mend)
+
+
+def _reason(error: UserError) -> str:
+    """Without the mend, which has a line of its own."""
+    return str(error).partition("; ")[0]
 
 
 def find_importer(nsys: Path) -> Path | None:
@@ -159,9 +165,9 @@ def find_importer(nsys: Path) -> Path | None:
 def _ncu() -> Iterator[Finding]:
     try:
         yield Finding(Level.OK, f"ncu {find_ncu().version}")
-    except UserError:
-        mend = "it comes with the CUDA toolkit"
-        yield Finding(Level.NOTE, "no ncu: `fusebench trace profiler=ncu` cannot count inside kernels", mend)
+    except UserError as error:
+        what = f"{_reason(error)}: `fusebench trace profiler=ncu` cannot count inside kernels"
+        yield Finding(Level.NOTE, what, NCU_INSTALL)
 
 
 def _nvtx() -> Iterator[Finding]:

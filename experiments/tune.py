@@ -145,6 +145,7 @@ def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"], whole: bo
     Not `whole`: rows are missing yet, and the bound stays what it was.
     """
     table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else empty_table()
+    file.parent.mkdir(parents=True, exist_ok=True)
     known = table["gpus"].setdefault(gpu, {"tiles": {}, "fused_up_to_rows": {}})
     tiles = {rows: tile for rows, tile in known["tiles"].pop(key, {}).items() if int(rows) not in found}
     tiles |= {str(rows): asdict(result.tile) for rows, result in found.items() if result.tile}

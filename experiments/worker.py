@@ -7,6 +7,7 @@ if __name__ == "__main__":
     CHANNEL = worker_channel()
 
 import datetime
+import gc
 import os
 import sys
 import time
@@ -120,6 +121,10 @@ class Worker:
         protocol = session.request.protocol
         if self.verdict is None:
             session.drop_original()  # An earlier process has verified this variant.
+        # What is alive now outlives the cell: the collection at its end, a tenth of a second of all that libraries
+        # have made, is of the cell's own. Garbage must go first, it would stay for good.
+        gc.collect()
+        gc.freeze()
         set_aside: list[Attempt] = []
         while True:
             result = self._attempt(request)

@@ -29,6 +29,9 @@ from engine.variant import Variant
 # How long a process may take to be seen as dead once its sockets are closed, and to end once its pipe is.
 DEATH_S = 2.0
 EXIT_S = 5.0
+# How long a dying one may take to have an exit code: it closes its sockets first, and then frees its GPU memory.
+REAP_S = 15.0
+LOOK_S = 0.01
 CLOSED = "the engine is closed; build a new one"
 UNGUARDED = 'before it was ready (a script that builds an engine of several ranks needs `if __name__ == "__main__":`)'
 
@@ -153,12 +156,24 @@ class Followers:
             self._raise_lost(error)
 
     def _await_death(self) -> bool:
+        """Whether a process has closed its files, which is the first that is seen of its end."""
         return bool(connection.wait([process.sentinel for process in self._processes], DEATH_S))
+
+    def _await_codes(self) -> list[tuple[int, int]]:
+        """(exit code, rank) of those that have ended, at least one as a rule.
+
+        Not by join, which waits for ever for a process that has closed its files and does not end.
+        """
+        deadline = time.monotonic() + (REAP_S if self._await_death() else 0.0)
+        while True:
+            ends = [(p.exitcode, rank) for rank, p in enumerate(self._processes, 1) if p.exitcode is not None]
+            if ends or time.monotonic() > deadline:
+                return ends
+            time.sleep(LOOK_S)
 
     def _raise_lost(self, cause: Exception | None = None, heard: str = "") -> NoReturn:
         """Name the rank that has ended; `heard` is what it said last, if that is known already."""
-        self._await_death()
-        ends = [(p.exitcode, rank) for rank, p in enumerate(self._processes, 1) if p.exitcode is not None]
+        ends = self._await_codes()
         if not ends:
             self._give_up(f"one of {self.ranks.size} ranks gives no answer", cause)
         # A rank that was killed comes first: others may have ended for want of it.

@@ -99,6 +99,10 @@ class Case(ABC):
         """Relative Frobenius error of the first output."""
         return relative_error(outputs[0], oracle[0])
 
+    def typical_error(self, outputs: Outputs, oracle: Outputs) -> float:
+        """An error over all values, to be compared with another's: a worst value's would be luck."""
+        return self.error(outputs, oracle)
+
     def largest(self, outputs: Outputs, oracle: Outputs) -> float:
         """Largest absolute error of the first output."""
         return largest_error(outputs[0], oracle[0])
@@ -115,9 +119,18 @@ class Case(ABC):
         """The same with whatever a launch writes in place as it was at first."""
         return self
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the outputs."""
+        return len(getattr(self, self.ROWWISE[0]))
+
     def take(self, rows: int) -> Self:
         """The first rows alone."""
-        return replace(self, **{name: getattr(self, name)[:rows] for name in self.ROWWISE})
+        return self.part(0, rows)
+
+    def part(self, low: int, high: int) -> Self:
+        """Some rows alone."""
+        return replace(self, **{name: getattr(self, name)[low:high] for name in self.ROWWISE})
 
     def clone(self) -> Self:
         """The same activations with weights of their own, at other addresses."""

@@ -5,15 +5,16 @@ the same figures to the same bounds; this is what shows them, on whatever GPU th
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 
 from experiments.kernel_records import GateRow, GateStatus
-from experiments.kernels.case import Case, How, Measured, Shape, rows_of
+from experiments.kernels.case import Case, How, Measured, Outputs, Shape, rows_of
 from experiments.kernels.cases import ALL_ROWS
 from experiments.kernels.chains import chain_of
 from experiments.kernels.figures import (
@@ -25,6 +26,7 @@ from experiments.kernels.figures import (
     changed_bytes,
     guarded_outputs,
 )
+from experiments.kernels.pooling import enough, pooled_errors, rows_for_enough
 
 MOST_TWIN_ROWS = 129
 # Rows of `with_special_rows` that are broken, and so many rows that some beside them are not.
@@ -93,11 +95,15 @@ class Reach:
 
 @dataclass(frozen=True)
 class Trial:
-    """One launch at one place. `outside` counts what was written outside of any output."""
+    """One launch at one place. `outside` counts what was written outside of any output.
+
+    `ratio` is its typical error over the unfused path's, over more launches where one has few values.
+    """
 
     where: str
     error: Measured
     unfused: float
+    ratio: float
     largest: float
     others: tuple[Measured, ...]
     outside: int
@@ -122,7 +128,7 @@ def accuracy(reach: Reach) -> Iterator[GateRow]:
     places = [trial.where for trial in trials]
     unfused = [trial.unfused for trial in trials]
     yield reach.judge("relative error against float64", [trial.error for trial in trials], unfused)
-    ratios = [trial.error.error / trial.unfused if trial.unfused else 0.0 for trial in trials]
+    ratios = [trial.ratio for trial in trials]
     name = "error over the unfused path's"
     if reach.dtype == torch.float32:
         # Two fp32 sums in different orders: either may be the better one.
@@ -151,10 +157,28 @@ def attempt(reach: Reach, shape: Shape, rows: int) -> Trial:
         where,
         Measured(where, case.error(outputs, oracle), case.bound()),
         case.error(unfused, oracle),
+        _ratio(reach, shape, case, (outputs, unfused), oracle),
         case.largest(outputs, oracle),
         tuple(case.others(outputs, oracle)),
         (guarded.written_outside() if guarded else 0) + fused.strays(case),
     )
+
+
+def _ratio(reach: Reach, shape: Shape, case: Case, found: tuple[Outputs, Outputs], oracle: Outputs) -> float:
+    """The fused kernel's typical error over the unfused path's, from the outputs `found` of both if those suffice."""
+    # What is only shown, for fp32, need not be right.
+    if enough(found[0]) or reach.dtype == torch.float32:
+        mine, unfused = (case.typical_error(outputs, oracle) for outputs in found)
+    else:
+        pool = reach.draw(shape, rows_for_enough(found[0], case.num_rows))
+        # A launch in the interpreter takes as long for one row as for all.
+        rows = pool.num_rows if reach.kernels == "interpreted" else case.num_rows
+        runs: list[Callable[[Case], Any]] = [
+            lambda part: part.launch(reach.how),
+            lambda part: part.launch_unfused(reach.how),
+        ]
+        mine, unfused = pooled_errors(pool, rows, runs)
+    return mine / unfused if unfused else 0.0
 
 
 def special_rows(reach: Reach) -> GateRow:

@@ -255,12 +255,20 @@ class LmHead(LinearCase):
         return a @ d["weight_NK"].T, a.norm(dim=1) * d["weight_NK"].norm(dim=1).max()
 
     def error(self, outputs: Outputs, oracle: Outputs) -> float:
-        """The worst row's: how wrong its logit is, or half of how far its token lies behind the best."""
+        """The worst row's."""
+        return self._errors(outputs, oracle).max().item()
+
+    def typical_error(self, outputs: Outputs, oracle: Outputs) -> float:
+        """Root of the rows' mean square."""
+        return self._errors(outputs, oracle).square().mean().sqrt().item()
+
+    def _errors(self, outputs: Outputs, oracle: Outputs) -> Tensor:
+        """Each row's: how wrong its logit is, or half of how far its token lies behind the best."""
         (best, tokens), (logits, size) = outputs, oracle
         chosen = logits.gather(1, tokens[:, None])[:, 0]
         errors = torch.maximum((best.double() - chosen).abs(), (logits.max(1).values - chosen) / 2)
         # Rows of zeros have logits of zero, exactly.
-        return (errors / size.clamp(min=torch.finfo(torch.float32).tiny)).max().item()
+        return errors / size.clamp(min=torch.finfo(torch.float32).tiny)
 
     def largest(self, outputs: Outputs, oracle: Outputs) -> float:
         """The largest error of a chosen logit."""

@@ -66,11 +66,12 @@ def undisturbed_result(engine: Engine, action: Callable[[], T], attempts: int) -
     """(what the first undisturbed run of a timed action gave, how many disturbed ones were thrown away before it).
 
     For regions whose shapes depend on their own timing, so that no warm-up meets all of them. Raises Disturbed where
-    every attempt was.
+    every attempt was. The GPU's state is read around each.
     """
     for thrown in range(attempts):
         before = Disturbances.now(engine)
-        result = action()
+        with timed_window():
+            result = action()
         happened = Disturbances.now(engine).since(before)
         if not happened:
             return result, thrown

@@ -1,18 +1,24 @@
 """Throughput with everything queued at once: nano-vLLM's bench, output tokens per second over the whole run.
 
 Prompt and answer lengths are nano-vLLM's own draws (seed 0, uniform); tokens are greedy, and none stops a request.
+
+Before a graph is captured PyTorch gives all cached memory back to the driver, and the next step without a graph asks
+for it anew. So every decode graph comes first, then a whole run whose steps leave their memory in the cache, then the
+clock. A run that met something new all the same was another warm-up: the first that did not is the sample.
 """
 
 import random
 import time
+from functools import partial
 
 from engine import Engine, SamplingParams
 from experiments.config import ProtocolConfig, WorkloadConfig
-from experiments.measuring.guard import undisturbed
+from experiments.measuring.guard import undisturbed_result
 from experiments.measuring.session import MAX_BATCHED_TOKENS, Session
 from experiments.records import Point
 
 LARGEST_TOKEN_ID = 10_000
+ATTEMPTS = 3
 
 Requests = list[tuple[list[int], SamplingParams]]
 
@@ -28,15 +34,15 @@ def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: i
 
 
 def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:
-    """(samples, the engine that ran): one run to warm every shape up, one to be timed; rounds repeat it."""
+    """(samples, the engine that ran): graphs, one run to warm every shape up, one to be timed; rounds repeat it."""
     workload = session.workloads[point.workload]
     requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
     # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
     longest = workload.longest(point.batch, point.length, session.request.seed)
     engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
+    engine.runner.warm_up(engine.runner.decode_sizes)
     run(engine, requests)
-    with undisturbed(engine):
-        seconds = run(engine, requests)
+    seconds, _ = undisturbed_result(engine, partial(run, engine, requests), ATTEMPTS)
     return {"output_tokens_per_s": [sum(sampling.max_tokens for _, sampling in requests) / seconds]}, engine
 
 

@@ -71,26 +71,44 @@ class CounterRow:
 
 @dataclass(frozen=True)
 class Counters:
-    """What `trace profiler=ncu` stores for a cell, most time first."""
+    """What `trace profiler=ncu` stores for a cell, most time first.
+
+    `first` is how many kernels were counted where ncu stopped there, in the middle of a step perhaps, and its figures
+    per step are then those of these kernels; 0 where it counted all.
+    """
 
     schema: int
     cell: Cell
     profiler_version: str
     steps: int
     rows: list[CounterRow]
+    first: int = 0
+
+    @property
+    def extent(self) -> str:
+        """What was counted, in words."""
+        if self.first:
+            return f"the first {self.first} kernels only"
+        return f"{self.steps} step" + ("s" if self.steps != 1 else "")
 
 
-def read_raw_page(text: str, cell: Cell, version: str, steps: int) -> Counters:
-    """The counters in a raw page. UserError where it holds none, or a unit that this reader does not know."""
+def read_raw_page(text: str, cell: Cell, version: str, steps: int, most: int | None = None) -> Counters:
+    """The counters in a raw page; ncu was told to stop after `most` kernels.
+
+    UserError where it holds none, or a unit that this reader does not know.
+    """
     groups: dict[tuple[str, str, str], list[dict[str, float]]] = defaultdict(list)
     for row, units in _launches(text):
         key = (short_name(row["Kernel Name"]), row.get("Grid Size", ""), row.get("Block Size", ""))
         groups[key].append(_values(row, units))
     if not groups:
         raise UserError("ncu's table holds no kernel")
-    rows = [CounterRow(*key, len(found) / max(steps, 1), _means(found)) for key, found in groups.items()]
+    count = sum(map(len, groups.values()))
+    first = count if count == most else 0
+    steps = 1 if first else max(steps, 1)
+    rows = [CounterRow(*key, len(found) / steps, _means(found)) for key, found in groups.items()]
     rows.sort(key=lambda row: (-row.us_per_step, row.name, row.grid))
-    return Counters(SCHEMA, cell, version, steps, rows)
+    return Counters(SCHEMA, cell, version, steps, rows, first)
 
 
 def _launches(text: str) -> Iterator[tuple[Mapping[str, str], Mapping[str, str]]]:

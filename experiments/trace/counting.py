@@ -13,7 +13,7 @@ from experiments.models import Model
 from experiments.records import Cell
 from experiments.trace.capture import TracedWorker, traced_command
 from experiments.trace.counters import Counters, read_raw_page
-from experiments.trace.ncu import Ncu, profile_arguments, raw_page, why_nothing
+from experiments.trace.ncu import MOST_LAUNCHES, Ncu, profile_arguments, raw_page, why_nothing
 from experiments.trace.session import REPORT_TIMEOUT_S, CannotTrace, run_window
 from experiments.worker_process import WORKER_COMMAND
 
@@ -41,7 +41,7 @@ class Counter:
                 raise UserError(_explained(log, "look into the worker's log"))
             if self.keep_raw:
                 shutil.copyfile(report, self.keep_raw / f"{cell.id}.ncu-rep")
-            return read_raw_page(raw_page(self.ncu, report), cell, self.ncu.version, steps)
+            return read_raw_page(raw_page(self.ncu, report), cell, self.ncu.version, steps, MOST_LAUNCHES)
 
     def _profile(self, output: Path, log: Path, model: Model, variant: VariantConfig, cell: Cell) -> int:
         worker = TracedWorker(log, traced_command(self.ncu, profile_arguments(output), worker=self.worker))

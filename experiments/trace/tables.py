@@ -80,7 +80,7 @@ def counter_values(row: CounterRow) -> tuple[Value, ...]:
 
 def counter_table(counters: Counters, most: int = 15) -> Table:
     """What ncu counted of a cell's kernels, those with most time first."""
-    title = f"{title_of_cell(counters.cell)}: ncu {counters.profiler_version}, {counters.steps} steps"
+    title = f"{title_of_cell(counters.cell)}: ncu {counters.profiler_version}, {counters.extent}"
     rows = tuple(counter_values(row) for row in counters.rows[:most])
     return Table("counters", title, "", COUNTER_COLUMNS, rows)
 

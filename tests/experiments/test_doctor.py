@@ -84,6 +84,25 @@ def test_an_nsys_without_its_importer_is_told_from_a_whole_one(monkeypatch: pyte
     assert having(diagnose(), "importer").level is Level.OK
 
 
+def test_profilers_are_found_where_trace_finds_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In an unpacked archive that a variable names; what is wrong with it is said."""
+    on_path(monkeypatch)
+    nsys = executable(tmp_path / "nsight" / "target-linux-x64" / "nsys", "NVIDIA Nsight Systems version 2024.6.1.90-2")
+    executable(tmp_path / "nsight" / "host-linux-x64" / "QdstrmImporter", "")
+    monkeypatch.setenv("FUSEBENCH_NSYS", str(tmp_path / "nsight"))
+    ncu = executable(tmp_path / "compute" / "ncu", "Version 2025.3.1.0 (build 1)")
+    monkeypatch.setenv("FUSEBENCH_NCU", str(ncu))
+    findings = diagnose()
+    assert having(findings, "nsys").what == "nsys 2024.6.1.90, with its importer"
+    assert having(findings, "ncu").what == "ncu 2025.3.1.0"
+
+    for path in (nsys, ncu):
+        executable(path, "what?")
+    findings = diagnose()
+    assert having(findings, "does not run as nsys: what?").mend.startswith("install Nsight Systems")
+    assert having(findings, "does not run as ncu: what?").mend.startswith("install Nsight Compute")
+
+
 def test_a_gpu_is_described_with_its_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_nvidia_smi(tmp_path, "NVIDIA H200, 570.1, 144384")
     on_path(monkeypatch, tmp_path)

@@ -281,3 +281,10 @@ def test_without_a_gpu_there_is_nothing_to_tune(
     assert main(["tune"]) == 2
     assert "tune needs a GPU" in capsys.readouterr().err
     assert parse([]).rows == (1, 2, 4, 8, 16, 32, 64)
+
+
+def test_a_table_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
+    """In a folder that does not either."""
+    file, tile = tmp_path / "new" / "tiles.json", Tile("gemv", 1, 8, 512, 4, 2)
+    keep(file, "X", "linear_add 64x512", {1: found_of(tile, 2.0)})
+    assert read_table(file.read_text())["X"].tiles == {"linear_add 64x512": {"1": tile}}

@@ -1,8 +1,10 @@
 """A worker over real pipes, and its answers to everything that can go wrong."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,3 +248,28 @@ def test_reasons_are_one_line_and_not_too_long() -> None:
     assert len(failure_reason(ValueError("x" * 5000))) == 500
     assert failure_kind(UserError("x")) == "user"
     assert failure_kind(UserError("x"), known=True) == "error"
+
+
+def test_a_cell_s_garbage_is_collected_and_what_was_there_before_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is in a cycle with its runner; all that libraries made is not gone through again for it."""
+    engines: list[weakref.ref[Any]] = []
+    measure = worker_module.MEASUREMENTS["decode"]
+
+    def watched(*arguments: Any) -> Any:
+        samples, engine = measure(*arguments)
+        engine.itself = engine  # type: ignore[attr-defined]
+        engines.append(weakref.ref(engine))
+        return samples, engine
+
+    monkeypatch.setitem(worker_module.MEASUREMENTS, "decode", watched)
+    worker = Worker()
+    worker.answer(load("tiny", "folded"))
+    try:
+        for _ in range(2):
+            answer = worker.answer(Measure(cell()))
+            assert isinstance(answer, Measured)
+            assert answer.result.status is Status.OK, answer.result.reason
+        assert [engine() for engine in engines] == [None, None]
+        assert gc.get_freeze_count() > len(gc.get_objects())
+    finally:
+        gc.unfreeze()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,12 @@ def test_a_sweep_is_told_to_end_before_the_limit(tmp_path: Path) -> None:
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     (tmp_path / "asked").touch()
     assert asked_by(tmp_path, "headlines", status=2) == []
+
+
+def test_what_several_gpus_take_is_packed(tmp_path: Path) -> None:
+    """The extra of `devices=[0,1]`, pinned as in pyproject.toml."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    # Ended before Git is asked: this folder is no repository. The stub sees `-m pip download` and `-m pip wheel`.
+    stub = STUB + "case $3 in wheel) exit 1 ;; esac\n"
+    download, _ = asked_by(tmp_path, "pack", stub=stub, status=1)
+    assert set(extras["cluster"]) <= set(download)

@@ -117,11 +117,12 @@ def traces(analysis: Analysis) -> Content | None:
 def counters(analysis: Analysis) -> Content | None:
     """What Nsight Compute counted, the twelve kernels of each cell that take most of its time. It runs every kernel
     alone, several times, caches flushed before each: its times are no measurement of a step. Shares are of the peak;
-    stalls are the warps that wait for a reason per issued instruction, the two largest."""
-    columns: tuple[Column, ...] = (*PLACE, VARIANT, *COUNTER_COLUMNS)
+    stalls are the warps that wait for a reason per issued instruction, the two largest. Of a step with many kernels it
+    counts the first only, and launches per step are then launches among these."""
+    columns: tuple[Column, ...] = (*PLACE, VARIANT, *COUNTER_COLUMNS, Column("counted", "Counted"))
     rows: list[tuple[Value, ...]] = []
     for counted in analysis.run.counters:
         p = counted.cell.point
         head = (p.model, p.workload, p.batch, p.length, counted.cell.variant)
-        rows += [(*head, *counter_values(row)) for row in counted.rows[:MOST_KERNELS]]
+        rows += [(*head, *counter_values(row), counted.extent) for row in counted.rows[:MOST_KERNELS]]
     return Content(columns, rows)

@@ -91,6 +91,37 @@ def test_a_rank_that_dies_in_mid_step_ends_the_wait_for_it(quick: None) -> None:
     assert not process.is_alive()
 
 
+def test_a_rank_that_is_slow_to_die_is_named_all_the_same(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its files close seconds before it has an exit code; it is seen as alive until then."""
+    engine = engine_of()
+    process = second_rank(engine)
+    popen = process._popen
+    poll, dying_until = popen.poll, time.monotonic() + 1.0
+
+    def late(*args: Any) -> int | None:
+        code: int | None = poll(*args) if time.monotonic() > dying_until else None
+        return code
+
+    monkeypatch.setattr(popen, "poll", late)
+    process.kill()
+    with pytest.raises(EngineError, match="rank 1 of 2 was killed by SIGKILL"):
+        engine.generate(PROMPTS, GREEDY)
+    assert time.monotonic() > dying_until
+
+
+def test_the_wait_for_an_exit_code_ends(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that does not let go of a process: nothing to name it by, but no hang."""
+    monkeypatch.setattr("engine.parallel.followers.REAP_S", 0.2)
+    engine = engine_of()
+    process = second_rank(engine)
+    with monkeypatch.context() as patch:
+        poll, killed = process._popen.poll, time.monotonic()
+        patch.setattr(process._popen, "poll", lambda *args: poll(*args) if time.monotonic() > killed + 1 else None)
+        process.kill()
+        with pytest.raises(EngineError, match="one of 2 ranks gives no answer"):
+            engine.generate(PROMPTS, GREEDY)
+
+
 def test_an_interrupted_step_ends_the_other_rank(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between two collectives leaves the ranks out of step: nothing may go on from there."""
     engine = engine_of()

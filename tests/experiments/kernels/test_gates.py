@@ -15,8 +15,8 @@ from experiments.kernels.case import Case
 from experiments.kernels.cases import CASES, forms
 from experiments.kernels.chained_cases import ChainedNormLinear
 from experiments.kernels.chains import chain_of
-from experiments.kernels.gates import Reach, accuracy, batch_invariance, gates_of, repeats, special_rows
-from experiments.kernels.linear_cases import NormLinear
+from experiments.kernels.gates import Reach, accuracy, attempt, batch_invariance, gates_of, repeats, special_rows
+from experiments.kernels.linear_cases import LmHead, NormLinear
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -106,6 +106,47 @@ class Straying(QkvPost):
         q: Tensor = super().launch(*arguments, **options)
         self.k_cache[-1, 0, 0, 0] = 1.0
         return q
+
+
+class RoundedTwice(LmHead):
+    """Logits that lose as much again as the unfused path's."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        tokens, best = super().launch(*arguments, **options)
+        return tokens, best * (1 + 8e-3 * (torch.arange(len(best)) % 2 - 0.5))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_few_logits_are_compared_over_many(rows: int) -> None:
+    """Single launches of the same kernel come out anywhere, by luck; together they are the better ones."""
+    right, wrong = reach(LmHead, dtype=torch.bfloat16), reach(RoundedTwice, dtype=torch.bfloat16)
+    alone = []
+    for seed in range(40):
+        case = LmHead.draw((150, 136), rows, torch.bfloat16, CPU, seed=seed)
+        oracle, unfused = case.oracle(), case.outputs(case.launch_unfused("twin"))
+        alone.append(case.error(case.outputs(case.launch("twin")), oracle) / case.error(unfused, oracle))
+    assert max(alone) > 1.05
+    assert attempt(right, (150, 136), rows).ratio < 1
+    assert attempt(wrong, (150, 136), rows).ratio > 1.05
+
+
+def test_many_values_are_compared_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one launch; those of few are compared in parts of as many rows, none left out."""
+    parts: list[tuple[int, int]] = []
+    pool = gates.pooled_errors
+
+    def pooled(case: Any, rows: int, runs: Any) -> list[float]:
+        parts.append((case.num_rows, rows))
+        return pool(case, rows, runs)
+
+    monkeypatch.setattr(gates, "pooled_errors", pooled)
+    half = reach(NormLinear, dtype=torch.bfloat16)
+    attempt(half, (75, 136), 4)
+    assert not parts
+    attempt(half, (75, 136), 3)
+    assert parts == [(6, 3)]
+    attempt(reach(LmHead), (150, 136), 1)
+    assert parts == [(6, 3)], "nothing is held to an fp32 ratio"
 
 
 def test_each_gate_fails_what_it_is_for() -> None:

@@ -13,7 +13,7 @@ from experiments.kernel_records import COMPILED, FUSED, UNFUSED
 from experiments.kernels import linear_cases
 from experiments.kernels import measure as measuring
 from experiments.kernels.cases import CASES, forms, sites
-from experiments.kernels.linear_cases import NormLinear
+from experiments.kernels.linear_cases import LmHead, NormLinear
 from experiments.kernels.measure import COLD, HOT, Bench, Place, measure
 from experiments.models import find_model
 from experiments.records import Status
@@ -179,3 +179,20 @@ def test_the_reasons_fit_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(NormLinear, "launch", fail)
     assert all(len(row.reason) <= measuring.REASON_WIDTH for row in measure(bench(FakeTimer()), PLACE))
+
+
+def test_a_single_logit_is_not_what_a_kernel_is_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that happened to come out further off than the unfused path's; enough of them tell."""
+    place = Place("tiny", "lm_head", "lm_head", (256, 64), 1)
+    error = LmHead.error
+    monkeypatch.setattr(LmHead, "error", lambda case, found, oracle: 1e-3 if found[0].dtype == torch.float32 else 1e-6)
+    unfused, fused = measure(bench(FakeTimer(), dtype="bfloat16"), place)
+    assert fused.status is unfused.status is Status.OK
+    assert fused.error == 1e-3
+
+    monkeypatch.setattr(LmHead, "error", error)
+    right = LmHead.launch
+    monkeypatch.setattr(LmHead, "launch", lambda *a, **k: (right(*a, **k)[0], right(*a, **k)[1] * (1 + 4e-3)))
+    unfused, fused = measure(bench(FakeTimer(), dtype="bfloat16"), place)
+    assert fused.status is Status.INVALID
+    assert fused.reason.startswith("more than the unfused path's own: error")

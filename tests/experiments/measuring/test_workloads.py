@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 
 from engine import Engine
+from engine.graphs import Graph, GraphKey, Step
+from engine.inputs import Layout
 from engine.runner import Runner
 from experiments.config import WorkloadConfig
 from experiments.floors import nano_vllm_requests
 from experiments.measuring import decode, offline, prefill
 from experiments.measuring.decode import decode_engine, decoding, measure_decode
-from experiments.measuring.guard import Disturbed
+from experiments.measuring.guard import Disturbances, Disturbed, undisturbed
 from experiments.measuring.offline import draw_requests, measure_offline
 from experiments.measuring.prefill import first_token_ms, measure_prefill
 from experiments.records import Point
+from tests.engine.replay import Replayed
 from tests.experiments.measuring.sessions import PROTOCOL, session_of, with_graphs
 
 DECODE, PREFILL, OFFLINE = (Point("tiny", kind, batch, length) for kind, batch, length in (
@@ -221,6 +224,79 @@ def test_offline_counts_every_output_token(monkeypatch: pytest.MonkeyPatch) -> N
     total = sum(sampling.max_tokens for _, sampling in requests)
     assert samples == {"output_tokens_per_s": [total / 0.5]}
     assert engine.metrics.num_generated_tokens == 2 * total
+
+
+class CachedMemory:
+    """What PyTorch's allocator does: steps without a graph keep their memory; a capture gives all of it back."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.allocations = self.cached_tokens = 0
+        mixed_step, capture = Runner._mixed_step, Replayed.capture
+
+        def step(runner: Runner, layout: Layout, *rest: Any) -> Any:
+            if layout.num_tokens > self.cached_tokens:
+                self.allocations, self.cached_tokens = self.allocations + 1, layout.num_tokens
+            return mixed_step(runner, layout, *rest)
+
+        def captured(graphs: Replayed, key: GraphKey, step: Step) -> Graph:
+            self.cached_tokens = 0
+            return capture(graphs, key, step)
+
+        def now(engine: Engine) -> Disturbances:
+            return Disturbances(0, 0, engine.runner.graphs.num_captures, self.allocations)
+
+        monkeypatch.setattr(Runner, "_mixed_step", step)
+        monkeypatch.setattr(Replayed, "capture", captured)
+        monkeypatch.setattr(Disturbances, "now", now)
+
+
+def test_a_run_s_memory_is_cached_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers end one by one, so that a run alone captures its last graph long after its largest steps."""
+    memory = CachedMemory(monkeypatch)
+    monkeypatch.setattr(offline, "MAX_BATCHED_TOKENS", 8)
+    session = with_graphs(session_of())
+    requests = draw_requests(3, session.workloads["offline"], 256)
+    engine = session.engine(3, 20, 8)
+    offline.run(engine, requests)
+    with pytest.raises(Disturbed, match="driver allocations"), undisturbed(engine):
+        offline.run(engine, requests)
+    assert memory.allocations > 0
+
+    _, engine = measure_offline(session, OFFLINE, PROTOCOL)
+    total = sum(sampling.max_tokens for _, sampling in requests)
+    assert engine.runner.graphs.fallbacks["prefill chunks and decodes in one step"] > 0
+    assert engine.metrics.num_generated_tokens == 2 * total, "one run to warm up, one to be timed"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_second_offline_cell_takes_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to warm up, and one that asks the driver for nothing; the first cell compiles."""
+    monkeypatch.setattr(offline, "MAX_BATCHED_TOKENS", 64)
+    session = session_of(device="cuda", dtype="bfloat16")
+    point = replace(OFFLINE, batch=40)
+    for _ in range(2):
+        _, engine = measure_offline(session, point, PROTOCOL)
+        assert engine.runner.graphs.fallbacks["prefill chunks and decodes in one step"] > 0
+    total = sum(sampling.max_tokens for _, sampling in draw_requests(40, session.workloads["offline"], 256))
+    assert engine.metrics.num_generated_tokens == 2 * total
+
+
+def test_an_offline_run_that_met_something_new_was_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time does not count."""
+    taken_s = iter([9.0, 7.0, 0.5])
+    run = offline.run
+
+    def timed(engine: Engine, requests: Any) -> float:
+        run(engine, requests)
+        seconds = next(taken_s)
+        engine.runner.graphs.num_captures += seconds == 7.0
+        return seconds
+
+    monkeypatch.setattr(offline, "run", timed)
+    session = session_of()
+    samples, _ = measure_offline(session, OFFLINE, PROTOCOL)
+    total = sum(sampling.max_tokens for _, sampling in draw_requests(3, session.workloads["offline"], 256))
+    assert samples == {"output_tokens_per_s": [total / 0.5]}
 
 
 def test_an_offline_request_that_ends_early_is_an_error() -> None:

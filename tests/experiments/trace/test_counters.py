@@ -35,6 +35,17 @@ def test_launches_of_one_kernel_and_shape_are_one_row_most_time_first() -> None:
     assert [row.launches_per_step for row in read(steps=2).rows] == [1.0, 0.5, 0.5]
 
 
+def test_a_step_that_was_cut_off_is_not_taken_for_a_whole_one() -> None:
+    """Launches are counted as they are, whatever part of however many steps they were; the table says what they are."""
+    cut = read_raw_page(PAGE, CELL, "2025.3.1", 2, most=4)
+    assert (cut.first, cut.steps) == (4, 1)
+    assert [row.launches_per_step for row in cut.rows] == [2.0, 1.0, 1.0]
+    assert counter_table(cut).title.endswith("ncu 2025.3.1, the first 4 kernels only")
+    whole = read_raw_page(PAGE, CELL, "2025.3.1", 2, most=5)
+    assert (whole.first, whole.steps) == (0, 2)
+    assert counter_table(whole).title.endswith("ncu 2025.3.1, 2 steps")
+
+
 def test_values_are_means_in_the_units_of_their_names() -> None:
     row = read().rows[0]
     assert row.values["time_us"] == pytest.approx(3.1)
@@ -90,7 +101,7 @@ def test_the_table_says_bandwidth_and_what_warps_wait_for() -> None:
     row = dict(zip([column.name for column in COUNTER_COLUMNS], table.rows[0], strict=True))
     assert row["dram_gb_per_s"] == pytest.approx(2708, rel=1e-3)
     assert (row["waves"], row["stalls"]) == (pytest.approx(1.94), "long scoreboard 20.5, wait 2.5")
-    assert table.title == "tiny decode batch 1 length 16, fused: ncu 2025.3.1, 1 steps"
+    assert table.title == "tiny decode batch 1 length 16, fused: ncu 2025.3.1, 1 step"
 
 
 def test_the_report_shows_them_and_names_a_damaged_file(tmp_path: Path) -> None:
@@ -104,4 +115,5 @@ def test_the_report_shows_them_and_names_a_damaged_file(tmp_path: Path) -> None:
     rows = build_tables(analyse(run))["counters"].rows
     assert rows[0][:6] == ("tiny", "decode", 1, 16, "fused", "_norm_linear_kernel")
     assert len(rows) == 3
+    assert {row[-1] for row in rows} == {"1 step"}
     assert read_counters(tmp_path / "nowhere") == ([], [])

@@ -14,11 +14,11 @@ from experiments.durable import read_json
 from experiments.errors import UserError
 from experiments.models import Model
 from experiments.records import Cell, Point
-from experiments.trace import command
+from experiments.trace import command, counting
 from experiments.trace import ncu as module
 from experiments.trace.counters import METRICS, Counters
 from experiments.trace.counting import Counter
-from experiments.trace.ncu import MENDS, Ncu, find_ncu, profile_arguments, why_nothing
+from experiments.trace.ncu import MENDS, MOST_LAUNCHES, Ncu, find_ncu, profile_arguments, why_nothing
 from experiments.trace.options import Options, parse
 from experiments.trace.session import CannotTrace
 from tests.experiments.trace.test_nsys import path_with, script
@@ -89,6 +89,7 @@ def test_ncu_counts_the_workers_window_graph_by_node_and_leaves_clocks_alone() -
     ]  # fmt: skip
     assert f"--metrics={','.join(METRICS.values())}" in arguments
     assert arguments[-1] == "--export=/tmp/x/capture"
+    assert f"--launch-count={MOST_LAUNCHES}" in arguments
 
 
 @pytest.mark.parametrize("words", list(MENDS))
@@ -104,10 +105,18 @@ def counter(tmp_path: Path, path: Path, *mode: str) -> Counter:
     return Counter(config, 1, Ncu(path, "2025.3.1"), tmp_path, tmp_path / "raw", lambda text: None, worker)
 
 
+def test_what_ncu_was_told_to_leave_out_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many kernels as it was told to stop after."""
+    monkeypatch.setattr(counting, "MOST_LAUNCHES", 4)
+    under = counter(tmp_path, stand_in(tmp_path))
+    assert under.count(Model("tiny", "tiny"), under.config.variants[0], CELL).first == 4
+
+
 def test_from_a_worker_under_ncu_to_its_counters(tmp_path: Path) -> None:
     under = counter(tmp_path, stand_in(tmp_path))
     counters = under.count(Model("tiny", "tiny"), under.config.variants[0], CELL)
     assert (counters.cell, counters.profiler_version, counters.steps) == (CELL, "2025.3.1", 1)
+    assert counters.first == 0
     assert [row.name for row in counters.rows] == ["_norm_linear_kernel", "reduce", "_norm_linear_kernel"]
     assert [file.name for file in (tmp_path / "raw").iterdir()] == [f"{CELL.id}.ncu-rep"]
     assert "a library says hello" in (tmp_path / f"{CELL.id}.ncu.log").read_text()
