@@ -20,12 +20,14 @@ def _rms_norm_kernel(
     ROWS: tl.constexpr, BLOCK_H: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows a program; row = token * num_heads + head, so that views of a packed projection need no copy."""
+    # Before any load, whose use the compiler may move ahead of it.
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     cols = tl.arange(0, BLOCK_H)[None, :]
     weight = 1.0
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + cols, mask=cols < H, other=0.0).to(tl.float32)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     mask = (rows < num_rows) & (cols < H)

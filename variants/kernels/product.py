@@ -61,8 +61,12 @@ def begin(
 ):  # fmt: skip
     """(first weights, first second weights) for `product`; whatever another kernel wrote may be read after this.
 
-    Under PDL the weights are on their way before the wait: the first into registers (gemv), the others into L2.
+    Under PDL the weights are on their way before the wait: the first into registers (gemv), the others into L2. The
+    next kernel is let go before the first load: the compiler unpacks what was loaded as soon as it can, and a program
+    that waits for its weights before it lets go keeps the next kernel's from travelling beside them.
     """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     w, w2 = 0.0, 0.0
     if PATH == "gemv":
         n, k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), k_low + tl.arange(0, BLOCK_K)[None, :]
@@ -72,7 +76,6 @@ def begin(
             w2 = tl.load(w2_ptr + rows, mask=k < k_high, other=0.0)
         k_low += BLOCK_K
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         if PREFETCH:
             prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
             if w2_ptr is not None:

@@ -182,6 +182,13 @@ def test_weights_are_loaded_before_the_wait(compiled):
     assert "cp.async.cg" not in head
 
 
+def test_the_next_kernel_is_let_go_before_the_first_load(compiled):
+    """A trigger behind a load waits for it, as soon as the compiler moves a use of what was loaded ahead of it."""
+    for name in compiled:
+        head, trigger, _ = compiled[name].ptx.partition("griddepcontrol.launch_dependents")
+        assert not trigger or "ld.global" not in head, name
+
+
 def test_nothing_but_weights_is_loaded_before_the_wait(compiled):
     for name in ("linear_add 16x1024x3072", "lm_head 64x151936x1024", "merge_argmax", "qkv_post"):
         head, wait, _ = compiled[name].ptx.partition("griddepcontrol.wait")
