@@ -10,6 +10,7 @@ from experiments.reporting.compact import cell_name, compact_table, lead_of
 from experiments.reporting.formats import Column, Kind, to_markdown
 
 HEADLINE = Path("reports/headline/summary.json")
+TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 GOALS = Path("docs/data/goals.json")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
 
@@ -17,19 +18,19 @@ NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on
 @block
 def headline(root: Path) -> str:
     """Every cell of the committed H200 run: time by variant, speed-up with interval, share of the floor."""
-    summary = _summary(root)
-    if summary is None:
-        return NO_RUN
-    try:
-        return f"{to_markdown(compact_table(summary['rows']))}\n{_caption(summary)}\n"
-    except (ValueError, KeyError, TypeError) as error:
-        raise unusable(HEADLINE, error) from None
+    return _run_table(root, HEADLINE)
+
+
+@block
+def tensor_parallel(root: Path) -> str:
+    """The committed run of one GPU against two."""
+    return _run_table(root, TENSOR_PARALLEL)
 
 
 @block
 def goals(root: Path) -> str:
     """The cells of the goals: the peers as quoted, the bars, and `fused` of the committed run beside them."""
-    quoted, summary = read(root, GOALS), _summary(root)
+    quoted, summary = read(root, GOALS), summary_of_run(root)
     results = summary["rows"] if summary else []
     measured = {
         # A prefill beyond some models' positions is a workload of its own.
@@ -56,6 +57,16 @@ def goals(root: Path) -> str:
     return markdown(columns, rows, caption)
 
 
+def _run_table(root: Path, path: Path) -> str:
+    if not (root / path).is_file():
+        return NO_RUN.replace("headline", path.parent.name)
+    summary = read(root, path)
+    try:
+        return f"{to_markdown(compact_table(summary['rows']))}\n{_caption(summary)}\n"
+    except (ValueError, KeyError, TypeError) as error:
+        raise unusable(path, error) from None
+
+
 def _caption(summary: dict[str, Any]) -> str:
     machine = summary["gpu"] or "a CPU, kernels as plain-PyTorch twins: no speed is claimed"
     dirty = " with uncommitted changes" if summary["dirty"] else ""
@@ -68,6 +79,6 @@ def _caption(summary: dict[str, Any]) -> str:
     )
 
 
-def _summary(root: Path) -> dict[str, Any] | None:
+def summary_of_run(root: Path) -> dict[str, Any] | None:
     """The committed report's summary.json, or None where no run is committed."""
     return read(root, HEADLINE) if (root / HEADLINE).is_file() else None

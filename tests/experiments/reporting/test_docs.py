@@ -111,3 +111,64 @@ def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:
     (tmp_path / "docs/data/traffic.json").write_text('{"crc32": 0, "content": {}}')
     with pytest.raises(UserError, match=r"docs/data/traffic\.json cannot be used: its checksum does not match"):
         BLOCKS["traffic_memory"](tmp_path)
+
+
+def _commit_table(root: Path, name: str, header: str, *rows: str) -> None:
+    tables = root / "reports/headline/tables"
+    tables.mkdir(exist_ok=True)
+    (tables / name).write_text("\n".join([header, *rows]) + "\n")
+
+
+TRACED = (
+    "model,workload,batch,length,variant,profiler,steps,launches_per_step,busy_us_per_step,busy_gb_per_s,idle,closure,"
+    "coverage,inflation,fusions"
+)
+CHANGED = "model,workload,batch,length,variant,op,baseline_launches,launches,baseline_us,us,saved_us"
+
+
+def test_blocks_of_traces_say_where_there_is_no_run_and_where_no_trace(tmp_path: Path) -> None:
+    for name in ("traces", "changes"):
+        assert "No H200 run is committed yet" in BLOCKS[name](tmp_path)
+    _commit_report(tmp_path)
+    for name in ("traces", "changes"):
+        assert "No trace of an H200 run is committed yet" in BLOCKS[name](tmp_path)
+
+
+def test_a_traced_cell_is_a_line_with_its_coverage(tmp_path: Path) -> None:
+    _commit_report(tmp_path)
+    # The second has no untraced time to compare with.
+    _commit_table(
+        tmp_path, "traces.csv", TRACED,
+        "qwen3-0.6b,decode,1,128,baseline,nsys,8,373.125,1320.77,914.0,0.135,1.0,0.998,1.13,",
+        "qwen3-0.6b,decode,1,128,fused,nsys,8,146.125,616.9,1956.8,0.024,1.0,0.996,,norm_linear live",
+    )  # fmt: skip
+    text = BLOCKS["traces"](tmp_path)
+    assert "| qwen3-0.6b decode b=1 ctx 128 | baseline | 373.1 | 1,321 | 13.5 % | 100.0 % | 99.8 % | 1.13" in text
+    assert "| fused | 146.1 | 616.9 | 2.4 % | 100.0 % | 99.6 % |" in text
+    assert "commit 0a1b2c3d4e5f" in text
+
+
+def test_only_operations_that_changed_are_shown(tmp_path: Path) -> None:
+    _commit_report(tmp_path)
+    _commit_table(
+        tmp_path, "kernel_changes.csv", CHANGED,
+        "qwen3-0.6b,decode,1,128,fused,linear,142,0,890,0,890",
+        "qwen3-0.6b,decode,1,128,fused,embed,1,1,2.2,2.3,-0.1",
+        "qwen3-0.6b,decode,1,128,compiled,linear,142,100,890,500,390",
+    )  # fmt: skip
+    lines = [line for line in BLOCKS["changes"](tmp_path).splitlines() if line.startswith("| qwen3")]
+    assert lines == ["| qwen3-0.6b decode b=1 ctx 128 | linear | 142.0 | 0 | 890.0 | 0 | 890.0 |"]
+
+
+def test_a_broken_table_is_named(tmp_path: Path) -> None:
+    _commit_report(tmp_path)
+    _commit_table(tmp_path, "traces.csv", "model", "x")
+    with pytest.raises(UserError, match=r"reports/headline/tables/traces.csv cannot be used"):
+        BLOCKS["traces"](tmp_path)
+
+
+def test_one_gpu_against_two_is_a_table_of_its_own_run(tmp_path: Path) -> None:
+    assert "`fusebench sweep experiment=tensor_parallel` on one makes this table" in BLOCKS["tensor_parallel"](tmp_path)
+    _commit_report(tmp_path)
+    (tmp_path / "reports/headline").rename(tmp_path / "reports/tensor_parallel")
+    assert "| qwen3-0.6b decode b=1 ctx 128 |" in BLOCKS["tensor_parallel"](tmp_path)

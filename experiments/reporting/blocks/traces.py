@@ -1,0 +1,96 @@
+"""The traces of the committed GPU run: what a step consists of, and what fusion changed in it."""
+
+import csv
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from experiments.reporting.blocks.headline import NO_RUN, summary_of_run
+from experiments.reporting.blocks.registry import block, markdown, unusable
+from experiments.reporting.compact import cell_name
+from experiments.reporting.formats import Column, Kind, Value
+
+TABLES = Path("reports/headline/tables")
+NO_TRACE = "No trace of an H200 run is committed yet: `fusebench trace experiment=headline` on one makes this table.\n"
+# Operations that gained or lost less than this share of the baseline's busy time are left out.
+LEAST_SHARE = 0.005
+
+PLACE = ("model", "workload", "batch", "length", "variant")
+TRACED = ("launches_per_step", "busy_us_per_step", "idle", "closure", "coverage", "inflation")
+CHANGED = ("baseline_launches", "launches", "baseline_us", "us", "saved_us")
+
+Row = Mapping[str, str]
+
+
+@block
+def traces(root: Path) -> str:
+    """Each traced cell: launches, busy and idle time, how much was attributed, how much tracing cost."""
+    rows, caption = _rows(root, "traces.csv", TRACED), _caption(root)
+    if not rows or caption is None:
+        return NO_TRACE if caption else NO_RUN
+    columns = (
+        Column("cell", "Cell"),
+        Column("variant", "Variant"),
+        Column("launches", "Launches a step", Kind.NUMBER),
+        Column("busy", "Busy, µs a step", Kind.NUMBER),
+        Column("idle", "Idle", Kind.PERCENT),
+        Column("closure", "Kernels + idle", Kind.PERCENT),
+        Column("coverage", "Attributed", Kind.PERCENT),
+        Column("inflation", "Traced over untraced", Kind.RATIO),
+    )
+    body = [(_cell(row), row["variant"], *(float(row[name]) if row[name] else None for name in TRACED)) for row in rows]
+    return markdown(columns, body, caption)
+
+
+@block
+def changes(root: Path) -> str:
+    """Device time by operation in the baseline and in the fused engine, where it differs."""
+    rows, caption = _rows(root, "kernel_changes.csv", ("op", *CHANGED)), _caption(root)
+    if not rows or caption is None:
+        return NO_TRACE if caption else NO_RUN
+    columns = (
+        Column("cell", "Cell"),
+        Column("op", "Operation"),
+        Column("launches", "Launches, baseline", Kind.NUMBER),
+        Column("launches_now", "fused", Kind.NUMBER),
+        Column("us", "µs a step, baseline", Kind.NUMBER),
+        Column("us_now", "fused", Kind.NUMBER),
+        Column("saved", "µs saved", Kind.NUMBER),
+    )
+    busy: dict[str, float] = {}
+    for row in rows:
+        busy[_cell(row)] = busy.get(_cell(row), 0.0) + float(row["baseline_us"])
+    body: list[tuple[Value, ...]] = [
+        (_cell(row), row["op"], *(float(row[name]) for name in CHANGED))
+        for row in rows
+        if row["variant"] == "fused" and abs(float(row["saved_us"])) >= LEAST_SHARE * busy[_cell(row)]
+    ]
+    return markdown(columns, body, caption)
+
+
+def _cell(row: Row) -> str:
+    return cell_name(row["model"], row["workload"], int(row["batch"]), int(row["length"]))
+
+
+def _rows(root: Path, name: str, needed: Collection[str]) -> list[Row]:
+    """The rows of a table with these columns; none where it is not there."""
+    path = root / TABLES / name
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if missing := sorted({*PLACE, *needed} - set(table.fieldnames or ())):
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            return list(table)
+    except (OSError, ValueError, csv.Error) as error:
+        raise unusable(TABLES / name, error) from None
+
+
+def _caption(root: Path) -> str | None:
+    summary = summary_of_run(root)
+    if summary is None:
+        return None
+    return (
+        f"{summary['gpu']}, {summary['dtype']}, commit {summary['commit'][:12]}, {summary['created'][:10]}, run "
+        f"{summary['run_id']}, nsys with CUDA-graph node tracing. A trace feeds no timing."
+    )
