@@ -3,7 +3,7 @@
 Importing this package registers them all.
 """
 
-from experiments.reporting.blocks import evidence, headline, sizes, traces, traffic
+from experiments.reporting.blocks import evidence, headline, sizes, timings, traces, traffic
 from experiments.reporting.blocks.registry import BLOCKS
 
-__all__ = ["BLOCKS", "evidence", "headline", "sizes", "traces", "traffic"]
+__all__ = ["BLOCKS", "evidence", "headline", "sizes", "timings", "traces", "traffic"]

@@ -1,12 +1,17 @@
 """Blocks of the documentation that are made from committed results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from experiments import plain
 from experiments.durable import write_json
 from experiments.errors import UserError
+from experiments.kernel_records import FUSED, UNFUSED, KernelRun, read_run
+from experiments.records import Status
 from experiments.report import main
 from experiments.reporting.blocks import BLOCKS
 from experiments.reporting.docs import ROOT, refresh, stale_blocks
@@ -172,3 +177,32 @@ def test_one_gpu_against_two_is_a_table_of_its_own_run(tmp_path: Path) -> None:
     _commit_report(tmp_path)
     (tmp_path / "reports/headline").rename(tmp_path / "reports/tensor_parallel")
     assert "| qwen3-0.6b decode b=1 ctx 128 |" in BLOCKS["tensor_parallel"](tmp_path)
+
+
+def test_kernels_are_shown_cold_and_where_both_were_timed(tmp_path: Path) -> None:
+    run = read_run(KernelRun, ROOT / "docs/data/kernels.json")
+    first = run.rows[0]
+    kept = [row for row in run.rows if (row.shape, row.form, row.rows) == (first.shape, first.form, first.rows)]
+    failed = [replace(row, status=Status.INVALID, samples_us=()) for row in kept if row.contender == FUSED]
+    (tmp_path / "docs/data").mkdir(parents=True)
+    file = tmp_path / "docs/data/kernels.json"
+    write_json(file, plain.encode(replace(run, rows=tuple(kept))))
+    lines = [line for line in BLOCKS["kernels"](tmp_path).splitlines() if line.startswith("| norm_linear")]
+    cold = {row.contender: row.samples_us for row in kept if row.cache == "cold"}
+    assert len(lines) == 1
+    assert f"| {number(median(cold[UNFUSED]))} | {number(median(cold[FUSED]))} |" in lines[0]
+    write_json(file, plain.encode(replace(run, rows=(*(row for row in kept if row.contender == UNFUSED), *failed))))
+    assert "| norm_linear" not in BLOCKS["kernels"](tmp_path)
+
+
+def test_steps_of_the_guide_carry_machine_and_commit(tmp_path: Path) -> None:
+    (tmp_path / "docs/data").mkdir(parents=True)
+    file = tmp_path / "docs/data/gpu_steps.json"
+    steps = [{"command": "fusebench doctor", "note": ", again", "seconds": 1}]
+    file.write_text(json.dumps({"machine": "A GPU", "commit": "0a1b2c3d4e5f67", "date": "2026-11-28", "steps": steps}))
+    text = BLOCKS["gpu_steps"](tmp_path)
+    assert "| `fusebench doctor`, again | 1.000 |" in text
+    assert "A GPU, commit 0a1b2c3d4e5f, 2026-11-28" in text
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"docs/data/gpu_steps.json cannot be used"):
+        BLOCKS["gpu_steps"](tmp_path)

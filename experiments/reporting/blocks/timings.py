@@ -1,0 +1,57 @@
+"""Times taken on a GPU machine apart from the headline: single kernels, and the steps of the guide."""
+
+from pathlib import Path
+from statistics import median
+
+from experiments.kernel_records import FUSED, UNFUSED, KernelRow, KernelRun, read_run
+from experiments.records import Status
+from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.formats import Column, Kind
+
+KERNELS = Path("docs/data/kernels.json")
+STEPS = Path("docs/data/gpu_steps.json")
+COLD = "cold"
+
+
+@block
+def kernels(root: Path) -> str:
+    """Each fused kernel beside what it replaces, weights cold in L2."""
+    run = read_run(KernelRun, root / KERNELS)
+    columns = (
+        Column("kernel", "Kernel"),
+        Column("shape", "Weight"),
+        Column("form", "Form"),
+        Column("rows", "Rows", Kind.COUNT),
+        Column("unfused", "Replaced, µs", Kind.NUMBER),
+        Column("fused", "Fused, µs", Kind.NUMBER),
+        Column("speedup", "Speed-up", Kind.RATIO),
+        Column("floor", "Floor, µs", Kind.NUMBER),
+    )
+    timed = {(*_place(row), row.contender): row for row in run.rows if row.cache == COLD and row.status is Status.OK}
+    body = []
+    for place in dict.fromkeys(_place(row) for row in run.rows if row.cache == COLD):
+        old, new = timed.get((*place, UNFUSED)), timed.get((*place, FUSED))
+        if old and new:
+            before, after = median(old.samples_us), median(new.samples_us)
+            op, shape, form, rows = place
+            body.append((op, "x".join(map(str, shape)), form, rows, before, after, before / after, new.floor_us))
+    stamp = run.stamp
+    pdl = ", fused under dependent launch" if run.pdl else ""
+    caption = f"`{stamp.command}` on {stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}{pdl}; medians."
+    return markdown(columns, body, caption)
+
+
+@block
+def gpu_steps(root: Path) -> str:
+    """What the guide's steps took on a GPU machine."""
+    found = read(root, STEPS)
+    try:
+        rows = [(f"`{step['command']}`" + step["note"], step["seconds"]) for step in found["steps"]]
+        caption = f"{found['machine']}, commit {found['commit'][:12]}, {found['date']}; wheels installed before."
+    except (KeyError, TypeError) as error:
+        raise unusable(STEPS, error) from None
+    return markdown((Column("step", "Step"), Column("seconds", "Seconds", Kind.NUMBER)), rows, caption)
+
+
+def _place(row: KernelRow) -> tuple[str, tuple[int, ...], str, int]:
+    return row.op, row.shape, row.form, row.rows
