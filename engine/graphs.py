@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class GraphCache:
     num_captures: int = 0
 
     def __post_init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
+        self._pool: Any = None
 
     def fall_back(self, reason: str) -> None:
         """Count a step that runs without a graph; the first of each reason is logged."""
@@ -76,6 +76,7 @@ class GraphCache:
             step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         # Other threads may go on: NCCL's watchdog asks after the collectives of the run before.
         capturing = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
         with span(f"capture/{'-'.join(map(str, key))}"), capturing:
@@ -95,4 +96,4 @@ class GraphCache:
         """Drop all graphs, to capture them anew (inside a trace's window, say)."""
         self.graphs.clear()
         # A pool dies with the last graph that uses it.
-        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
+        self._pool = None
