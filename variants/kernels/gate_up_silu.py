@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
+from variants.kernels.add_squares import add_squares_triton
 from variants.kernels.product import begin, product, sum_partials, tile_index
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch, descriptors
@@ -62,12 +63,14 @@ def norm_gate_up_silu_triton(
     """Launcher of `_gate_up_silu_kernel`; see `norm_gate_up_silu`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_2IK.shape[0] // 2
     h = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
-    s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
     if m == 0:
-        return h, s
+        return h, x_TK if residual_TK is None else residual_TK
     tile = tile or choose_tile("gate_up_silu", x_TK, weight_2IK, matrices=2)
-    # A residual is added in registers, which the accelerator cannot do.
-    descs = (None, None) if residual_TK is not None else descriptors(x_TK, weight_2IK, tile)
+    if partials_TP is None and tile.path != "gemv":
+        x_TK, partials_TP = add_squares_triton(x_TK, residual_TK, pdl)
+        residual_TK = None
+    s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
+    descs = descriptors(x_TK, weight_2IK, tile)
     num_partials = 0 if partials_TP is None else partials_TP.shape[1]
     _gate_up_silu_kernel[tile.grid(m, n)](
         *descs, x_TK, residual_TK, weight_2IK, bias_2I, partials_TP, h, s, m, n, k, num_partials,

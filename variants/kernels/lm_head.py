@@ -3,9 +3,10 @@
     s = x + residual, rounded to the dtype;  logits = (s * gamma) W^T / sqrt(mean(s^2) + eps);  token = argmax logits
 
 Shape suffixes: B rows, H hidden size, V vocabulary, J vocabulary tiles. Gamma is applied to x, because a tied W
-cannot take it in: s * gamma is rounded to the dtype, the products accumulate in fp32 and the logits stay fp32. Two
-stages: the best logit of each vocabulary tile, then the best of those. Equal logits: the lowest token wins. A NaN
-logit counts as +inf, so that a broken row still yields a token of the vocabulary, the one torch.argmax would take.
+cannot take it in: s * gamma is rounded to the dtype, the products accumulate in fp32 and the logits stay fp32. One or
+two rows are normed by every tile, more by the baseline's kernel before. Two stages: the best logit of each vocabulary
+tile, then the best of those. Equal logits: the lowest token wins. A NaN logit counts as +inf, so that a broken row
+still yields a token of the vocabulary, the one torch.argmax would take.
 """
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, pdl_options, tl, triton
+from engine.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from variants.kernels.product import begin, product, tile_index
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch
@@ -25,18 +27,19 @@ def _tile_argmax_kernel(
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The best logit of BLOCK_M rows among BLOCK_N tokens."""
+    """The best logit of BLOCK_M rows among BLOCK_N tokens; x is normed here on the gemv path, before on the others."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     acc, _, squares = product(
         w, w2, None, None, x_ptr, residual_ptr, None, gamma_ptr, w_ptr, None,
         x_stride, r_stride, 0, w_stride, tile_m, tile_n, M, N,
-        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, True, STAGES, EVEN, ONCE,
+        0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, PATH == "gemv", STAGES, EVEN, ONCE,
     )  # fmt: skip
-    scale = tl.rsqrt(squares / K + eps)
     axis: tl.constexpr = 1 if PATH == "wide" else 0
-    logits = acc * tl.expand_dims(scale, axis)
+    logits = acc
+    if PATH == "gemv":
+        logits = acc * tl.expand_dims(tl.rsqrt(squares / K + eps), axis)
     tokens = tl.expand_dims(n, 1 - axis)
     logits = tl.where(logits != logits, float("inf"), logits)
     logits = tl.where(tokens < N, logits, float("-inf"))
@@ -87,6 +90,9 @@ def norm_lm_head_argmax_triton(
     if m == 0:
         return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float32, device=device)
     tile = tile or choose_tile("lm_head", x_BH, weight_VH)
+    if tile.path != "gemv":
+        x_BH = normed(x_BH, residual_BH, norm_weight_H, eps, pdl)
+        residual_BH, norm_weight_H = None, None
     num_tiles = cdiv(n, tile.block_n)
     tile_best = torch.empty((m, num_tiles), dtype=torch.float32, device=device)
     tile_token = torch.empty((m, num_tiles), dtype=torch.int32, device=device)
@@ -98,6 +104,13 @@ def norm_lm_head_argmax_triton(
         num_warps=tile.num_warps, **pdl_options(pdl),
     )  # fmt: skip
     return merge_argmax_triton(tile_best, tile_token, pdl)
+
+
+def normed(x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, eps: float, pdl: bool) -> Tensor:
+    """x (+ residual) normed in a kernel of its own, once and not by every tile of the vocabulary."""
+    if residual_BH is None:
+        return rms_norm_triton(x_BH, norm_weight_H, eps, pdl=pdl)
+    return add_rms_norm_triton(x_BH, residual_BH, norm_weight_H, eps, pdl)[0]
 
 
 def merge_argmax_triton(tile_best_BJ: Tensor, tile_token_BJ: Tensor, pdl: bool = False) -> tuple[Tensor, Tensor]:

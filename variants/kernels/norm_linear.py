@@ -5,6 +5,7 @@
 Shape suffixes: T tokens (M rows), K inputs, N outputs, P tiles of the kernel before. The norm's weight is folded into
 W when the weights are prepared, 1/rms is applied to the fp32 accumulator, and the result is rounded once: as accurate
 as norming first with one rounding (2.33e-3 against 2.34e-3 relative error in bf16) and better than norming with two.
+Where no kernel before has summed the squares, the product does with one or two rows, and `add_squares` with more.
 Folding and deferral: FlashNorm (Graef and others); sums of squares from the kernel before: quack's gemm_rms.
 """
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
+from variants.kernels.add_squares import add_squares_triton
 from variants.kernels.product import begin, product, sum_partials, tile_index
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch, descriptors
@@ -57,12 +59,14 @@ def norm_linear_triton(
     """Launcher of `_norm_linear_kernel`; see `norm_linear`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_NK.shape[0]
     y = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
-    s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
     if m == 0:
-        return y, s
+        return y, x_TK if residual_TK is None else residual_TK
     tile = tile or choose_tile("norm_linear", x_TK, weight_NK)
-    # A residual is added in registers, which the accelerator cannot do.
-    descs = (None, None) if residual_TK is not None else descriptors(x_TK, weight_NK, tile)
+    if partials_TP is None and tile.path != "gemv":
+        x_TK, partials_TP = add_squares_triton(x_TK, residual_TK, pdl)
+        residual_TK = None
+    s = x_TK if residual_TK is None else torch.empty((m, k), dtype=x_TK.dtype, device=x_TK.device)
+    descs = descriptors(x_TK, weight_NK, tile)
     num_partials = 0 if partials_TP is None else partials_TP.shape[1]
     _norm_linear_kernel[tile.grid(m, n)](
         *descs, x_TK, residual_TK, weight_NK, bias_N, partials_TP, y, s, m, n, k, num_partials,

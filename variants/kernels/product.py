@@ -1,10 +1,11 @@
-"""The main loop that every fused linear layer shares: a tile of s @ W^T and the sums of squares of s.
+"""The main loop that every fused linear layer shares: a tile of x @ W^T.
 
-    s = x (+ residual, rounded to the dtype);  acc = (s * gamma) W^T;  squares = sum_k s^2
+    gemv path alone:  s = x (+ residual, rounded to the dtype);  acc = (s * gamma) W^T;  squares = sum_k s^2
 
 Shape suffixes: M rows, N outputs, K inputs. Accumulation in fp32. On the gemv and skinny paths acc is [N, M], on the
-wide path [M, N] (see tiles.py). Under PDL only weights, which are constants, are loaded or prefetched before
-`gdc_wait`.
+wide path [M, N] (see tiles.py). With more rows than a gemv has, x comes as it is to be multiplied: what every tile did
+to it would be done as often as there are tiles, between its load and the tensor cores. Under PDL only weights, which
+are constants, are loaded or prefetched before `gdc_wait`.
 """
 
 from engine.kernels._triton import tl, triton
@@ -91,7 +92,7 @@ def product(
     PATH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
-    """(acc, acc of the second weights, squares [M] if SQUARES) over columns [k_low, k_high).
+    """(acc, acc of the second weights, squares [M] if SQUARES, gemv only) over columns [k_low, k_high).
 
     `w` and `w2` are what `begin` gave, the descriptors what `descriptors` in tiles.py gave. Without second weights the
     second acc is zeros, and the compiler drops it.
@@ -101,16 +102,17 @@ def product(
             w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
             tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, ONCE,
         )  # fmt: skip
-    elif x_desc is not None:
-        acc, acc2, squares = _tma_product(
-            x_desc, w_desc, N, w2_ptr is not None, tile_m, tile_n, k_low, k_high,
-            BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, STAGES,
-        )  # fmt: skip
     else:
-        acc, acc2, squares = _dot_product(
-            x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
-            tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", SQUARES, STAGES, EVEN,
-        )  # fmt: skip
+        squares = tl.zeros([BLOCK_M], tl.float32)
+        if x_desc is not None:
+            acc, acc2 = _tma_product(
+                x_desc, w_desc, N, w2_ptr is not None, tile_m, tile_n, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, STAGES
+            )
+        else:
+            acc, acc2 = _dot_product(
+                x_ptr, w_ptr, w2_ptr, x_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
+                BLOCK_M, BLOCK_N, BLOCK_K, PATH == "skinny", STAGES, EVEN,
+            )  # fmt: skip
     return acc, acc2, squares
 
 
@@ -195,42 +197,33 @@ def _at_row(x, m, i: tl.constexpr):
 
 @triton.jit
 def _dot_product(
-    x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride, tile_m, tile_n,
-    M, N, k_low, k_high,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, SQUARES: tl.constexpr,
-    STAGES: tl.constexpr, EVEN: tl.constexpr,
+    x_ptr, w_ptr, w2_ptr, x_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, STAGES: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """On the tensor cores. SWAP makes the weights the left operand, acc [N, M]; else acc is [M, N].
 
     EVEN: BLOCK_K divides the range, so that no column needs a mask.
     """
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols, row, live_rows = tl.arange(0, BLOCK_K)[None, :], m.to(tl.int64)[:, None], (m < M)[:, None]
+    cols, live_rows = tl.arange(0, BLOCK_K)[None, :], (m < M)[:, None]
+    x_rows = m.to(tl.int64)[:, None] * x_stride + cols
     w_rows = tl.minimum(n, N - 1).to(tl.int64)[:, None] * w_stride + cols
     acc = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
     acc2 = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_M, BLOCK_K] if SWAP else [BLOCK_M], tl.float32)
     for low in tl.range(k_low, k_high, BLOCK_K, num_stages=STAGES):
         k = low + cols
-        mask = live_rows if EVEN else live_rows & (k < k_high)
-        s, scaled = load_stream(
-            x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_stride, row, k, mask, k < k_high, tile_n == 0
-        )
-        acc = _dot(scaled, _load_weights(w_ptr + w_rows + low, k, k_high, EVEN), acc, SWAP)
+        x = tl.load(x_ptr + x_rows + low, mask=live_rows if EVEN else live_rows & (k < k_high), other=0.0)
+        acc = _dot(x, _load_weights(w_ptr + w_rows + low, k, k_high, EVEN), acc, SWAP)
         if w2_ptr is not None:
-            acc2 = _dot(scaled, _load_weights(w2_ptr + w_rows + low, k, k_high, EVEN), acc2, SWAP)
-        if SQUARES:
-            square = s.to(tl.float32) * s.to(tl.float32)
-            # Few rows: threads meet once, after the loop. With many the squares would cost too many registers.
-            squares += square if SWAP else tl.sum(square, axis=1)
-    return acc, acc2, tl.sum(squares, axis=1) if SWAP else squares
+            acc2 = _dot(x, _load_weights(w2_ptr + w_rows + low, k, k_high, EVEN), acc2, SWAP)
+    return acc, acc2
 
 
 @triton.jit
 def _tma_product(
     x_desc, w_desc, second, DUAL: tl.constexpr, tile_m, tile_n, k_low, k_high,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
-    STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Many rows, tiles brought by the tensor memory accelerator (zeros outside the matrices). acc is [M, N].
 
@@ -239,15 +232,12 @@ def _tma_product(
     m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc2 = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_M], tl.float32)
     for k in tl.range(k_low, k_high, BLOCK_K, num_stages=STAGES):
         x = x_desc.load([m, k])
         acc = tl.dot(x, w_desc.load([n, k]).T, acc)
         if DUAL:
             acc2 = tl.dot(x, w_desc.load([second + n, k]).T, acc2)
-        if SQUARES:
-            squares += tl.sum(x.to(tl.float32) * x.to(tl.float32), axis=1)
-    return acc, acc2, squares
+    return acc, acc2
 
 
 @triton.jit
@@ -260,11 +250,11 @@ def _load_weights(ptrs, k, k_high, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _dot(s, w, acc, SWAP: tl.constexpr):
+def _dot(x, w, acc, SWAP: tl.constexpr):
     if SWAP:
-        acc = tl.dot(w, tl.trans(s), acc, input_precision="ieee")
+        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
     else:
-        acc = tl.dot(s, tl.trans(w), acc, input_precision="ieee")
+        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     return acc
 
 

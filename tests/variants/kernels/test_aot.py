@@ -59,7 +59,7 @@ def linear(
     }  # fmt: skip
     if "SPLITS" in more:
         constexprs["SPLITS"] = tile.splits
-    origin = " from partials" if "residual_ptr" in none else ""
+    origin = " from partials" if "residual_ptr" in none and module != "lm_head" else ""
     name = f"{module} {m}x{n}x{k}{origin}"
     return AotCase(
         name, f"variants.kernels.{module}:{kernel}", types, constexprs, tile.num_warps, {} if described else PDL
@@ -72,7 +72,8 @@ def norm_linear(m: int, n: int, k: int, missing: str) -> AotCase:
 
 def norm_linear_with_bias(m: int, n: int, k: int) -> AotCase:
     """As Qwen2's QKV projection."""
-    return linear("norm_linear", "_norm_linear_kernel", m, n, k, ("partials_ptr",), BLOCK_P=64)
+    missing = "partials_ptr" if m <= 2 else "residual_ptr"
+    return linear("norm_linear", "_norm_linear_kernel", m, n, k, (missing,), BLOCK_P=64)
 
 
 def linear_add(m: int, n: int, k: int) -> AotCase:
@@ -84,7 +85,16 @@ def gate_up(m: int, n: int, k: int, missing: str) -> AotCase:
 
 
 def lm_head(m: int, n: int, k: int) -> AotCase:
-    return linear("lm_head", "_tile_argmax_kernel", m, n, k, ())
+    return linear("lm_head", "_tile_argmax_kernel", m, n, k, () if m <= 2 else ("residual_ptr", "gamma_ptr"))
+
+
+def add_squares(k: int, residual: bool) -> AotCase:
+    block = next_power_of_2(k)
+    missing = () if residual else ("residual_ptr",)
+    constexprs = {**dict.fromkeys(missing), "BLOCK_K": block, "PDL": True}
+    name = f"add_squares {k}{'' if residual else ' alone'}"
+    kernel = "variants.kernels.add_squares:_add_squares_kernel"
+    return AotCase(name, kernel, TYPES, constexprs, min(16, max(1, block // 512)), PDL)
 
 
 def decode_attention(g: int, d: int, splits: int, window: bool = False) -> AotCase:
@@ -107,12 +117,12 @@ def decode_attention(g: int, d: int, splits: int, window: bool = False) -> AotCa
 
 CASES = [
     norm_linear(1, 4096, 1024, "partials_ptr"),
-    norm_linear(4, 6144, 4096, "partials_ptr"),
-    norm_linear(8, 4096, 1024, "partials_ptr"),
-    norm_linear(64, 6144, 4096, "partials_ptr"),
+    norm_linear(4, 6144, 4096, "residual_ptr"),
+    norm_linear(8, 4096, 1024, "residual_ptr"),
+    norm_linear(64, 6144, 4096, "residual_ptr"),
     norm_linear(64, 24576, 4096, "residual_ptr"),
-    norm_linear(128, 960, 576, "partials_ptr"),
-    norm_linear(2048, 6144, 4096, "partials_ptr"),
+    norm_linear(128, 960, 576, "residual_ptr"),
+    norm_linear(2048, 6144, 4096, "residual_ptr"),
     norm_linear(2048, 6144, 4096, "residual_ptr"),
     linear_add(1, 1024, 3072),
     linear_add(16, 1024, 3072),
@@ -120,7 +130,7 @@ CASES = [
     linear_add(2048, 4096, 12288),
     gate_up(1, 3072, 1024, "partials_ptr"),
     gate_up(4, 12288, 4096, "residual_ptr"),
-    gate_up(16, 3072, 1024, "partials_ptr"),
+    gate_up(16, 3072, 1024, "residual_ptr"),
     gate_up(64, 12288, 4096, "residual_ptr"),
     gate_up(2048, 12288, 4096, "residual_ptr"),
     # Sizes that are no powers of two: hidden 896, 960, 1536 and 3584, intermediate 4864 and 8960.
@@ -132,11 +142,12 @@ CASES = [
     linear_add(2048, 896, 4864),
     gate_up(1, 4864, 896, "partials_ptr"),
     gate_up(16, 8960, 1536, "residual_ptr"),
-    gate_up(64, 8960, 1536, "partials_ptr"),
+    gate_up(64, 8960, 1536, "residual_ptr"),
     lm_head(8, 151936, 896),
     lm_head(1, 151936, 1024),
     lm_head(64, 151936, 1024),
     lm_head(200, 49152, 576),
+    add_squares(1024, residual=True), add_squares(4096, residual=False), add_squares(896, residual=True),
     AotCase(
         "merge_argmax", "variants.kernels.lm_head:_merge_argmax_kernel", TYPES, {"BLOCK": 2048, "PDL": True}, 8, PDL
     ),
@@ -176,7 +187,7 @@ def test_weights_are_loaded_before_the_wait(compiled):
     head = compiled["norm_linear 1x4096x1024"].ptx.partition("griddepcontrol.wait")[0]
     # 8 rows of 1024 weights over 128 threads, 16 bytes a load.
     assert head.count("ld.global.v4") == 8
-    head = compiled["norm_linear 64x6144x4096"].ptx.partition("griddepcontrol.wait")[0]
+    head = compiled["norm_linear 64x6144x4096 from partials"].ptx.partition("griddepcontrol.wait")[0]
     assert "cp.async.bulk.prefetch.L2.global" in head
     assert "ld.global" not in head
     assert "cp.async.cg" not in head
