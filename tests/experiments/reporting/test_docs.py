@@ -165,6 +165,19 @@ def test_only_operations_that_changed_are_shown(tmp_path: Path) -> None:
     assert lines == ["| qwen3-0.6b decode b=1 ctx 128 | linear | 142.0 | 0 | 890.0 | 0 | 890.0 |"]
 
 
+def test_memory_stands_by_variant_and_a_cell_without_it_has_a_dash(tmp_path: Path) -> None:
+    assert "No H200 run is committed yet" in BLOCKS["memory"](tmp_path)
+    _commit_report(tmp_path)
+    _commit_table(
+        tmp_path, "memory.csv", "model,workload,batch,length,variant,allocated_bytes,device_bytes,reserved_bytes",
+        "qwen3-0.6b,decode,1,128,baseline,2147483648,3,3",
+        "qwen3-0.6b,decode,1,128,fused,,3,3",
+    )  # fmt: skip
+    text = BLOCKS["memory"](tmp_path)
+    assert "| Cell | baseline | fused |" in text
+    assert "| qwen3-0.6b decode b=1 ctx 128 | 2.15 GB |" in text
+
+
 def test_a_broken_table_is_named(tmp_path: Path) -> None:
     _commit_report(tmp_path)
     _commit_table(tmp_path, "traces.csv", "model", "x")

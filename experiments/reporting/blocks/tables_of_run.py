@@ -1,4 +1,4 @@
-"""The traces of the committed GPU run: what a step consists of, and what fusion changed in it."""
+"""Tables of the committed GPU run's report: what a step consists of, what fusion changed in it, what it keeps."""
 
 import csv
 from collections.abc import Collection, Mapping
@@ -11,12 +11,14 @@ from experiments.reporting.formats import Column, Kind, Value
 
 TABLES = Path("reports/headline/tables")
 NO_TRACE = "No trace of an H200 run is committed yet: `fusebench trace experiment=headline` on one makes this table.\n"
+TRACED_BY = "Nsight Systems with CUDA-graph node tracing; a trace feeds no timing."
 # Operations that gained or lost less than this share of the baseline's busy time are left out.
 LEAST_SHARE = 0.005
 
 PLACE = ("model", "workload", "batch", "length", "variant")
 TRACED = ("launches_per_step", "busy_us_per_step", "idle", "closure", "coverage", "inflation")
 CHANGED = ("baseline_launches", "launches", "baseline_us", "us", "saved_us")
+ALLOCATED = "allocated_bytes"
 
 Row = Mapping[str, str]
 
@@ -38,7 +40,7 @@ def traces(root: Path) -> str:
         Column("inflation", "Traced over untraced", Kind.RATIO),
     )
     body = [(_cell(row), row["variant"], *(float(row[name]) if row[name] else None for name in TRACED)) for row in rows]
-    return markdown(columns, body, caption)
+    return markdown(columns, body, f"{caption} {TRACED_BY}")
 
 
 @block
@@ -64,7 +66,22 @@ def changes(root: Path) -> str:
         for row in rows
         if row["variant"] == "fused" and abs(float(row["saved_us"])) >= LEAST_SHARE * busy[_cell(row)]
     ]
-    return markdown(columns, body, caption)
+    return markdown(columns, body, f"{caption} {TRACED_BY}")
+
+
+@block
+def memory(root: Path) -> str:
+    """Peak memory that PyTorch had allocated, by variant."""
+    rows, caption = _rows(root, "memory.csv", (ALLOCATED,)), _caption(root)
+    if not rows or caption is None:
+        return NO_RUN
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    peak = {(_cell(row), row["variant"]): float(row[ALLOCATED]) for row in rows if row[ALLOCATED]}
+    columns = (Column("cell", "Cell"), *(Column(v, v, Kind.BYTES) for v in variants))
+    body: list[tuple[Value, ...]] = [
+        (cell, *(peak.get((cell, variant)) for variant in variants)) for cell in dict.fromkeys(map(_cell, rows))
+    ]
+    return markdown(columns, body, f"Weights, cache of the cell and activations. {caption}")
 
 
 def _cell(row: Row) -> str:
@@ -92,5 +109,5 @@ def _caption(root: Path) -> str | None:
         return None
     return (
         f"{summary['gpu']}, {summary['dtype']}, commit {summary['commit'][:12]}, {summary['created'][:10]}, run "
-        f"{summary['run_id']}, nsys with CUDA-graph node tracing. A trace feeds no timing."
+        f"{summary['run_id']}."
     )
