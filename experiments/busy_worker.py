@@ -13,7 +13,19 @@ import sys
 import time
 
 from experiments.config import ProtocolConfig
-from experiments.messages import Answer, Exit, Failed, Load, Measure, Measured, Ready, Verified, Verify
+from experiments.messages import (
+    Answer,
+    Ceilings,
+    Exit,
+    Failed,
+    Load,
+    Measure,
+    Measured,
+    Rates,
+    Ready,
+    Verified,
+    Verify,
+)
 from experiments.records import Cell, CellResult, Status, Verdict
 
 TURNS_PER_BATCH = 2_000
@@ -38,6 +50,8 @@ class BusyWorker:
             return Ready("none", "busy", "twin")
         if isinstance(request, Verify):
             return Verified(RIGHT)
+        if isinstance(request, Ceilings):
+            return Rates({})
         if isinstance(request, Measure) and self.load is not None:
             return Measured(self._measure(request.cell, self.load.protocol))
         return Failed("error", f"a busy worker cannot {type(request).__name__.lower()}")

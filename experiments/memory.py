@@ -1,14 +1,20 @@
-"""Do the warm workers of a model fit on the GPU together? An idle worker holds its weights and its CUDA context."""
+"""Do the warm workers of a model fit on the GPU together, and how many may load at once?
+
+An idle worker holds its weights and its CUDA context. One that loads or has its answers checked holds the weights as
+they were loaded beside the prepared ones; the fp32 reference upcasts one matrix after another.
+"""
 
 from experiments.config import REQUEST_KINDS, ExperimentConfig, WorkloadConfig
+from experiments.environment import Environment
 from experiments.floors import DTYPE_BYTES, decode_work
 from experiments.models import Model
 
 GIB = 2**30
-# CUDA context, libraries and compiled kernels of a process; activations, logits and graphs of the one that measures.
+# CUDA context, libraries and compiled kernels of a process; activations, logits and graphs of one that runs.
 CONTEXT_BYTES = 1.5 * GIB
 WORKSPACE_BYTES = 6 * GIB
 USABLE = 0.92
+CORES_TO_LOAD = 2
 # Kinds of variant whose engine holds a cache for the largest cell for as long as it lives.
 KEEP_THEIR_CACHE = ("vllm", "nano_vllm")
 
@@ -18,17 +24,51 @@ def fit_together(model: Model, config: ExperimentConfig, gpu_memory_bytes: int) 
     return not model.sizes or warm_bytes(model, config) <= USABLE * gpu_memory_bytes
 
 
+def load_at_once(model: Model, config: ExperimentConfig, environment: Environment) -> int:
+    """How many workers may load and have their answers checked side by side, at least one.
+
+    Each wants cores to compile on. On a GPU all must fit beside the rest; of a model whose sizes are not known, one.
+    """
+    most = max(1, environment.cpu_count // CORES_TO_LOAD)
+    gpu = environment.gpu if config.device == "cuda" else None
+    if gpu is None:
+        return most
+    if not model.sizes:
+        return 1
+    room = USABLE * gpu.memory_bytes - idle_bytes(model, config)
+    return max(1, min(most, int(room // checking_bytes(model, config))))
+
+
 def warm_bytes(model: Model, config: ExperimentConfig) -> float:
     """Bytes that all variants' workers take while one of them measures the largest cell, or checks its answers."""
-    dtype_bytes = DTYPE_BYTES[config.dtype]
-    # What one decode step must read is what must be resident: weights and cache.
-    weights = decode_work(model.sizes, [], dtype_bytes).bytes
-    workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
-    largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in workloads) - weights
-    reference = decode_work(model.sizes, [], DTYPE_BYTES["float32"]).bytes
+    running = max(_largest_cache(model, config) + WORKSPACE_BYTES, checking_bytes(model, config))
+    return idle_bytes(model, config) + running
+
+
+def idle_bytes(model: Model, config: ExperimentConfig) -> float:
+    """Bytes that all variants' workers take while none does anything."""
     # Ours give their cache back after each cell.
-    kept = sum(variant.kind in KEEP_THEIR_CACHE for variant in config.variants) * largest
-    return len(config.variants) * (weights + CONTEXT_BYTES) + kept + max(largest, reference + weights) + WORKSPACE_BYTES
+    kept = sum(variant.kind in KEEP_THEIR_CACHE for variant in config.variants) * _largest_cache(model, config)
+    return len(config.variants) * (_weights(model, config.dtype) + CONTEXT_BYTES) + kept
+
+
+def checking_bytes(model: Model, config: ExperimentConfig) -> float:
+    """Bytes that a worker takes beyond that while it loads and has its answers checked."""
+    sizes = model.sizes
+    largest_matrix = int(sizes["hidden_size"]) * max(int(sizes["vocab_size"]), 2 * int(sizes["intermediate_size"]))
+    return _weights(model, config.dtype) + largest_matrix * DTYPE_BYTES["float32"] + WORKSPACE_BYTES
+
+
+def _weights(model: Model, dtype: str) -> float:
+    """What one decode step must read without a cache is what must be resident."""
+    return float(decode_work(model.sizes, [], DTYPE_BYTES[dtype]).bytes)
+
+
+def _largest_cache(model: Model, config: ExperimentConfig) -> float:
+    workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
+    dtype_bytes = DTYPE_BYTES[config.dtype]
+    largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in workloads)
+    return largest - _weights(model, config.dtype)
 
 
 def _contexts(workload: WorkloadConfig) -> list[int]:

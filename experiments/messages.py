@@ -3,6 +3,7 @@
     harness -> worker                     worker -> harness
     load     model, variant, points ...   ready     or failed
     verify                                verified  or failed
+    ceilings                              rates     or failed
     measure  cell                         measured  or failed
     trace    cell, steps, profiler        traced    or failed
     exit                                  (the process ends)
@@ -49,6 +50,11 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Ceilings:
+    """Measure what this GPU can do at most."""
+
+
+@dataclass(frozen=True)
 class Measure:
     """Measure one cell; `ours` are the harness's workers as the GPU's driver numbers them."""
 
@@ -79,9 +85,8 @@ class Exit:
 class Ready:
     """The engine stands. `weights` says in words what they are, `weights_hash` which; `replaced` names the ops.
 
-    `ceilings` are this GPU's measured rates (read_bytes_per_s, bf16_flop_per_s), sent by the baseline's worker only;
-    `facts` what another engine is and chose, in words, sent by peers only. `gpu_pids` are the worker's processes on the
-    GPU as its driver numbers them, none where that cannot be known.
+    `facts` says what another engine is and chose, in words, sent by peers only. `gpu_pids` are the worker's processes
+    on the GPU as its driver numbers them, none where that cannot be known.
     """
 
     weights: str
@@ -89,7 +94,6 @@ class Ready:
     kernels: str
     replaced: tuple[str, ...] = ()
     memory_bytes: dict[str, int] = field(default_factory=dict)
-    ceilings: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     gpu_pids: tuple[int, ...] = ()
 
@@ -99,6 +103,13 @@ class Verified:
     """The answer to Verify; a verdict that is not `ok` keeps the variant from being timed."""
 
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The answer to Ceilings: read_bytes_per_s and bf16_flop_per_s; nothing on a CPU."""
+
+    rates: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -142,13 +153,15 @@ class Progress:
     text: str
 
 
-Request = Load | Verify | Measure | Trace | Exit
-Answer = Ready | Verified | Measured | Traced | Failed | Progress
+Request = Load | Verify | Ceilings | Measure | Trace | Exit
+Answer = Ready | Verified | Rates | Measured | Traced | Failed | Progress
 Message = Request | Answer
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Load, Verify, Measure, Trace, Exit, Ready, Verified, Measured, Traced, Failed, Progress)
+    for kind in (
+        Load, Verify, Ceilings, Measure, Trace, Exit, Ready, Verified, Rates, Measured, Traced, Failed, Progress,
+    )
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""The warm workers of one model, one per variant: loaded, verified, asked one at a time, replaced when they break."""
+"""The warm workers of one model, one per variant: loaded and verified side by side, measured with one at a time,
+replaced when they break."""
 
 import math
 from collections import Counter
@@ -6,9 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.config import ExperimentConfig
+from experiments.config import BASELINE, ExperimentConfig
 from experiments.errors import UserError
-from experiments.messages import Answer, Failed, Load, Measure, Measured, Ready, Request, Verified, Verify
+from experiments.loading import Event, Job, load_side_by_side
+from experiments.messages import (
+    Answer,
+    Ceilings,
+    Failed,
+    Load,
+    Measure,
+    Measured,
+    Rates,
+    Ready,
+    Request,
+    Verified,
+)
 from experiments.models import Model
 from experiments.plan import ModelPlan
 from experiments.records import Cell, CellResult, Status, Verdict
@@ -18,6 +31,8 @@ MOST_LOST_LOADS = 2
 
 OnReady = Callable[[str, str, Ready], None]
 """Called with (model, variant, what its worker said) whenever a worker has loaded."""
+OnRates = Callable[[dict[str, float]], None]
+"""Called with this GPU's measured ceilings."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +63,21 @@ class Pool:
         logs: Path,
         verdicts: dict[str, Verdict],
         on_ready: OnReady,
+        on_rates: OnRates | None,
         say: Callable[[str], None],
         command: Sequence[str] | None = None,
+        at_once: int = 1,
     ) -> None:
         """`verdicts` are those already earned on this model, by variant; new ones are added.
 
-        `command` starts the worker of any variant; without one it is that of the variant's kind.
+        With `on_rates` the baseline's worker measures this GPU's ceilings before its first cell. `command` starts the
+        worker of any variant; without one it is that of the variant's kind. `at_once` workers load side by side.
         """
-        self._config, self._model, self._plan = config, model, plan
+        self._config, self._model, self._plan, self._at_once = config, model, plan, at_once
         self._logs, self._verdicts, self._on_ready, self._say, self._command = logs, verdicts, on_ready, say, command
+        self._on_rates = on_rates
         self._variants = {variant.name: variant for variant in config.variants}
         self._workers: dict[str, WorkerProcess] = {}
-        self._started: dict[str, WorkerProcess] = {}
         self._kernels: dict[str, str] = {}
         self._gpu_pids: dict[str, tuple[int, ...]] = {}
         self._unfit: dict[str, Unfit] = {}
@@ -69,28 +87,36 @@ class Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.close() if kind is None else worker.kill()
-        self._workers.clear()
-        while self._started:
-            self._started.popitem()[1].kill()
+        if kind is None:
+            self.renew()
+        while self._workers:
+            self._workers.popitem()[1].kill()
 
     def warm_up(self, variants: Sequence[str]) -> None:
         """Load and verify the workers of these variants, so that every cell finds all of them in place."""
         if self._plan.by_process:
             return
-        # Side by side, before anything is measured: each imports for seconds without a GPU.
-        for variant in variants:
-            if variant not in self._workers and variant not in self._unfit:
-                self._started[variant] = self._start(variant)
+        wanted = []
         for variant in variants:
             try:
-                self._worker(variant)
+                self._insist_on(variant)
+                wanted += [variant] if variant not in self._workers else []
             except CannotMeasure as error:
                 self._say(f"{self._model.name}, {variant}: {error}")
+        for variant in wanted:
+            # Side by side, whatever may load so: each imports for seconds without a GPU.
+            self._workers[variant] = self._start(variant)
+        alone = [variant for variant in wanted if self._loads_alone(variant)]
+        failed = self._load([variant for variant in wanted if variant not in alone], self._at_once)
+        for variant in alone:
+            failed |= self._load([variant])
+        for variant, why in failed.items():
+            self._say(f"{self._model.name}, {variant}: {why}")
 
     def renew(self) -> None:
         """End every worker; the next cells find fresh ones, whose verdicts are known already."""
+        for worker in self._workers.values():
+            worker.dismiss()
         while self._workers:
             self._workers.popitem()[1].close()
 
@@ -102,6 +128,8 @@ class Pool:
         """Measure one cell; whatever goes wrong is its result. UserError for input that no cell can be made of."""
         try:
             worker = self._worker(cell.variant)
+            if cell.variant == BASELINE:
+                self._measure_ceilings(worker)
             answer = self._ask(cell.variant, worker, Measure(cell, self._ours()), self._config.protocol.cell_timeout_s)
         except CannotMeasure as error:
             return self._failed(cell, error.unfit)
@@ -120,27 +148,49 @@ class Pool:
 
     def _worker(self, variant: str) -> WorkerProcess:
         """The variant's worker, loaded and found right; CannotMeasure where there is none."""
-        if variant in self._unfit:
-            raise CannotMeasure(self._unfit[variant])
-        if known := self._verdicts.get(variant):
-            self._insist_on(variant, known)
+        self._insist_on(variant)
         if variant not in self._workers:
             if self._plan.by_process:
-                for other in list(self._workers):
-                    self._workers.pop(other).close()
-            self._load(variant)
+                self.renew()
+            if error := self._load([variant]).get(variant):
+                raise error
         return self._workers[variant]
 
     def _start(self, variant: str) -> WorkerProcess:
         command = self._command or (PEER_COMMAND if self._variants[variant].is_peer else WORKER_COMMAND)
         return WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
 
-    def _load(self, variant: str) -> None:
-        self._say(f"loading {self._model.name}, {variant}")
-        worker = self._started.pop(variant, None) or self._start(variant)
-        self._workers[variant] = worker
-        config, timeout_s = self._config, self._config.protocol.load_timeout_s
-        request = Load(
+    def _loads_alone(self, variant: str) -> bool:
+        """Engines with processes of their own: the GPU tells them by who came meanwhile, vLLM sizes its cache by what
+        is free."""
+        return self._variants[variant].is_peer or self._variants[variant].runtime.tensor_parallel_size > 1
+
+    def _load(self, variants: Sequence[str], at_once: int = 1) -> dict[str, CannotMeasure]:
+        """Have these variants' workers loaded and found right, so many side by side; why not, by variant, where not."""
+        failed: dict[str, CannotMeasure] = {}
+        crowded = []
+        jobs = {self._job(variant): variant for variant in variants}
+
+        def take(event: Event) -> None:
+            variant, what = jobs[event.job], event.what
+            if at_once > 1 and isinstance(what, Failed) and what.kind == "oom":
+                self._drop(variant)
+                crowded.append(variant)
+                return
+            try:
+                self._take(variant, event)
+            except CannotMeasure as error:
+                failed[variant] = error
+
+        load_side_by_side(list(jobs), at_once, take)
+        if crowded:
+            self._say(f"{self._model.name}: no memory beside others for {', '.join(crowded)}; again, one at a time")
+        return failed | (self._load(crowded) if crowded else {})
+
+    def _job(self, variant: str) -> Job:
+        worker = self._workers[variant] = self._workers.get(variant) or self._start(variant)
+        config = self._config
+        load = Load(
             model=self._model.source,
             variant=self._variants[variant],
             device=config.device,
@@ -151,25 +201,45 @@ class Pool:
             workloads=tuple(config.workloads),
             protocol=config.protocol,
         )
-        try:
-            ready = self._ask(variant, worker, request, timeout_s)
-            if not isinstance(ready, Ready):
-                raise self._give_up(variant, ready, "could not load", Status.ERROR)
-            self._kernels[variant] = ready.kernels
-            self._gpu_pids[variant] = ready.gpu_pids
-            self._on_ready(self._model.name, variant, ready)
-            if variant not in self._verdicts:
-                self._say(f"checking the answers of {self._model.name}, {variant}")
-                verified = self._ask(variant, worker, Verify(), timeout_s)
-                if not isinstance(verified, Verified):
-                    raise self._give_up(variant, verified, "no verdict", Status.INVALID)
-                self._verdicts[variant] = verified.verdict
-        except CannotMeasure as error:
-            self._lost_loads[variant] += 1
-            if self._lost_loads[variant] >= MOST_LOST_LOADS:
-                self._unfit.setdefault(variant, error.unfit)
-            raise
-        self._insist_on(variant, self._verdicts[variant])
+        return Job(worker, load, variant not in self._verdicts, config.protocol.load_timeout_s)
+
+    def _take(self, variant: str, event: Event) -> None:
+        """Keep what a worker that loads has come to; CannotMeasure where that ends it."""
+        loads = isinstance(event.request, Load)
+        match event.what:
+            case None:
+                self._say(f"{'loading' if loads else 'checking the answers of'} {self._model.name}, {variant}")
+            case str():
+                self._say(event.what)
+            case Ready() if loads:
+                self._kernels[variant], self._gpu_pids[variant] = event.what.kernels, event.what.gpu_pids
+                self._on_ready(self._model.name, variant, event.what)
+            case Verified() if not loads:
+                self._verdicts[variant] = event.what.verdict
+                self._insist_on(variant)
+            case WorkerLost():
+                self._drop(variant)
+                raise self._lose(variant, Unfit(event.what.status, event.what.reason))
+            case _:
+                what, status = ("could not load", Status.ERROR) if loads else ("no verdict", Status.INVALID)
+                raise self._give_up(variant, event.what, what, status)
+
+    def _lose(self, variant: str, unfit: Unfit) -> CannotMeasure:
+        """A worker that was lost while it loaded: the next one may live, and no other is tried after that."""
+        self._lost_loads[variant] += 1
+        if self._lost_loads[variant] >= MOST_LOST_LOADS:
+            self._unfit.setdefault(variant, unfit)
+        return CannotMeasure(unfit)
+
+    def _measure_ceilings(self, worker: WorkerProcess) -> None:
+        """Here, and not while it loads: others may be loading then."""
+        if self._on_rates is None:
+            return
+        answer = self._ask(BASELINE, worker, Ceilings(), self._config.protocol.load_timeout_s)
+        if not isinstance(answer, Rates):
+            raise self._give_up(BASELINE, answer, "no ceilings", Status.ERROR)
+        self._on_rates(answer.rates)
+        self._on_rates = None
 
     def _ask(self, variant: str, worker: WorkerProcess, request: Request, timeout_s: float) -> Answer:
         try:
@@ -192,17 +262,18 @@ class Pool:
         self._unfit[variant] = Unfit(status, f"{what}: {without_paths(answer.reason)}")
         return CannotMeasure(self._unfit[variant])
 
-    def _insist_on(self, variant: str, verdict: Verdict) -> None:
-        """No speed without a right answer."""
-        if not verdict.ok:
+    def _insist_on(self, variant: str) -> None:
+        """No speed without a right answer: CannotMeasure where one is known to be wrong, or not to be had."""
+        verdict = self._verdicts.get(variant)
+        if verdict and not verdict.ok:
             self._drop(variant)
-            self._unfit[variant] = Unfit(Status.INVALID, f"wrong answers: {verdict.reason}", verdict)
+            self._unfit.setdefault(variant, Unfit(Status.INVALID, f"wrong answers: {verdict.reason}", verdict))
+        if variant in self._unfit:
             raise CannotMeasure(self._unfit[variant])
 
     def _drop(self, variant: str) -> None:
-        for workers in (self._workers, self._started):
-            if worker := workers.pop(variant, None):
-                worker.kill()
+        if worker := self._workers.pop(variant, None):
+            worker.kill()
 
     def _failed(self, cell: Cell, unfit: Unfit) -> CellResult:
         verdict = unfit.verdict or self._verdicts.get(cell.variant)

@@ -26,7 +26,7 @@ from experiments.environment import Environment, code, machine, resolve_device, 
 from experiments.errors import UserError
 from experiments.foresight import Foresight
 from experiments.manifest import new_manifest
-from experiments.memory import fit_together
+from experiments.memory import fit_together, load_at_once
 from experiments.messages import Ready
 from experiments.models import Model
 from experiments.plan import ModelPlan, Plan, make_plan
@@ -163,15 +163,18 @@ class Sweep:
 
     def _run_model(self, model: Model, plan: ModelPlan, missing: Sequence[Cell], deadline: float) -> None:
         self._look()
+        config = self._prepared.config
         with Pool(
-            self._prepared.config,
+            config,
             model,
             plan,
             self._store.logs,
             self._verdicts.setdefault(model.name, {}),
             self._note_ready,
+            None if self._store.manifest.ceilings else self._note_rates,
             self._display.say,
             self._worker,
+            load_at_once(model, config, self._prepared.environment),
         ) as pool:
             for round_, cells in itertools.groupby(missing, lambda cell: cell.round):
                 out_of_time = time.monotonic() > deadline
@@ -229,11 +232,15 @@ class Sweep:
             manifest,
             weights=manifest.weights | {model: ready.weights},
             weights_hash=manifest.weights_hash | {model: ready.weights_hash},
-            ceilings=manifest.ceilings or ready.ceilings,
             peers=manifest.peers | ({variant: ready.facts} if ready.facts else {}),
         )
         if told != manifest:
             self._store.write_manifest(told)
+
+    def _note_rates(self, rates: dict[str, float]) -> None:
+        """Keep what this GPU can do at most."""
+        if rates:
+            self._store.write_manifest(replace(self._store.manifest, ceilings=rates))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ if __name__ == "__main__":
 
 import datetime
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Protocol
 import torch
 
 from engine.errors import UserError as EngineUserError
-from experiments.config import BASELINE, ProtocolConfig
+from experiments.config import ProtocolConfig
 from experiments.errors import Unsupported
 from experiments.errors import UserError as HarnessUserError
 from experiments.measuring.ceilings import measure_ceilings
@@ -26,7 +25,7 @@ from experiments.measuring.decode import measure_decode
 from experiments.measuring.guard import Disturbed
 from experiments.measuring.offline import measure_offline
 from experiments.measuring.prefill import measure_prefill
-from experiments.measuring.sensor import gpu_processes
+from experiments.measuring.presence import enter_gpu
 from experiments.measuring.serving import measure_serving
 from experiments.measuring.session import Session, free_memory
 from experiments.measuring.shared_prefix import measure_shared_prefix
@@ -35,11 +34,13 @@ from experiments.measuring.tracing import rungs, trace
 from experiments.measuring.verdict import verify
 from experiments.messages import (
     Answer,
+    Ceilings,
     Exit,
     Failed,
     Load,
     Measure,
     Measured,
+    Rates,
     Ready,
     Trace,
     Traced,
@@ -83,6 +84,10 @@ class Worker:
             if isinstance(request, Verify):
                 self.verdict = verify(self._session(), self._session().request.protocol.verdict_tokens)
                 return Verified(self.verdict)
+            if isinstance(request, Ceilings):
+                rates = measure_ceilings(self._session().device)
+                free_memory(self._session().device)
+                return Rates(rates)
             if isinstance(request, Trace):
                 steps = trace(self._session(), request)
                 return Traced(request.cell, steps, rungs(self._session().variant))
@@ -99,19 +104,16 @@ class Worker:
 
     def _load(self, request: Load) -> Ready:
         self.session, self.verdict = None, None
-        before = gpu_processes()
+        self.gpu_pid = enter_gpu(torch.device(request.device))
         self.session = session = Session(request)
-        ceilings = measure_ceilings(session.device) if session.variant.name == BASELINE else {}
         free_memory(session.device)
         allocated = torch.cuda.memory_allocated(session.device) if session.device.type == "cuda" else 0
-        self.gpu_pid = own_pid(before, gpu_processes())
         return Ready(
             session.weights_words,
             session.weights_hash,
             session.kernels,
             session.variant.replaced,
             {"weights": allocated},
-            ceilings,
             gpu_pids=() if self.gpu_pid is None else (self.gpu_pid,),
         )
 
@@ -176,15 +178,6 @@ def run_cell(
         other_processes=None if ours is None else len(evidence.processes - ours),
         duration_s=time.perf_counter() - start,
     )
-
-
-def own_pid(before: set[int], after: set[int]) -> int | None:
-    """This process's id on the GPU: its own, or in a container, whose ids differ, the only one that came while it
-    loaded. None where that cannot be told."""
-    if os.getpid() in after:
-        return os.getpid()
-    new = after - before
-    return new.pop() if len(new) == 1 else None
 
 
 def failure_kind(error: Exception, known: bool = False) -> str:

@@ -19,6 +19,7 @@ from experiments.messages import (
     Failed,
     Measured,
     Progress,
+    Rates,
     Ready,
     Request,
     Traced,
@@ -31,7 +32,7 @@ from experiments.records import Status
 # -P: a folder called `experiments` where the user stands must not be taken for ours.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "experiments.worker")
 PEER_COMMAND = (sys.executable, "-P", "-m", "experiments.peer_worker")
-ANSWERS = Ready | Verified | Measured | Traced | Failed | Progress
+ANSWERS = Ready | Verified | Rates | Measured | Traced | Failed | Progress
 EXIT_TIMEOUT_S = 10
 LOOK_S = 5.0
 TAIL_BYTES = 4096
@@ -97,19 +98,28 @@ class WorkerProcess:
             self.kill()
             raise WorkerLost(Status.ERROR, f"the worker {self._how_it_ended()}{self._last_words()}") from None
 
-    def kill(self) -> None:
-        """End the worker and its children now."""
+    def abort(self) -> None:
+        """Have the worker and its children killed, and whoever waits for it, in another thread, find it lost."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End the worker and its children now."""
+        self.abort()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()
 
+    def dismiss(self) -> None:
+        """Tell the worker to end by itself, without waiting for it."""
+        with contextlib.suppress(OSError, EOFError):
+            self._send(to_line(Exit()), time.monotonic() + EXIT_TIMEOUT_S)
+
     def close(self) -> None:
         """Let the worker end by itself; kill it where it does not."""
-        with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):
-            self._send(to_line(Exit()), time.monotonic() + EXIT_TIMEOUT_S)
+        self.dismiss()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_TIMEOUT_S)
         self.kill()
 

@@ -2,9 +2,9 @@
 
     python fake_worker.py RULES
 
-RULES is a JSON file: a list of {"do": ..., "on": "load" | "verify" | "measure"} with what must match: "variant",
-"batch", "length", "round"; "times" limits how often a rule applies over all processes. RULES.log gets a line for every
-measurement: variant, cell, start and end.
+RULES is a JSON file: a list of {"do": ..., "on": "load" | "verify" | "ceilings" | "measure"} with what must match:
+"variant", "batch", "length", "round"; "times" limits how often a rule applies over all processes. RULES.log gets a line
+for every measurement: variant, cell, start and end.
 """
 
 import json
@@ -19,12 +19,14 @@ from typing import Any
 
 from experiments.messages import (
     Answer,
+    Ceilings,
     Exit,
     Failed,
     Load,
     Measure,
     Measured,
     Progress,
+    Rates,
     Ready,
     Verified,
     worker_channel,
@@ -53,6 +55,8 @@ class FakeWorker:
             )
         if isinstance(request, Measure):
             return self.measure(request.cell)
+        if isinstance(request, Ceilings):
+            return self.obey("ceilings", {}) or Rates({"read_bytes_per_s": 1e12, "bf16_flop_per_s": 1e14})
         return self.obey("verify", {}) or Verified(GOOD)
 
     def measure(self, cell: Cell) -> Answer:

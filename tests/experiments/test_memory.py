@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from experiments.compose import compose
-from experiments.memory import CONTEXT_BYTES, GIB, WORKSPACE_BYTES, fit_together, warm_bytes
+from experiments.environment import Environment, Gpu
+from experiments.memory import CONTEXT_BYTES, GIB, WORKSPACE_BYTES, fit_together, load_at_once, warm_bytes
 from experiments.models import Model, find_model
 
 H200_BYTES = 141 * GIB
@@ -36,7 +37,8 @@ def test_the_reference_counts_where_the_cache_is_small() -> None:
     model = find_model("qwen3-8b")
     config = replace(compose(["workloads=[decode]", "batches=[1]", "lengths=[128]"]), dtype="bfloat16")
     weights = 2 * (8.19e9 - 151936 * 4096)
-    expected = 2 * (weights + CONTEXT_BYTES) + 3 * weights + WORKSPACE_BYTES
+    # The weights as loaded, and the largest matrix in fp32: the head.
+    expected = 2 * (weights + CONTEXT_BYTES) + weights + 4 * 151936 * 4096 + WORKSPACE_BYTES
     assert warm_bytes(model, config) == pytest.approx(expected, rel=0.01)
 
 
@@ -63,8 +65,34 @@ def test_the_cache_of_every_kind_counts(name: str, sequences: int, tokens: int) 
     )
     cache = sequences * 147_456 * ((256_000 + 64) if name == "serving" else 1000 * tokens)
     # The small cache is below what the reference takes, the grown one above.
-    reference = 6 * (8.19e9 - 151936 * 4096)
+    reference = 2 * (8.19e9 - 151936 * 4096) + 4 * 151936 * 4096
     assert grown - small == pytest.approx(cache - reference, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "gpu_gib", "at_once"),
+    [
+        ("qwen3-0.6b", 16, 141, 8),  # As many as two cores each allow.
+        ("qwen3-0.6b", 2, 141, 1),
+        # Four warm workers take 67 GB of 139; each that is checked 15 for its weights, 2.5 for the head and 6.4 more.
+        ("qwen3-8b", 64, 141, 3),
+        ("qwen3-8b", 64, 80, 1),
+        ("qwen3-0.6b", 64, None, 32),
+    ],
+)
+def test_as_many_load_side_by_side_as_cores_and_memory_allow(
+    name: str, cores: int, gpu_gib: int | None, at_once: int
+) -> None:
+    gpu = Gpu("GPU", "1", gpu_gib * GIB, 1) if gpu_gib else None
+    four = replace(
+        compose(["experiment=headline", "variants=[baseline,control,compiled,fused]"]),
+        dtype="bfloat16",
+        device="cuda" if gpu else "cpu",
+    )
+    machine = Environment("3.12", "Linux", "cpu", cores, gpu, {})
+    assert load_at_once(find_model(name), four, machine) == at_once
+    if gpu:
+        assert load_at_once(Model("folder", "./folder"), four, machine) == 1, "it may be of any size"
 
 
 def test_unknown_sizes_are_taken_to_fit() -> None:

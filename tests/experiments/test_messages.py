@@ -8,6 +8,7 @@ import pytest
 
 from experiments.compose import compose
 from experiments.messages import (
+    Ceilings,
     Exit,
     Failed,
     Load,
@@ -15,6 +16,7 @@ from experiments.messages import (
     Measured,
     Message,
     Progress,
+    Rates,
     Ready,
     Rung,
     Traced,
@@ -36,7 +38,9 @@ MESSAGES = [
     Verify(),
     Measure(CELL),
     Exit(),
-    Ready("random", "12ab", "twin", ("linear",), {"weights": 3}, {"read_bytes_per_s": 1.5e12}),
+    Ready("random", "12ab", "twin", ("linear",), {"weights": 3}, {"includes": "all"}, (7,)),
+    Ceilings(),
+    Rates({"read_bytes_per_s": 1.5e12}),
     Verified(Verdict(False, "why", 3, 0.5, math.inf, 1.0, 2)),
     Measured(CellResult(CELL, Status.OK, samples={"step_ms": [1.0, math.inf]})),
     Traced(CELL, 3, (Rung("norm_linear", "_norm_linear_kernel", True),)),

@@ -5,9 +5,11 @@ import math
 import os
 import re
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,9 +17,11 @@ from experiments import durable
 from experiments.compose import compose
 from experiments.environment import Environment, Gpu
 from experiments.errors import UserError
+from experiments.messages import Answer
 from experiments.plan import make_plan
 from experiments.records import OUT_OF_TIME, Status
 from experiments.sweep import prepare, run_sweep
+from experiments.worker_process import WorkerProcess
 from tests.experiments.sweeping import arguments, outcome, sweep, worker_command
 
 NUM_CELLS = 4 * 2 * 2
@@ -37,6 +41,7 @@ def test_every_cell_is_measured_once_in_the_order_planned(tmp_path: Path) -> Non
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", result.started)
     assert found.manifest["weights"] == {"tiny": "fake"}
     assert found.manifest["weights_hash"] == {"tiny": "0123"}
+    assert found.manifest["ceilings"] == {"read_bytes_per_s": 1e12, "bf16_flop_per_s": 1e14}
 
 
 def test_one_worker_measures_at_a_time_and_stays_warm(tmp_path: Path) -> None:
@@ -221,6 +226,31 @@ def test_interrupting_keeps_what_is_finished(
     assert set(found.statuses().values()) == OK
     # Each cell was asked for once, over both sweeps.
     assert sorted(cell for _, cell in found.measured) == sorted(found.results)
+
+
+def test_workers_load_side_by_side_on_many_cores_and_all_are_ended_by_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many_cores = Environment("3.12", "Linux", "cpu", 8, None, {"torch": "2.13.0"})
+    monkeypatch.setattr("experiments.sweep.machine", lambda: many_cores)
+    started: list[WorkerProcess] = []
+
+    class Counted(WorkerProcess):
+        def ask(self, *asked: Any) -> Answer:
+            started.append(self)
+            if len(started) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().ask(*asked)
+
+    monkeypatch.setattr("experiments.pool.WorkerProcess", Counted)
+    start = time.monotonic()
+    asked = arguments(tmp_path)
+    assert run_sweep(compose(asked), asked, worker_command(tmp_path, [{"do": "hang", "on": "load"}])) == 130
+    assert time.monotonic() - start < 60
+    assert "stopped; nothing was measured" in capsys.readouterr().err
+    for worker in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker.pid, 0)
 
 
 def test_resume_does_not_repeat_verdicts_or_failures(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def piped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Piped]:
     ready = worker.ask(load("tiny", "folded"))
     assert isinstance(ready, Ready)
     assert ready.weights == "random: tiny, seed 0"
-    assert (ready.kernels, ready.replaced, ready.ceilings) == ("twin", ("norm_linear",), {})
+    assert (ready.kernels, ready.replaced) == ("twin", ("norm_linear",))
     yield worker
     worker.process.kill()
     worker.process.wait()

@@ -1,6 +1,8 @@
 """Evidence around a cell and its windows: on a CPU its memory; clocks where NVML is, never made up; windows that are
 unlike others are flagged, by the hardware's word."""
 
+import os
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +11,15 @@ import pytest
 import torch
 
 from experiments import worker
-from experiments.measuring import sensor, telemetry
+from experiments.measuring import presence, sensor, telemetry
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.measuring.guard import undisturbed
+from experiments.measuring.presence import enter_gpu, own_pid
 from experiments.measuring.sensor import Sensor, gpu_processes, sensor_of
 from experiments.measuring.telemetry import Evidence, flag_drift, timed_window
 from experiments.messages import Measure, Measured
 from experiments.records import Cell, Point, Status, Window
-from experiments.worker import Worker, own_pid
+from experiments.worker import Worker
 from tests.engine.tiny import tiny_engine
 from tests.experiments.measuring.sessions import PROTOCOL, load
 
@@ -200,7 +203,7 @@ def test_a_window_off_the_usual_clock_is_flagged() -> None:
 def measured(monkeypatch: pytest.MonkeyPatch, repeats: int, timeout_s: float = 600.0) -> Any:
     """What a worker answers to a cell of one decode window."""
     protocol = replace(PROTOCOL, windows=1, flagged_repeats=repeats, cell_timeout_s=timeout_s)
-    monkeypatch.setattr(worker, "gpu_processes", lambda: {7, worker.os.getpid()})
+    monkeypatch.setattr(worker, "enter_gpu", lambda device: os.getpid())
     serving = Worker()
     serving.answer(load(protocol=protocol))
     answer = serving.answer(Measure(Cell(Point("tiny", "decode", 2, 24), "baseline", 0), ours=(7,)))
@@ -240,11 +243,40 @@ def test_other_processes_are_those_that_are_not_ours(gpu: Any, monkeypatch: pyte
 
 def test_a_worker_finds_its_own_id_in_a_container_too() -> None:
     """There the driver has another number for it: the one that came while it loaded."""
-    here = worker.os.getpid()
+    here = os.getpid()
     assert own_pid({1}, {1, here}) == here
     assert own_pid({1}, {1, 4711}) == 4711
     assert own_pid({1}, {1}) is None
     assert own_pid(set(), {4, 5}) is None
+
+
+def test_workers_that_load_side_by_side_enter_the_gpu_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two would come at once, and a container could not tell which is which."""
+    on_gpu: set[int] = set()
+    coming = iter((7, 9))
+    first_is_in, second_may = threading.Event(), threading.Event()
+
+    def open_context(*_: Any, **__: Any) -> None:
+        on_gpu.add(next(coming))
+        if not first_is_in.is_set():
+            first_is_in.set()
+            assert not second_may.wait(0.2), "the other one came meanwhile"
+
+    monkeypatch.setattr(presence.torch, "zeros", open_context)
+    monkeypatch.setattr(presence, "gpu_processes", lambda: set(on_gpu))
+    found: list[int | None] = []
+
+    def enter() -> None:
+        found.append(enter_gpu(torch.device("cuda")))
+
+    first = threading.Thread(target=enter)
+    first.start()
+    assert first_is_in.wait(30)
+    enter()
+    second_may.set()
+    first.join()
+    assert found == [7, 9]
+    assert enter_gpu(CPU) is None
 
 
 def test_processes_are_listed_on_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
