@@ -115,11 +115,14 @@ class Runner:
 
     @on_every_rank
     def warm_up(self, batch_sizes: Sequence[int], greedy: bool = True) -> None:
-        """Capture decode graphs, for every context length, ahead of their first use."""
+        """Capture decode graphs, for every context length, ahead of their first use, and replay each once on padding:
+        its first launch also sends it to the GPU."""
         sizes = {round_up(num_seqs, self.decode_sizes) for num_seqs in batch_sizes} if self.graphs.enabled else set()
         for size in sorted(size for size in sizes if size is not None):
             for width in self.table_widths:
-                self._ensure_captured(Layout(size, size, size, width), greedy)
+                layout = Layout(size, size, size, width)
+                self._ensure_captured(layout, greedy)
+                self._replay_padding(layout, greedy)
 
     @on_every_rank
     def warm_up_all(self) -> None:
@@ -143,6 +146,12 @@ class Runner:
         if self.graphs.enabled:
             self._ensure_captured(Layout(size, size, size, self.table_width), greedy=True)
         self._run_padding(Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width))
+
+    def _replay_padding(self, layout: Layout, greedy: bool) -> None:
+        self._on_device = None
+        with torch.inference_mode():
+            self._upload_padding(layout)
+            self._replay(layout, greedy)
 
     def _run_padding(self, layout: Layout) -> None:
         self._on_device = None

@@ -3,8 +3,9 @@
 Prompt and answer lengths are nano-vLLM's own draws (seed 0, uniform); tokens are greedy, and none stops a request.
 
 Before a graph is captured PyTorch gives all cached memory back to the driver, and the next step without a graph asks
-for it anew. So every decode graph comes first, then a whole run whose steps leave their memory in the cache, then the
-clock. A run that met something new all the same was another warm-up: the first that did not is the sample.
+for it anew. So every decode graph comes first, then the beginning of a run, up to its last prompt, whose steps leave
+their memory in the cache, then the clock: after the last prompt a run only replays graphs. A run that met something new
+all the same was another warm-up: the first that did not is the sample.
 """
 
 import random
@@ -34,16 +35,26 @@ def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: i
 
 
 def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:
-    """(samples, the engine that ran): graphs, one run to warm every shape up, one to be timed; rounds repeat it."""
+    """(samples, the engine that ran): graphs, a run's beginning to warm its shapes up, a run to be timed."""
     workload = session.workloads[point.workload]
     requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
     # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
     longest = workload.longest(point.batch, point.length, session.request.seed)
     engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
     engine.runner.warm_up(engine.runner.decode_sizes)
-    run(engine, requests)
+    begin(engine, requests)
     seconds, _ = undisturbed_result(engine, partial(run, engine, requests), ATTEMPTS)
     return {"output_tokens_per_s": [sum(sampling.max_tokens for _, sampling in requests) / seconds]}, engine
+
+
+def begin(engine: Engine, requests: Requests) -> None:
+    """The steps of a run up to that with its last prompt; no request is left."""
+    end = engine.metrics.num_prefilled_tokens + sum(len(prompt) for prompt, _ in requests)
+    for prompt, sampling in requests:
+        engine.add_request(prompt, sampling)
+    while engine.has_work and engine.metrics.num_prefilled_tokens < end:
+        engine.step()
+    engine.abort_all()
 
 
 def run(engine: Engine, requests: Requests) -> float:

@@ -78,9 +78,11 @@ def test_warm_up_leaves_nothing_to_capture() -> None:
     engine.runner.warm_up(range(1, 6))
     for tokens in PROMPTS[:4]:
         engine.adopt(tokens, GREEDY)
-    before = engine.runner.graphs.num_captures
+    graphs = engine.runner.graphs
+    before = graphs.num_captures
+    assert graphs.num_hits == before, "each was launched once"
     run(engine)
-    assert engine.runner.graphs.num_captures == before
+    assert graphs.num_captures == before
 
 
 @pytest.mark.parametrize(

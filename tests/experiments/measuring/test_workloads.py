@@ -209,8 +209,8 @@ def test_offline_draws_fit_a_small_vocabulary() -> None:
 
 
 def test_offline_counts_every_output_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens over seconds of the second run, the first being warm-up."""
-    seconds = iter([100.0, 0.5])
+    """Tokens over seconds of the run, after the beginning of one as a warm-up."""
+    seconds = iter([0.5])
     run = offline.run
 
     def timed(engine: Engine, requests: Any) -> float:
@@ -223,7 +223,34 @@ def test_offline_counts_every_output_token(monkeypatch: pytest.MonkeyPatch) -> N
     requests = draw_requests(3, session.workloads["offline"], 256)
     total = sum(sampling.max_tokens for _, sampling in requests)
     assert samples == {"output_tokens_per_s": [total / 0.5]}
-    assert engine.metrics.num_generated_tokens == 2 * total
+    assert engine.metrics.num_prefilled_tokens == 2 * sum(len(prompt) for prompt, _ in requests)
+    assert total <= engine.metrics.num_generated_tokens < 2 * total
+    engine.check_integrity()
+    assert not engine.has_work
+
+
+def test_an_offline_warm_up_has_every_step_of_a_run_that_no_graph_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same sizes in the same order, though its answers are cut off with the last prompt."""
+    monkeypatch.setattr(offline, "MAX_BATCHED_TOKENS", 8)
+    mixed_step = Runner._mixed_step
+    seen: list[tuple[int, int, int]] = []
+
+    def step(runner: Runner, layout: Layout, *rest: Any) -> Any:
+        seen.append((layout.num_tokens, layout.num_seqs, layout.num_decode))
+        return mixed_step(runner, layout, *rest)
+
+    monkeypatch.setattr(Runner, "_mixed_step", step)
+    session = session_of()
+    requests = draw_requests(3, session.workloads["offline"], 256)
+    engine = session.engine(3, 20, 8)
+    offline.begin(engine, requests)
+    begun = list(seen)
+    steps = engine.metrics.num_steps
+    seen.clear()
+    offline.run(engine, requests)
+    assert begun == seen
+    assert len(begun) > 2
+    assert steps < engine.metrics.num_steps - steps
 
 
 class CachedMemory:
@@ -265,12 +292,12 @@ def test_a_run_s_memory_is_cached_before_the_clock_runs(monkeypatch: pytest.Monk
     _, engine = measure_offline(session, OFFLINE, PROTOCOL)
     total = sum(sampling.max_tokens for _, sampling in requests)
     assert engine.runner.graphs.fallbacks["prefill chunks and decodes in one step"] > 0
-    assert engine.metrics.num_generated_tokens == 2 * total, "one run to warm up, one to be timed"
+    assert total <= engine.metrics.num_generated_tokens < 2 * total, "the beginning to warm up, one run to be timed"
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_second_offline_cell_takes_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One to warm up, and one that asks the driver for nothing; the first cell compiles."""
+def test_on_a_gpu_a_second_offline_cell_takes_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its beginning to warm up, and one that asks the driver for nothing; the first cell compiles."""
     monkeypatch.setattr(offline, "MAX_BATCHED_TOKENS", 64)
     session = session_of(device="cuda", dtype="bfloat16")
     point = replace(OFFLINE, batch=40)
@@ -278,12 +305,12 @@ def test_on_a_gpu_a_second_offline_cell_takes_two_runs(monkeypatch: pytest.Monke
         _, engine = measure_offline(session, point, PROTOCOL)
         assert engine.runner.graphs.fallbacks["prefill chunks and decodes in one step"] > 0
     total = sum(sampling.max_tokens for _, sampling in draw_requests(40, session.workloads["offline"], 256))
-    assert engine.metrics.num_generated_tokens == 2 * total
+    assert total <= engine.metrics.num_generated_tokens < 2 * total
 
 
 def test_an_offline_run_that_met_something_new_was_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time does not count."""
-    taken_s = iter([9.0, 7.0, 0.5])
+    taken_s = iter([7.0, 0.5])
     run = offline.run
 
     def timed(engine: Engine, requests: Any) -> float:
