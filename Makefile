@@ -71,6 +71,8 @@ headline: env
 	$(BIN)/fusebench sweep experiment=headline
 	$(BIN)/fusebench trace experiment=headline
 	$(BIN)/fusebench report experiment=headline
+	$(BIN)/fusebench sweep experiment=offline
+	$(BIN)/fusebench report experiment=offline
 
 env: $(READY)
 

@@ -1,5 +1,6 @@
 """The committed GPU run, alone and beside the goals."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from experiments.reporting.compact import cell_name, compact_table, lead_of
 from experiments.reporting.formats import Column, Kind, to_markdown
 
 HEADLINE = Path("reports/headline/summary.json")
+OFFLINE = Path("reports/offline/summary.json")
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 GOALS = Path("docs/data/goals.json")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
@@ -18,7 +20,7 @@ NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on
 @block
 def headline(root: Path) -> str:
     """Every cell of the committed H200 run: time by variant, speed-up with interval, share of the floor."""
-    return _run_table(root, HEADLINE)
+    return _run_table(root, HEADLINE, OFFLINE)
 
 
 @block
@@ -30,8 +32,8 @@ def tensor_parallel(root: Path) -> str:
 @block
 def goals(root: Path) -> str:
     """The cells of the goals: the peers as quoted, the bars, and `fused` of the committed run beside them."""
-    quoted, summary = read(root, GOALS), summary_of_run(root)
-    results = summary["rows"] if summary else []
+    quoted, runs = read(root, GOALS), _committed(root, HEADLINE, OFFLINE)
+    results = _rows(runs)
     measured = {
         # A prefill beyond some models' positions is a workload of its own.
         (row["model"], row["workload"].removesuffix("_long"), row["batch"], row["context"]): row["median"]
@@ -52,31 +54,50 @@ def goals(root: Path) -> str:
         rows.append(
             (cell_name(*place), cell["vllm"], cell["nano_vllm"], cell["bar"], cell["goal"], measured.get(place))
         )
-    run = "no H200 run is committed yet" if summary is None else f"run {summary['run_id']}"
-    caption = f"Decode and prefill in ms, offline in output tokens/s; fused: {run}. {quoted['source']}"
+    ran = " and ".join(f"run {run['run_id']}" for run in runs) or "no H200 run is committed yet"
+    caption = f"Decode and prefill in ms, offline in output tokens/s; fused: {ran}. {quoted['source']}"
     return markdown(columns, rows, caption)
 
 
-def _run_table(root: Path, path: Path) -> str:
-    if not (root / path).is_file():
-        return NO_RUN.replace("headline", path.parent.name)
-    summary = read(root, path)
+def _run_table(root: Path, *paths: Path) -> str:
+    """The rows of the committed ones among some reports, a later report's in place of an earlier one's."""
+    runs = _committed(root, *paths)
+    if not runs:
+        return NO_RUN.replace("headline", paths[0].parent.name)
     try:
-        return f"{to_markdown(compact_table(summary['rows']))}\n{_caption(summary)}\n"
+        return f"{to_markdown(compact_table(_rows(runs)))}\n{_caption(runs)}\n"
     except (ValueError, KeyError, TypeError) as error:
-        raise unusable(path, error) from None
+        raise unusable(paths[0], error) from None
 
 
-def _caption(summary: dict[str, Any]) -> str:
-    machine = summary["gpu"] or "a CPU, kernels as plain-PyTorch twins: no speed is claimed"
-    dirty = " with uncommitted changes" if summary["dirty"] else ""
-    lead = lead_of(summary["rows"])
+def _committed(root: Path, *paths: Path) -> list[dict[str, Any]]:
+    """The summaries of those reports that are there."""
+    return [read(root, path) for path in paths if (root / path).is_file()]
+
+
+def _rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, but for those of a workload that a later run has by itself."""
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        own = {row["workload"] for row in run["rows"]}
+        rows = [row for row in rows if row["workload"] not in own] + run["rows"]
+    return rows
+
+
+def _caption(runs: Sequence[dict[str, Any]]) -> str:
+    made, lead = "; ".join(map(_made, runs)), lead_of(_rows(runs))
     return (
-        f"*{machine}, {summary['dtype']}, commit {summary['commit'][:12]}{dirty}, {summary['created'][:10]}, run "
-        f"{summary['run_id']}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
+        f"*{made}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
         f"Speed-up with its 95 % interval, verdict and share of the physical floor are those of `{lead}` over "
         f"`{BASELINE}`.*"
     )
+
+
+def _made(run: dict[str, Any]) -> str:
+    """On what a run was made, of which code, when."""
+    machine = run["gpu"] or "a CPU, kernels as plain-PyTorch twins: no speed is claimed"
+    dirty = " with uncommitted changes" if run["dirty"] else ""
+    return f"{machine}, {run['dtype']}, commit {run['commit'][:12]}{dirty}, {run['created'][:10]}, run {run['run_id']}"
 
 
 def summary_of_run(root: Path) -> dict[str, Any] | None:

@@ -100,6 +100,29 @@ def test_goals_have_the_committed_run_beside_them(tmp_path: Path) -> None:
     assert line.split("|")[-2].strip() == number(fused["median"])
 
 
+def test_an_offline_run_of_its_own_stands_in_for_the_headline_s(tmp_path: Path) -> None:
+    (tmp_path / "docs/data").mkdir(parents=True)
+    (tmp_path / "docs/data/goals.json").write_text((ROOT / "docs/data/goals.json").read_text())
+    _commit_report(tmp_path)
+
+    def line(name: str) -> str:
+        return next(line for line in BLOCKS[name](tmp_path).splitlines() if "qwen3-0.6b offline 256" in line)
+
+    before = BLOCKS["headline"](tmp_path).splitlines()
+    (tmp_path / "reports/offline").mkdir()
+    apart = Synthetic(models=("qwen3-0.6b",), workloads=("offline",), batches=(1,), seed=9).run()
+    summary = summary_of(analyse(apart)) | {"run_id": "20261129-120000-0a1b2c3"}
+    fused = next(r for r in summary["rows"] if r["variant"] == "fused" and r["metric"] == "output_tokens_per_s")
+    (tmp_path / "reports/offline/summary.json").write_text(json.dumps(summary))
+    after = BLOCKS["headline"](tmp_path).splitlines()
+    assert len(after) == len(before)
+    assert set(after) - set(before) == {line("headline"), after[-1]}
+    assert number(fused["median"]) in line("headline")
+    assert line("goals").split("|")[-2].strip() == number(fused["median"])
+    assert "run 20261129-120000-0a1b2c3" in after[-1]
+    assert "and run 20261129-120000-0a1b2c3" in BLOCKS["goals"](tmp_path)
+
+
 def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:
     usage = {
         "engine": "vllm", "version": "0.26.0", "traffic": "chat", "block_size": 16, "answered": 3, "requests": 3,
