@@ -107,7 +107,9 @@ class Pool:
             # Side by side, whatever may load so: each imports for seconds without a GPU.
             self._workers[variant] = self._start(variant)
         alone = [variant for variant in wanted if self._loads_alone(variant)]
-        failed = self._load([variant for variant in wanted if variant not in alone], self._at_once)
+        # What torch.compile makes takes longest, so it begins first.
+        ours = sorted(set(wanted) - set(alone), key=lambda name: (not self._compiles(name), wanted.index(name)))
+        failed = self._load(ours, self._at_once)
         for variant in alone:
             failed |= self._load([variant])
         for variant, why in failed.items():
@@ -164,6 +166,9 @@ class Pool:
         """Engines with processes of their own: the GPU tells them by who came meanwhile, vLLM sizes its cache by what
         is free."""
         return self._variants[variant].is_peer or self._variants[variant].runtime.tensor_parallel_size > 1
+
+    def _compiles(self, variant: str) -> bool:
+        return self._variants[variant].runtime.compile
 
     def _load(self, variants: Sequence[str], at_once: int = 1) -> dict[str, CannotMeasure]:
         """Have these variants' workers loaded and found right, so many side by side; why not, by variant, where not."""

@@ -204,6 +204,13 @@ def test_an_engine_with_processes_of_its_own_loads_alone(tmp_path: Path, workers
     assert "start transformers" in workers.notes[:3]
 
 
+def test_what_takes_longest_to_compile_begins_first(tmp_path: Path, workers: Workers) -> None:
+    with make_pool(tmp_path, {}, variants="baseline,fused,compiled") as warm:
+        warm.warm_up(("baseline", "fused", "compiled"))
+    loads = [note for note in workers.notes if note.startswith("load")]
+    assert loads == ["load compiled", "load baseline", "load fused"]
+
+
 def test_ceilings_are_measured_once_when_nothing_loads(tmp_path: Path, workers: Workers) -> None:
     told: list[dict[str, float]] = []
     with make_pool(tmp_path, {}, on_rates=told.append) as warm:
