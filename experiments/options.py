@@ -3,6 +3,7 @@
 A choice of true or false may be typed as a flag, `--name`; a number that is no whole one as a share, `1%`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ from experiments.compose import suggest
 from experiments.errors import UserError
 
 T = TypeVar("T")
+_INNER_LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
@@ -54,7 +56,7 @@ def choose(key: str, asked: Sequence[str], known: Sequence[str]) -> tuple[str, .
 def _typed(where: str, value: str, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
-        words = value.removeprefix("[").removesuffix("]").split(",")
+        words = _lists(where, value) if get_origin(inner) is tuple else _unlisted(value).split(",")
         return tuple(_typed(where, word.strip(), inner) for word in words if word.strip())
     if kind is str:
         if not value:
@@ -70,6 +72,17 @@ def _typed(where: str, value: str, kind: Any) -> Any:
     return loaded
 
 
+def _unlisted(value: str) -> str:
+    return value.removeprefix("[").removesuffix("]")
+
+
+def _lists(where: str, value: str) -> list[str]:
+    """The lists in a list; one alone needs none around it."""
+    if _INNER_LIST.sub("", value).strip("[], "):
+        raise UserError(f"{where} is no list of lists")
+    return _INNER_LIST.findall(value)
+
+
 def _number(where: str, value: str) -> float:
     try:
         return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
@@ -79,5 +92,5 @@ def _number(where: str, value: str) -> float:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"[{','.join(map(str, value))}]"
+        return f"[{','.join(map(_shown, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

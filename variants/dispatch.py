@@ -10,7 +10,7 @@ from functools import cache
 
 from torch import Tensor
 
-from variants.kernels.tile_table import key_of, measured_for
+from variants.kernels.tile_table import key_of, measured_for, on_trial
 
 logger = logging.getLogger("fusebench.variants")
 
@@ -40,8 +40,16 @@ MIN_PREFILL_ROWS: dict[str, int] = {}
 def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
     """Whether the fused kernel of `rung` is at least as fast as what it replaces, on the GPU that holds `x_MK`."""
     (num_rows, k), n = x_MK.shape, weight_NK.shape[0]
-    bound = measured_for(x_MK).fused_up_to_rows.get(key_of(KERNELS[rung], n, k))
+    key = key_of(KERNELS[rung], n, k)
+    if key in on_trial().fused:
+        return on_trial().fused[key]
+    bound = measured_for(x_MK).fused_up_to_rows.get(key)
     return pays(rung, num_rows, n, k) if bound is None else num_rows <= bound
+
+
+def attention_pays(num_rows: int) -> bool:
+    """The same for a decode step's attention, which has no weight and no entry in the table."""
+    return on_trial().fused.get("attention", pays("attention", num_rows, 0, 0))
 
 
 def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:

@@ -25,7 +25,7 @@ from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import pays, pays_here, turn_off
+from variants.dispatch import attention_pays, pays_here, turn_off
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
@@ -85,7 +85,7 @@ class FusedOps(Ops):
 
     def _attends_at_once(self, batch: Batch) -> bool:
         """Whether one kernel leads from the QKV projection to the attention output."""
-        return self.switches["attention"] and self.switches["qkv_post"] and pays("attention", batch.num_decode, 0, 0)
+        return self.switches["attention"] and self.switches["qkv_post"] and attention_pays(batch.num_decode)
 
     @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The tiles that `fusebench tune` tries at a shape: the heuristic's, and a spread of those that could be as good.
+"""The tiles that `fusebench tune` tries at a shape: the heuristic's, a spread of what could be as good, neighbours.
 
 A tile could be as good if the kernels can run it and it keeps about as many weight bytes in flight as memory needs. Of
 each number of columns, parts of K and step through K the likeliest come first, so that a short list differs in what
@@ -7,9 +7,9 @@ matters. What memory and arithmetic make of them is then measured.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine.kernels._triton import cdiv, next_power_of_2
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, linear_tile
@@ -68,9 +68,24 @@ def candidates(problem: Problem, most: int = MOST_TILES) -> list[Tile]:
     return list(dict.fromkeys([problem.heuristic(), *in_turns(paths)]))[:most]
 
 
+def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
+    """The legal tiles that differ from one in a single way: half or twice as much of something, or a stage."""
+    changes: list[dict[str, Any]] = []
+    for name in ("num_warps", "block_k", "block_n", "splits"):
+        value = getattr(tile, name)
+        changes += [{name: value // 2}, {name: value * 2}]
+    if tile.path != "gemv":
+        changes += [{"stages": tile.stages + 1}, {"stages": tile.stages - 1}]
+    if tile.path == "gemv" or not problem.can_split:
+        changes = [change for change in changes if "splits" not in change]
+    # Nothing can be half of one.
+    near = [replace(tile, **change) for change in changes if min(change.values()) >= 1]
+    return [one for one in near if is_legal(one, problem) and one.block_k <= max(16, next_power_of_2(problem.k))]
+
+
 def is_legal(tile: Tile, problem: Problem) -> bool:
     """Whether the kernels can run it."""
-    if not (4 <= tile.block_n <= 256 and 16 <= tile.block_k <= 4096 and 1 <= tile.num_warps <= 8 and tile.splits >= 1):
+    if not (2 <= tile.block_n <= 256 and 16 <= tile.block_k <= 4096 and 1 <= tile.num_warps <= 8 and tile.splits >= 1):
         return False
     if tile.path == "gemv":
         return problem.rows <= min(tile.block_m, MAX_GEMV_ROWS) and _held(tile, problem) <= MAX_HELD_WEIGHTS
@@ -89,7 +104,7 @@ def in_turns(lists: Sequence[Sequence[T]]) -> Iterator[T]:
 
 def _gemv_tiles(problem: Problem) -> Iterator[Tile]:
     block_m = next_power_of_2(problem.rows)
-    for block_n, block_k, num_warps in product((4, 8, 16, 32), _steps(problem, 256, 2048), (2, 4, 8)):
+    for block_n, block_k, num_warps in product((2, 4, 8, 16, 32), _steps(problem, 256, 4096), (2, 4, 8)):
         tile = Tile("gemv", block_m, block_n, block_k, num_warps, stages=2)
         # 16 bytes a load for every thread.
         if _held(tile, problem) * problem.itemsize >= 16 * problem.matrices:

@@ -10,8 +10,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -19,7 +20,7 @@ from experiments.errors import UserError
 from experiments.kernels.case import Shape
 from experiments.kernels.cases import forms
 from experiments.kernels.linear_cases import LinearCase
-from experiments.kernels.side_by_side import cores, run_side_by_side
+from experiments.kernels.side_by_side import Work, cores, run_side_by_side
 from variants.kernels.tiles import Tile
 
 # A process on the GPU with PyTorch loaded, its modules of kernels included.
@@ -44,6 +45,7 @@ class Compilation:
     tile: Tile
 
 
+J = TypeVar("J", bound=Hashable)
 # Which of them there is no time for or that failed is left out of the answer; the number is time.monotonic's.
 Compile = Callable[[Iterable[Compilation], float], set[Compilation]]
 
@@ -51,10 +53,19 @@ Compile = Callable[[Iterable[Compilation], float], set[Compilation]]
 def compile_on_gpu(jobs: Iterable[Compilation], ends_at: float = math.inf) -> set[Compilation]:
     """Those that compiled and ran by then; UserError where it seems that none ever will."""
     jobs = list(jobs)
+    return run_all(jobs, launch_once, max(map(weight_bytes, jobs), default=0), ends_at)
+
+
+def run_all(jobs: Iterable[J], work: Work[J], weight_bytes: int, ends_at: float) -> set[J]:
+    """The jobs that `work` had done by then, side by side on this GPU; a process holds so many bytes of weights.
+
+    UserError where it seems that none ever will.
+    """
+    jobs = list(jobs)
     free, _ = torch.cuda.mem_get_info()
-    count = min(len(jobs), workers_for(cores(), free, max(map(weight_bytes, jobs), default=0)))
-    begin, done, reasons = time.monotonic(), set[Compilation](), Counter[str]()
-    for job, reason in run_side_by_side(jobs, launch_once, count, ends_at):
+    count = min(len(jobs), workers_for(cores(), free, weight_bytes))
+    begin, done, reasons = time.monotonic(), set[J](), Counter[str]()
+    for job, reason in run_side_by_side(jobs, work, count, ends_at):
         if reason:
             reasons[reason.splitlines()[0][:REASON_WIDTH]] += 1
         else:
@@ -68,9 +79,9 @@ def compile_on_gpu(jobs: Iterable[Compilation], ends_at: float = math.inf) -> se
     return done
 
 
-def workers_for(num_cores: int, free_bytes: int, largest_weight_bytes: int) -> int:
-    """As many processes as there are cores, as memory has room for."""
-    each = CONTEXT_BYTES + 2 * largest_weight_bytes
+def workers_for(num_cores: int, free_bytes: int, weight_bytes: int) -> int:
+    """As many processes as there are cores, as memory has room for: weights twice, for what they are made from."""
+    each = CONTEXT_BYTES + 2 * weight_bytes
     return max(1, min(num_cores, MOST_WORKERS, int(SHARE_OF_MEMORY * free_bytes) // each))
 
 
@@ -90,11 +101,11 @@ def launch_once(job: Compilation) -> None:
             case.launch("triton", pdl=job.pdl, tile=job.tile)
             torch.cuda.synchronize()
     except Exception as error:
-        _end_if_the_gpu_is_lost(error)
+        end_if_the_gpu_is_lost(error)
         raise
 
 
-def _end_if_the_gpu_is_lost(error: Exception) -> None:
+def end_if_the_gpu_is_lost(error: Exception) -> None:
     """An illegal access stays in a process: every job after it would seem to fail as well."""
     try:
         torch.cuda.synchronize()

@@ -43,6 +43,13 @@ class Point:
         assert issubclass(kind, LinearCase)
         return kind
 
+    def problem(self, itemsize: int, sms: int) -> Problem:
+        """What its tiles have to solve."""
+        kind, (n, k) = self.kind, self.shape
+        # What runs behind linear_add in one variant is given a residual in another, and has the same tile there.
+        adds = kind.FORM == CHAINED
+        return Problem(self.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, adds, kind.CAN_SPLIT, sms)
+
 
 def points(places: Iterable[tuple[str, Shape]], rows: Iterable[int]) -> list[Point]:
     """Each (op, shape) with each number of rows once, the numbers that matter most first."""
@@ -54,14 +61,7 @@ def points(places: Iterable[tuple[str, Shape]], rows: Iterable[int]) -> list[Poi
 def tiles_to_try(todo: Iterable[Point], bench: Bench) -> dict[Point, list[Tile]]:
     """The candidates of each point, the heuristic's first."""
     sms, itemsize = num_sms(torch.empty(0, device=bench.device)), getattr(torch, bench.dtype).itemsize
-    found = {}
-    for point in todo:
-        kind, (n, k) = point.kind, point.shape
-        # What runs behind linear_add in one variant is given a residual in another, and has the same tile there.
-        adds = kind.FORM == CHAINED
-        problem = Problem(point.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, adds, kind.CAN_SPLIT, sms)
-        found[point] = candidates(problem)
-    return found
+    return {point: candidates(point.problem(itemsize, sms)) for point in todo}
 
 
 def compilation(point: Point, tile: Tile, bench: Bench) -> Compilation:

@@ -18,6 +18,7 @@ class Some:
     repeats: int = 3
     pdl: bool = False
     margin: float = 0.01
+    points: tuple[tuple[int, ...], ...] = ((1, 2), (3,))
 
 
 def test_values_are_typed() -> None:
@@ -25,6 +26,8 @@ def test_values_are_typed() -> None:
     assert asked == Some(("a", "b=c"), (8,), "float16", 7, True)
     assert parse_options(Some, "some", ["--pdl", "margin=2.5%"]) == Some(pdl=True, margin=0.025)
     assert parse_options(Some, "some", ["rows=[]"]).rows == ()
+    assert parse_options(Some, "some", ["points=[[1,128], [8,1024]]"]).points == ((1, 128), (8, 1024))
+    assert parse_options(Some, "some", ["points=[8,1024]"]).points == ((8, 1024),)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,8 @@ def test_values_are_typed() -> None:
         ("dtype=", "some: dtype= has no value"),
         ("margin=lots", "some: margin=lots is no number"),
         ("--repeats", "some: '--repeats' is not of the form key=value"),
+        ("points=[[1,128],8]", r"some: points=\[\[1,128\],8\] is no list of lists"),
+        ("points=[[1,x]]", "is no whole number"),
         ("pdl=1", "some: pdl=1 is no choice of true or false"),
     ],
 )
@@ -48,7 +53,7 @@ def test_bad_values_are_named(argument: str, complaint: str) -> None:
 
 
 def test_help_shows_defaults() -> None:
-    assert keys_of(Some) == "models=[]  rows=[1,2]  dtype=auto  repeats=3  pdl=false  margin=0.01"
+    assert keys_of(Some) == "models=[]  rows=[1,2]  dtype=auto  repeats=3  pdl=false  margin=0.01  points=[[1,2],[3]]"
 
 
 def test_names_are_chosen_among_those_known() -> None:

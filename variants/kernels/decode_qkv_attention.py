@@ -26,6 +26,7 @@ from variants.kernels.qkv_post import (
     norm_rotate,
     qk_norm_rope_store_reference,
 )
+from variants.kernels.tile_table import on_trial
 
 # More (sequence, key head) pairs than this fill any GPU and are never split.
 MAX_TICKETS = 4096
@@ -272,7 +273,7 @@ def decode_qkv_attention_triton(
         return o
     block_size = k_cache.shape[1]
     max_context = block_tables_BP.shape[1] * block_size
-    cut = cut or attention_cut(batch, num_kv_heads, max_context, block_size, num_sms(qkv_BO))
+    cut = cut or on_trial().cut or attention_cut(batch, num_kv_heads, max_context, block_size, num_sms(qkv_BO))
     parts, lse, tickets = None, None, None
     if cut.splits > 1:
         parts = torch.empty((batch, num_heads * cut.splits, head_dim), dtype=torch.float32, device=qkv_BO.device)

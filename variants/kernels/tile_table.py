@@ -5,22 +5,27 @@
 
 N and K are the weight's, gate and up together; elements have two bytes. Kernels that norm were measured behind
 `linear_add`, as the fused engine runs them. A class of rows holds all up to the next power of two. A lookup depends on
-nothing but GPU, kernel and shape: a captured graph and an eager launch choose the same.
+nothing but GPU, kernel and shape: a captured graph and an eager launch choose the same. What is on trial goes first:
+`fusebench tune by=step` captures a step's graph within `trying`.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, num_sms
 from variants.kernels.tiles import Tile, linear_tile
+
+if TYPE_CHECKING:
+    from variants.kernels.decode_qkv_attention import Cut
 
 SCHEMA = 1
 FILE = resources.files("variants.kernels") / "tiles.json"
@@ -33,6 +38,38 @@ class Measured:
 
     tiles: Mapping[str, Mapping[str, Tile]] = field(default_factory=dict)
     fused_up_to_rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What comes before table, bounds and heuristics, on any device and at any number of rows.
+
+    `tiles` and `fused`, whether the kernel runs at all, are by the table's keys; `fused` knows `attention` too, and
+    `cut` is how that cuts its keys.
+    """
+
+    tiles: Mapping[str, Tile] = field(default_factory=dict)
+    fused: Mapping[str, bool] = field(default_factory=dict)
+    cut: "Cut | None" = None
+
+
+_on_trial = Trial()
+
+
+def on_trial() -> Trial:
+    """What is tried now: nothing, outside of `trying`."""
+    return _on_trial
+
+
+@contextmanager
+def trying(trial: Trial) -> Iterator[None]:
+    """Inside the block the trial decides. Graphs that were captured outside of it do not know: drop them before."""
+    global _on_trial
+    before, _on_trial = _on_trial, trial
+    try:
+        yield
+    finally:
+        _on_trial = before
 
 
 def key_of(kernel: str, n: int, k: int) -> str:
@@ -83,5 +120,6 @@ def choose_tile(kernel: str, x_MK: Tensor, weight_NK: Tensor, matrices: int = 1,
     `can_split` where the caller can add parts of K.
     """
     (m, k), n = x_MK.shape, weight_NK.shape[0]
-    found = measured_for(x_MK).tiles.get(key_of(kernel, n, k), {}).get(str(rows_class(m)))
+    key = key_of(kernel, n, k)
+    found = on_trial().tiles.get(key) or measured_for(x_MK).tiles.get(key, {}).get(str(rows_class(m)))
     return found or linear_tile(m, n // matrices, k, x_MK.element_size(), num_sms(x_MK), matrices, can_split)

@@ -3,7 +3,7 @@
 Importing this package registers them all.
 """
 
-from experiments.reporting.blocks import evidence, headline, sizes, tables_of_run, timings, traffic
+from experiments.reporting.blocks import evidence, headline, searches, sizes, tables_of_run, timings, traffic
 from experiments.reporting.blocks.registry import BLOCKS
 
-__all__ = ["BLOCKS", "evidence", "headline", "sizes", "tables_of_run", "timings", "traffic"]
+__all__ = ["BLOCKS", "evidence", "headline", "searches", "sizes", "tables_of_run", "timings", "traffic"]

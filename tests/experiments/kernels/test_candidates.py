@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.kernels.candidates import MOST_TILES, Problem, candidates, in_turns, is_legal
+from experiments.kernels.candidates import MOST_TILES, Problem, candidates, in_turns, is_legal, neighbours
 from tests.kernel_aot import MAX_SHARED_BYTES, compile_cases
 from tests.variants.kernels import test_aot as aot
 from variants.kernels.tiles import Tile
@@ -83,6 +83,21 @@ def test_what_the_kernels_cannot_run_is_not_legal() -> None:
     large = Tile("skinny", 64, 64, 128, 4, 6)
     assert is_legal(large, problem(64, 4096, 4096, 1, False, False))
     assert not is_legal(large, problem(64, 4096, 4096, 1, True, False))
+
+
+def test_neighbours_are_legal_and_differ_in_one_way() -> None:
+    skinny, gemv = Tile("skinny", 8, 64, 128, 4, 4, splits=2), Tile("gemv", 1, 2, 1024, 4, 2)
+    down, qkv = problem(8, *SHAPES[1]), problem(1, *SHAPES[0])
+    for tile, asked in ((skinny, down), (gemv, qkv)):
+        near = neighbours(tile, asked)
+        assert len(near) >= 4
+        for one in near:
+            assert is_legal(one, asked)
+            assert sum(value != vars(tile)[name] for name, value in vars(one).items()) == 1
+    assert replace(skinny, splits=1) in neighbours(skinny, down)
+    assert replace(skinny, stages=5) in neighbours(skinny, down)
+    # K has 1024 elements, and one column a program is too few.
+    assert not any(one.block_k > 1024 or one.block_n < 2 or one.splits > 1 for one in neighbours(gemv, qkv))
 
 
 def test_lists_take_turns() -> None:

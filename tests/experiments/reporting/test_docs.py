@@ -18,6 +18,7 @@ from experiments.reporting.docs import ROOT, refresh, stale_blocks
 from experiments.reporting.formats import number
 from experiments.reporting.rows import analyse
 from experiments.reporting.summary import summary_of
+from experiments.step_records import Kept, StepCell, StepRun, Tried
 from tests.experiments.reporting.synthetic import Synthetic
 
 EMPTY = "# Title\n\n<!-- generated:headline -->\n<!-- /generated:headline -->\n\nafter\n"
@@ -121,6 +122,29 @@ def test_an_offline_run_of_its_own_stands_in_for_the_headline_s(tmp_path: Path) 
     assert line("goals").split("|")[-2].strip() == number(fused["median"])
     assert "run 20261129-120000-0a1b2c3" in after[-1]
     assert "and run 20261129-120000-0a1b2c3" in BLOCKS["goals"](tmp_path)
+
+
+def test_the_search_over_the_step_is_a_row_a_cell_and_a_row_a_change(tmp_path: Path) -> None:
+    kept = (Kept("qkv", "gemv 1x4x1024, 4 warps, 2 stages", 1000.0, 950.0), Kept("down", "off", 950.0, 900.0))
+    tried = (Tried("o", "off", None, "RuntimeError: no"),)
+    cell = StepCell("qwen3-8b", 8, 1024, 8, 0.002, (1001.0, 999.0, 1000.0), (901.0, 899.0, 900.0), (), kept, tried)
+    commit = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567 with uncommitted changes"
+    run = StepRun(1, "r", "2026-11-28T00:00:00+00:00", "`fusebench tune by=step`", commit, "NVIDIA H200", {}, (cell,))
+    (tmp_path / "docs/data").mkdir(parents=True)
+    write_json(tmp_path / "docs/data/whole_step_search.json", plain.encode(run))
+    text = BLOCKS["whole_step"](tmp_path)
+    cells = [[word.strip() for word in line.split("|")[1:-2]] for line in text.splitlines()[2:5]]
+    assert {row[0] for row in cells} == {"qwen3-8b decode b=8 ctx 1024, 8 layers"}
+    assert cells[0][1::2] == ["whole step", "1,000"]
+    assert [row[1:] for row in cells[1:]] == [
+        ["qkv", "gemv 1x4x1024, 4 warps, 2 stages", "1,000", "950.0"],
+        ["down", "off", "950.0", "900.0"],
+    ]
+    assert "NVIDIA H200, commit 0a1b2c3d4e5f with uncommitted changes, 2026-11-28; 1 steps tried" in text
+    assert "session 2" not in text
+    two = replace(run, cells=(cell, replace(cell, session=2)))
+    write_json(tmp_path / "docs/data/whole_step_search.json", plain.encode(two))
+    assert "8 layers, session 2 | down | off" in BLOCKS["whole_step"](tmp_path)
 
 
 def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.kernel_gates import (
     tolerance,
     unit_roundoff,
 )  # fmt: skip
+from variants.kernels import decode_qkv_attention as module
 from variants.kernels.decode_qkv_attention import (
     MAX_TICKETS,
     Cut,
@@ -30,6 +31,7 @@ from variants.kernels.decode_qkv_attention import (
 )  # fmt: skip
 from variants.kernels.linear_add import linear_add_triton
 from variants.kernels.qkv_post import qk_norm_rope_store_triton
+from variants.kernels.tile_table import Trial, trying
 
 EPS = 1e-6
 # (query heads, key heads, head dim), block size, splits, norm: groups of 1 to 17, padded halves.
@@ -171,6 +173,16 @@ def test_no_rows_and_the_public_function():
     one, two = (inputs([5, 0], 2, 1, 16, 16, torch.float32) for _ in range(2))
     torch.testing.assert_close(decode_qkv_attention(*one), decode_qkv_attention_reference(*two))
     torch.testing.assert_close(one[7], two[7], equal_nan=True)
+
+
+def test_a_cut_on_trial_is_taken(monkeypatch):
+    args = inputs([150], 2, 2, 64, 64, torch.float32)
+    asked = []
+    monkeypatch.setattr(module, "merge_chunk", lambda splits, elements: asked.append(splits) or splits)
+    for cut in (Cut(1), Cut(4)):
+        with trying(Trial(cut=cut)):
+            decode_qkv_attention_triton(*copied(args))
+    assert asked == [1, 4]
 
 
 def test_the_cut_fits_the_page_and_the_tickets():

@@ -12,12 +12,15 @@ from variants.kernels import tile_table
 from variants.kernels.tile_table import (
     FILE,
     Measured,
+    Trial,
     choose_tile,
     key_of,
     measured_for,
     measured_on,
+    on_trial,
     read_table,
     rows_class,
+    trying,
 )
 from variants.kernels.tiles import Tile, linear_tile
 
@@ -59,6 +62,31 @@ def test_a_measured_bound_decides_what_pays(on_gpu: None) -> None:
     assert not dispatch.pays_here("residual_epilogue", *inputs(5))
     for rows in (16, 17, 64):
         assert dispatch.pays_here("norm_linear", *inputs(rows)) == dispatch.pays("norm_linear", rows, 64, 128)
+
+
+def test_what_is_on_trial_goes_before_table_bounds_and_heuristics(on_gpu: None) -> None:
+    tile = Tile("skinny", 8, 16, 64, 2, 2)
+    trial = Trial(
+        {"linear_add 64x128": tile}, {"linear_add 64x128": True, "norm_linear 64x128": False, "attention": False}
+    )
+    with trying(trial):
+        assert choose_tile("linear_add", *inputs(8), can_split=True) == tile
+        assert choose_tile("norm_linear", *inputs(8)) == linear_tile(8, 64, 128, 2, 132)
+        assert dispatch.pays_here("residual_epilogue", *inputs(5))
+        assert not dispatch.pays_here("norm_linear", *inputs(1))
+        assert not dispatch.attention_pays(1)
+    assert choose_tile("linear_add", *inputs(8), can_split=True) == TILE
+    assert not dispatch.pays_here("residual_epilogue", *inputs(5))
+    assert dispatch.attention_pays(1)
+
+
+def test_a_trial_ends_with_its_block_whatever_happens() -> None:
+    outer, inner = Trial({}, {"a": True}), Trial({}, {"a": False})
+    with trying(outer):
+        with pytest.raises(ZeroDivisionError), trying(inner):
+            1 / (on_trial() == outer)
+        assert on_trial() == outer
+    assert on_trial() == Trial()
 
 
 def test_a_cpu_has_no_measurements() -> None:

@@ -1,0 +1,120 @@
+"""What a search over the decode step can change: a kernel's tile, whether it runs at all, how attention is cut.
+
+Tiles are those of `by=kernel`, fewer of them since a step takes longer to time, and before them the tiles that the
+table has for the same kernel and rows at any shape: what was best in one step is often good in another.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.kernels._triton import cdiv
+from engine.kernels.decode_attention import MAX_SPLITS
+from experiments.kernels.candidates import Problem, candidates, is_legal, neighbours
+from experiments.kernels.cases import sites
+from experiments.kernels.tuning import Point
+from variants.kernels.decode_qkv_attention import MAX_TICKETS, Cut
+from variants.kernels.tile_table import Measured, Trial, rows_class
+from variants.kernels.tiles import Tile
+
+ATTENTION = "attention"
+# In the order of the search: where a kernel stands in a layer, then the head.
+SITES = (
+    ("qkv", "norm_linear"),
+    ("gate_up", "gate_up_silu"),
+    ("o", "linear_add"),
+    ("down", "linear_add"),
+    ("lm_head", "lm_head"),
+)
+MOST_TILES = 16
+# Of the first pass's, in the second.
+MOST_AGAIN = 4
+CUTS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+# More programs than this take turns.
+MOST_PROGRAMS_PER_SM = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run the kernel of a site, `key` in the table, or not to run it."""
+
+    site: str
+    key: str
+    fused: bool
+    tile: Tile | None = None
+    cut: Cut | None = None
+
+    @property
+    def label(self) -> str:
+        """It in words."""
+        if self.tile:
+            return words(self.tile)
+        if self.cut:
+            return (
+                f"{self.cut.splits} parts, tile {self.cut.tile}, {self.cut.num_warps} warps, {self.cut.stages} stages"
+            )
+        return "on" if self.fused else "off"
+
+
+def words(tile: Tile) -> str:
+    """A tile, in short."""
+    block = f"{tile.block_m}x{tile.block_n}x{tile.block_k}"
+    parts = f", {tile.splits} parts" if tile.splits > 1 else ""
+    return f"{tile.path} {block}, {tile.num_warps} warps, {tile.stages} stages{parts}"
+
+
+def trial_of(choices: Iterable[Choice]) -> Trial:
+    """What the engine is to run for these choices, at most one a site."""
+    choices = list(choices)
+    return Trial(
+        tiles={choice.key: choice.tile for choice in choices if choice.tile},
+        fused={choice.key: choice.fused for choice in choices},
+        cut=next((choice.cut for choice in choices if choice.cut), None),
+    )
+
+
+def step_points(sizes: Mapping[str, Any], batch: int, ops: Sequence[str]) -> dict[str, Point]:
+    """The linear layers of a model's decode step by site, those of the given kernels; equal shapes share an entry."""
+    found = {site: Point(op, sites(op, sizes)[site], rows_class(batch)) for site, op in SITES if op in ops}
+    first = {point: site for site, point in reversed(found.items())}
+    return {site: point for site, point in found.items() if first[point] == site}
+
+
+def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str, Measured]) -> list[Choice]:
+    """What is tried first: the kernel off, the heuristic's tile, those that the table knows, the likeliest of all."""
+    known = [
+        found[str(point.rows)]
+        for gpu in table.values()
+        for key, found in gpu.tiles.items()
+        if key.split()[0] == point.op and str(point.rows) in found
+    ]
+    likely = candidates(problem, MOST_TILES)
+    tiles = dict.fromkeys([likely[0], *(tile for tile in known if is_legal(tile, problem)), *likely[1:]])
+    return [Choice(site, point.key, False), *_with(site, point, list(tiles)[:MOST_TILES])]
+
+
+def second_choices(
+    point: Point, problem: Problem, took_us: Mapping[Choice, float], own: Choice, now: Choice
+) -> list[Choice]:
+    """What is tried in the light of the first pass: the engine's own choice, the best, and neighbours of the best tile.
+
+    `now` is what the search has come to.
+    """
+    fastest = sorted(took_us, key=took_us.__getitem__)
+    best = next((choice.tile for choice in [now, *fastest] if choice.tile), problem.heuristic())
+    near = _with(own.site, point, neighbours(best, problem))
+    return list(dict.fromkeys([own, *fastest[:MOST_AGAIN], *near]))
+
+
+def attention_choices(batch: int, num_kv_heads: int, max_context: int, sms: int) -> list[Choice]:
+    """Attention apart from the projection's epilogue, and cuts of its keys; `max_context` fits the block table."""
+    pairs, cuts, tile = batch * num_kv_heads, list[Cut](), Cut(1).tile
+    for splits in CUTS:
+        few_enough = splits == 1 or (pairs <= MAX_TICKETS and pairs * splits <= MOST_PROGRAMS_PER_SM * sms)
+        if few_enough and splits <= min(MAX_SPLITS, cdiv(max_context, tile)):
+            cuts += [Cut(splits), Cut(splits, num_warps=8), Cut(splits, stages=3)]
+    return [Choice(ATTENTION, ATTENTION, False), *(Choice(ATTENTION, ATTENTION, True, cut=cut) for cut in cuts)]
+
+
+def _with(site: str, point: Point, tiles: Iterable[Tile]) -> list[Choice]:
+    return [Choice(site, point.key, True, tile) for tile in tiles]

@@ -1,0 +1,134 @@
+"""`fusebench tune by=step`: cell after cell searched, written down, and put into the table where it is confirmed."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from experiments.kernels.step_bench import StepPlace
+from experiments.kernels.step_choices import ATTENTION, Choice
+from experiments.kernels.step_search import Steps, StepSearch
+from experiments.models import Model
+from experiments.step_records import StepCell, StepRun, speedup, write_steps
+from variants.kernels.tile_table import Measured
+from variants.kernels.tiles import Tile
+
+MakeSteps = Callable[[StepPlace, Model, Sequence[str]], Steps]
+
+
+@dataclass
+class Entries:
+    """What goes into the table: tiles by key and class of rows, None where the heuristic's is best; bounds by key."""
+
+    tiles: dict[str, dict[int, Tile | None]] = field(default_factory=lambda: defaultdict(dict))
+    fused_up_to_rows: dict[str, int] = field(default_factory=dict)
+
+
+Write = Callable[[Entries], None]
+
+
+@dataclass(frozen=True)
+class StepTuner:
+    """A run: its record, written after every cell, and where what is confirmed goes."""
+
+    run: StepRun
+    folder: Path
+    table: Mapping[str, Measured]
+    make: MakeSteps
+    write: Write
+    ops: Sequence[str]
+
+    def tune(self, models: Sequence[Model], places: Mapping[str, Sequence[StepPlace]], ends_at: float) -> StepRun:
+        """Search each model's places in turn until time is up; each has an equal part of what is left."""
+        run, left = self.run, sum(map(len, places.values()))
+        for model in models:
+            dispatch: dict[str, dict[int, tuple[bool, bool]]] = defaultdict(dict)
+            for place in places[model.name]:
+                now = time.monotonic()
+                if now >= ends_at:
+                    print(f"time is up: {left} cells were not searched", flush=True)
+                    return run
+                try:
+                    cell = self._search(model, place, now + (ends_at - now) / left, dispatch)
+                except RuntimeError as error:
+                    # Out of memory, or a kernel that does not run: the others have their turn.
+                    print(f"{_name(place)}: not searched: {str(error).splitlines()[0]}", flush=True)
+                else:
+                    run = replace(run, cells=(*run.cells, cell))
+                    write_steps(self.folder, run)
+                left -= 1
+            bounds = bounds_of(dispatch, {place.batch for place in places[model.name]})
+            if bounds:
+                self.write(Entries(fused_up_to_rows=bounds))
+        return run
+
+    def _search(
+        self, model: Model, place: StepPlace, ends_at: float, dispatch: dict[str, dict[int, tuple[bool, bool]]]
+    ) -> StepCell:
+        """One cell; `dispatch` gets, by key and rows, whether a kernel ran at first and whether it is to run."""
+        begin = time.monotonic()
+        steps = self.make(place, model, self.ops)
+        search = StepSearch(steps, place.batch, self.table, ends_at)
+        search.run()
+        taken = search.confirm()
+        start, attention = tuple(taken["start"]), tuple(taken[ATTENTION])
+        cell = StepCell(
+            model.name, place.batch, place.context, place.layers, search.noise, start, tuple(taken["end"]) or start,
+            attention, tuple(search.kept), tuple(search.tried),
+        )  # fmt: skip
+        confirmed = is_faster(cell)
+        chosen = search.chosen if confirmed else {}
+        for site, point in steps.points.items():
+            own = steps.own[site]
+            dispatch[point.key][point.rows] = own.fused, chosen.get(site, own).fused
+        entries = Entries()
+        for site, choice in chosen.items():
+            if choice.tile:
+                point = steps.points[site]
+                heuristic = steps.problem(point).heuristic()
+                entries.tiles[point.key][point.rows] = None if choice.tile == heuristic else choice.tile
+        if entries.tiles:
+            self.write(entries)
+        print("\n".join(_lines(place, cell, chosen, time.monotonic() - begin)), flush=True)
+        return cell
+
+
+def is_faster(cell: StepCell) -> bool:
+    """Whether what was kept is faster than the start beyond doubt."""
+    low = cell.speedup.low
+    return low is not None and low > 1
+
+
+def bounds_of(dispatch: Mapping[str, Mapping[int, tuple[bool, bool]]], batches: set[int]) -> dict[str, int]:
+    """The most rows up to which each kernel is to run, where that changed and all batches were searched.
+
+    A batch stands for all down to the one before it.
+    """
+    bounds = {}
+    for key, by_rows in dispatch.items():
+        if by_rows.keys() == batches and any(first != now for first, now in by_rows.values()):
+            runs = [rows for rows in sorted(by_rows) if by_rows[rows][1]]
+            stops = min((rows for rows in by_rows if not by_rows[rows][1]), default=math.inf)
+            bounds[key] = max((rows for rows in runs if rows < stops), default=0)
+    return bounds
+
+
+def _name(place: StepPlace) -> str:
+    return f"{place.model} b={place.batch} ctx {place.context}, {place.layers} layers"
+
+
+def _lines(place: StepPlace, cell: StepCell, chosen: Mapping[str, Choice], took_s: float) -> list[str]:
+    """What a search came to."""
+    gain, said = cell.speedup, "written" if chosen else "nothing is written"
+    interval = f" [{gain.low:.4f}, {gain.high:.4f}]" if gain.low is not None and gain.high is not None else ""
+    effort = f"{len(cell.tried)} tried in {took_s:.0f} s"
+    lines = [f"{_name(place)}: {gain.value:.4f}x{interval}, noise {cell.noise or 0:.2%}, {effort}; {said}"]
+    lines += [f"  {k.site}: {k.choice}: {k.before_us:.1f} -> {k.after_us:.1f} us" for k in cell.kept]
+    if cell.attention_us:
+        more = speedup(cell.end_us, cell.attention_us)
+        lines.append(
+            f"  attention's cut besides gives {more.value:.4f}x; it is not written: the table has no place for it"
+        )
+    return lines
