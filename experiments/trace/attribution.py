@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from experiments.trace.grouping import blocks, group_codes, narrowed
 from experiments.trace.reader import PROCESS_MASK, Trace
 from experiments.trace.schema import NONE
 from experiments.trace.sweep import Sweep, sweep
@@ -78,73 +79,83 @@ class Attribution:
         """One field of the owners: a code for each of them, and the values that the codes stand for."""
         values: dict[str | None, int] = {}
         codes = [values.setdefault(getattr(owner, field), len(values)) for owner in self.owners]
-        return np.array(codes, dtype=np.int32), list(values)
+        return narrowed(np.array(codes, dtype=np.int32)), list(values)
 
 
 def attribute(trace: Trace) -> Attribution:
     """Find the owner of every row of `trace.gpu`."""
-    ranges = trace.ranges[(trace.ranges["style"] == 0) & (trace.ranges["crosses"] == 0)]
-    numbers = _step_numbers(trace, ranges)
+    numbers = _step_numbers(trace)
+    own = (trace.ranges["style"].to_numpy() == 0) & (trace.ranges["crosses"].to_numpy() == 0)
+    columns = ["start", "end", "thread", "name"]
     # Steps are swept apart: with their numbers in it, no path would occur twice.
-    steps, swept = sweep(ranges[numbers != NONE]), sweep(ranges[numbers == NONE])
-    owners = [Owner.of([trace.strings.get(name, "?") for name in path]) for path in swept.paths]
-    call = launching_calls(trace)
-    launch, step = np.zeros(len(call), dtype=np.int32), np.full(len(call), NONE, dtype=np.int32)
-    known = call != NONE
-    threads, starts = trace.calls["thread"].to_numpy()[call[known]], trace.calls["start"].to_numpy()[call[known]]
-    launch[known] = swept.path_ids(threads, starts)
-    # A step's row is -1 where there is none, and finds the -1 at the end.
-    step[known] = np.append(numbers[numbers != NONE], NONE)[steps.owners(threads, starts)]
-    place = _places(trace, swept, owners, launch)
-    return Attribution(trace.gpu.assign(call=call, step=step, launch=launch, place=place), owners)
+    steps = sweep(trace.ranges.loc[own & (numbers != NONE), columns])
+    swept = sweep(trace.ranges.loc[own & (numbers == NONE), columns])
+    threads, starts = trace.calls["thread"].to_numpy(), trace.calls["start"].to_numpy()
+    # A step's row is -1 where there is none, and finds the -1 at the end; so does a call that is not known.
+    call_steps = np.append(numbers[own & (numbers != NONE)], np.int32(NONE))[steps.owners(threads, starts)]
+    call_paths = swept.path_ids(threads, starts)
+    of_node = _node_places(trace, swept)
+    # A range without a launch still says that its cell was there, or that steps were replayed.
+    names = trace.ranges["name"][own].unique().tolist()
+    paths = [*swept.paths, *((name,) for name in names)]
+    owners = [Owner.of([trace.strings.get(name, "?") for name in path]) for path in paths]
+    work = trace.gpu.copy(deep=False)
+    work["call"] = call = launching_calls(trace)
+    work["step"] = np.append(call_steps, np.int32(NONE))[call]
+    work["launch"] = launch = np.append(call_paths, np.int32(0))[call]
+    work["place"] = _places(trace, of_node, owners, launch)
+    return Attribution(work, owners)
 
 
-def _step_numbers(trace: Trace, ranges: pd.DataFrame) -> np.ndarray:
+def _step_numbers(trace: Trace) -> np.ndarray:
     """The N of every range `step/N`, -1 for all others."""
-    codes, names = pd.factorize(ranges["name"].to_numpy())
+    codes, names = pd.factorize(trace.ranges["name"].to_numpy())
     fields = [_field(trace.strings.get(name, "?")) for name in names.tolist()]
     numbers = [int(name) if kind == "step" and name.isdecimal() else NONE for kind, name in fields]
-    found: np.ndarray = np.array(numbers, dtype=np.int64)[codes]
+    found: np.ndarray = np.array(numbers, dtype=np.int32)[codes]
     return found
 
 
 def launching_calls(trace: Trace) -> np.ndarray:
     """For every row of `trace.gpu`, the row of `trace.calls` that launched it; -1 where none is known."""
-    calls, gpu = trace.calls, trace.gpu
-    if not len(calls):
-        return np.full(len(gpu), NONE, dtype=np.int32)
-    call_process = calls["thread"].to_numpy() & PROCESS_MASK
+    launching = np.full(len(trace.gpu), NONE, dtype=np.int32)
+    if not len(trace.calls):
+        return launching
+    call_process = trace.calls["thread"].to_numpy() & PROCESS_MASK
     processes = np.unique(call_process)
-    key = _key(processes, call_process, calls["correlation"].to_numpy())
-    order = np.argsort(key, kind="stable")
-    wanted = _key(processes, trace.of_gpu("process"), gpu["correlation"].to_numpy())
-    spot = np.minimum(np.searchsorted(key[order], wanted), len(key) - 1)
-    found = order[spot]
-    return np.where((key[found] == wanted) & (wanted >= 0), found, NONE).astype(np.int32)
+    key = _key(processes, call_process, trace.calls["correlation"].to_numpy())
+    order = np.argsort(key, kind="stable").astype(np.int32)
+    key = key[order]
+    process, spec = trace.specs["process"].to_numpy(), trace.gpu["spec"].to_numpy()
+    correlation = trace.gpu["correlation"].to_numpy()
+    for block in blocks(len(launching)):
+        wanted = _key(processes, process[spec[block]], correlation[block])
+        spot = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
+        launching[block] = np.where((key[spot] == wanted) & (wanted >= 0), order[spot], NONE)
+    return launching
 
 
 def _key(processes: np.ndarray, process: np.ndarray, correlation: np.ndarray) -> np.ndarray:
     """Process and 32-bit correlation id as one integer; -1 for a process that made no call or an absent id."""
     index = np.minimum(np.searchsorted(processes, process), len(processes) - 1)
     known = (processes[index] == process) & (correlation != NONE)
-    return np.where(known, (index << 32) | (correlation & 0xFFFFFFFF), NONE)
+    return np.where(known, (index << 32) | (correlation.astype(np.int64) & 0xFFFFFFFF), NONE)
 
 
-def _places(trace: Trace, swept: Sweep, owners: list[Owner], launch: np.ndarray) -> np.ndarray:
+def _places(
+    trace: Trace, of_node: Mapping[tuple[int, int], int], owners: list[Owner], launch: np.ndarray
+) -> np.ndarray:
     """Where in the model each row belongs: its node's capture if that says so, else its launch."""
     place = launch.copy()
-    of_node = _node_places(trace, swept)
-    node, process = trace.gpu["node"].to_numpy(), trace.of_gpu("process")
-    in_graph = np.flatnonzero(node != NONE)
-    if not len(in_graph) or not of_node:
-        return place
-    node_codes, node_ids = pd.factorize(node[in_graph])
-    process_codes, process_ids = pd.factorize(process[in_graph])
-    pairs, inverse = np.unique(process_codes * len(node_ids) + node_codes, return_inverse=True)
-    keys = zip(process_ids[pairs // len(node_ids)].tolist(), node_ids[pairs % len(node_ids)].tolist(), strict=True)
-    captured = np.array([of_node.get(key, 0) for key in keys], dtype=np.int32)[inverse]
-    says = np.array([owner.has_place for owner in owners])[captured]
-    place[in_graph[says]] = captured[says]
+    node, spec = trace.gpu["node"].to_numpy(), trace.gpu["spec"].to_numpy()
+    process = trace.specs["process"].to_numpy()
+    says = np.array([owner.has_place for owner in owners])
+    for block in blocks(len(place) if of_node else 0):
+        columns = (process[spec[block]], node[block])
+        codes, firsts = group_codes(columns, len(columns[0]))
+        keys = zip(*(column[firsts].tolist() for column in columns), strict=True)
+        captured = np.array([of_node.get(key, 0) if key[1] != NONE else 0 for key in keys], dtype=np.int32)[codes]
+        place[block] = np.where(says[captured], captured, place[block])
     return place
 
 

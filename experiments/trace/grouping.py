@@ -1,9 +1,24 @@
-"""Equal rows of several integer columns, found in linear time and without a table of tuples."""
+"""Equal rows of several integer columns, found in linear time and without a table of tuples; rows in blocks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+
+_BLOCK_ROWS = 1 << 17
+_TYPES = (np.int8, np.int16, np.int32, np.int64)
+
+
+def blocks(num_rows: int) -> Iterator[slice]:
+    """Slices that cover the rows, each so short that what is computed from it takes little memory."""
+    for first in range(0, num_rows, _BLOCK_ROWS):
+        yield slice(first, min(first + _BLOCK_ROWS, num_rows))
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """A copy in as few bytes as the values need. For keys, which are compared and looked up: sums would overflow."""
+    low, high = (values.min(), values.max()) if len(values) else (0, 0)
+    return values.astype(next(t for t in _TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max))
 
 
 def group_codes(columns: Iterable[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:

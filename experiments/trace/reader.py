@@ -8,10 +8,10 @@ for another thing. All times are integer nanoseconds from the start of the sessi
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.trace.grouping import Interner
+from experiments.trace.grouping import narrowed
 from experiments.trace.schema import (
     DOMAIN_CREATE,
     GPU_TABLES,
@@ -35,7 +35,8 @@ from experiments.trace.schema import (
 )
 
 PROCESS_MASK = ~0xFFFFFF
-_CHUNK_ROWS = 50_000
+_CHUNK_ROWS = 1 << 16
+_KEYS = ("correlation", "spec", "domain", "name", "style", "crosses")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Trace:
     `ranges` (NVTX): start, end (OPEN_NS where still open), thread, domain, name, style (0 push/pop, 1 start/end),
     crosses (ends on another thread).
     `nodes` (of CUDA graphs): start, thread, node, original (-1 for a node that is no clone).
+    Keys (correlation, spec, domain, name ...) are in as few bytes as they need, times and ids of nsys in 64 bits.
     Columns called `name` and `short` hold keys of `strings`; `domains` maps (process, domain) to a name.
     `last_nvtx_ns` is the instant of the last NVTX event of any kind.
     """
@@ -76,6 +78,7 @@ def read_trace(path: Path) -> Trace:
     _check_file(path)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+            database.execute("PRAGMA temp_store = MEMORY")
             return _Export(database, path).read()
     except sqlite3.DatabaseError as error:
         raise UserError(f"{path}: no readable nsys SQLite export ({error}); export the .nsys-rep again") from None
@@ -137,54 +140,75 @@ class _Export:
     def _columns(self, table: str) -> set[str]:
         return {row[1] for row in self.database.execute(f"PRAGMA table_info({table})")}
 
-    def _chunks(self, table: Table) -> Iterator[dict[str, np.ndarray]]:
-        """The wanted columns of a table, some rows at a time, so that a large one never exists as Python objects."""
+    def _expressions(self, table: Table) -> dict[str, str]:
+        """What to select for each of the wanted columns of a table, its default where a row or the table has none."""
         present = self._columns(table.name)
-        selected = []
+        expressions = {}
         for column in table.columns:
             if column.source in present:
-                selected.append(f"IFNULL({column.source}, {column.default})")
+                expressions[column.name] = f"IFNULL({column.source}, {column.default})"
             elif column.required:
                 raise UserError(
                     f"{self.path}: {table.name} has no column {column.source} "
                     f"(export schema {self.schema}, nsys {self.product}): this reader does not know that schema"
                 )
             else:
-                selected.append(str(column.default))
-        names = [column.name for column in table.columns]
-        yield from self._fetched(f"SELECT {', '.join(selected)} FROM {table.name}", names)
+                expressions[column.name] = str(column.default)
+        return expressions
+
+    def _chunks(self, table: Table) -> Iterator[dict[str, np.ndarray]]:
+        """The wanted columns of a table, some rows at a time."""
+        expressions = self._expressions(table)
+        yield from self._fetched(f"SELECT {', '.join(expressions.values())} FROM {table.name}", list(expressions))
 
     def _fetched(self, query: str, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """The rows of a query whose columns are integers."""
-        cursor = self.database.execute(query)
-        while rows := cursor.fetchmany(_CHUNK_ROWS):
-            values = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(rows) * len(names))
-            values = values.reshape(-1, len(names))
-            yield {name: values[:, i].copy() for i, name in enumerate(names)}
+        """The rows of a query whose columns are integers, in chunks; of Python's objects there is one row at a time."""
+        values = chain.from_iterable(self.database.execute(query))
+        while len(chunk := np.fromiter(islice(values, _CHUNK_ROWS * len(names)), dtype=np.int64)):
+            rows = chunk.reshape(-1, len(names))
+            columns = zip(names, rows.T, strict=True)
+            yield {name: narrowed(values) if name in _KEYS else values.copy() for name, values in columns}
 
     def _frame(self, table: Table) -> pd.DataFrame:
         """A whole table, empty where the export has none."""
-        chunks = [{column.name: np.empty(0, dtype=np.int64) for column in table.columns}]
+        chunks = [_no_rows(column.name for column in table.columns)]
         chunks += self._chunks(table) if table.name in self.tables else ()
         return _joined(chunks)
 
     def _gpu(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Everything the device did, one row each, in order of start; and the specs they have."""
-        specs = Interner(tuple(SPEC))
-        chunks: list[dict[str, np.ndarray]] = [{name: np.empty(0, dtype=np.int64) for name in ROW}]
-        chunks[0]["spec"] = np.empty(0, dtype=np.int32)
+        chunks = [_no_rows((*ROW, "spec"))]
+        specs: list[dict[str, int]] = []
         for kind, table in enumerate(GPU_TABLES.values()):
-            for chunk in self._chunks(table) if table.name in self.tables else ():
-                num_rows = len(chunk["start"])
-                full = {name: chunk.get(name, np.full(num_rows, default)) for name, default in SPEC.items()}
-                full["kind"] = np.full(num_rows, kind)
-                chunks.append({**{name: chunk[name] for name in ROW}, "spec": specs.intern(full, num_rows)})
-        return in_order(_joined(chunks)), specs.table()
+            if table.name in self.tables:
+                distinct, lookup = self._specs(table)
+                chunks += self._fetched(lookup.format(first=len(specs)), (*ROW, "spec"))
+                specs += ({**SPEC, **spec, "kind": kind} for spec in distinct)
+        columns = {name: np.array([spec[name] for spec in specs], dtype=np.int64) for name in SPEC}
+        return in_order(_joined(chunks)), pd.DataFrame(columns)
+
+    def _specs(self, table: Table) -> tuple[list[dict[str, int]], str]:
+        """The distinct specs of a table, and the query for its rows with the place of theirs, counted from `{first}`.
+
+        SQLite finds the place, for that is one integer to hand over where there were up to fourteen.
+        """
+        expressions = self._expressions(table)
+        shared = [name for name in expressions if name not in ROW]
+        selected = ", ".join(f"{expressions[name]} AS {name}" for name in shared)
+        self.database.execute("DROP TABLE IF EXISTS temp.specs")
+        self.database.execute(f"CREATE TEMP TABLE specs AS SELECT DISTINCT {selected} FROM {table.name}")
+        # What differs most comes first.
+        self.database.execute(f"CREATE INDEX temp.by_spec ON specs ({', '.join(reversed(shared))})")
+        rows = self.database.execute(f"SELECT {', '.join(shared)} FROM temp.specs ORDER BY rowid")
+        same = " AND ".join(f"specs.{name} = {expressions[name]}" for name in shared)
+        place = f"(SELECT specs.rowid FROM temp.specs WHERE {same}) - 1 + {{first}}"
+        query = f"SELECT {', '.join(expressions[name] for name in ROW)}, {place} FROM {table.name}"
+        return [dict(zip(shared, row, strict=True)) for row in rows], query
 
     def _calls(self, correlations: np.ndarray) -> pd.DataFrame:
         """The API calls that launched device work: of a long run's calls, only those whose correlation is wanted."""
-        wanted = np.unique(correlations)
-        kept = [{column.name: np.empty(0, dtype=np.int64) for column in RUNTIME.columns}]
+        wanted = np.sort(correlations.astype(np.int64))
+        kept = [_no_rows(column.name for column in RUNTIME.columns)]
         for chunk in self._chunks(RUNTIME) if RUNTIME.name in self.tables and len(wanted) else ():
             place = np.minimum(np.searchsorted(wanted, chunk["correlation"]), len(wanted) - 1)
             keep = wanted[place] == chunk["correlation"]
@@ -202,7 +226,7 @@ class _Export:
         """NVTX ranges, and the texts that are no row of StringIds under made-up negative keys."""
         styles = self._range_styles()
         names = ("start", "end", "thread", "domain", "name", "style", "crosses")
-        chunks = [{name: np.empty(0, dtype=np.int64) for name in names}]
+        chunks = [_no_rows(names)]
         if RANGES in self.tables:
             chunks += self._fetched(
                 f"""SELECT start, IFNULL(end, {OPEN_NS}), IFNULL(globalTid, 0), IFNULL(domainId, 0), IFNULL(textId, -1),
@@ -211,11 +235,15 @@ class _Export:
                 names,
             )
         ranges = _joined(chunks)
-        ranges["style"] = ranges["style"].map(styles).astype(np.int64)
-        unregistered = np.flatnonzero(ranges["name"].to_numpy() == NONE)
-        texts = self._unregistered_texts(styles) if len(unregistered) else []
+        ranges["style"] = ranges["style"].map(styles).astype(np.int8)
+        names_found = ranges["name"].to_numpy(dtype=np.int64)
+        unregistered = names_found == NONE
+        if not unregistered.any():
+            return ranges, {}
+        texts = self._unregistered_texts(styles)
         keys: dict[str, int] = {}
-        ranges.loc[unregistered, "name"] = [keys.setdefault(text, -2 - len(keys)) for text in texts]
+        names_found[unregistered] = [keys.setdefault(text, -2 - len(keys)) for text in texts]
+        ranges["name"] = narrowed(names_found)
         return ranges, {key: text for text, key in keys.items()}
 
     def _unregistered_texts(self, styles: dict[int, int]) -> list[str]:
@@ -268,6 +296,11 @@ def in_order(gpu: pd.DataFrame) -> pd.DataFrame:
     if (start[1:] >= start[:-1]).all():
         return gpu
     return gpu.take(np.argsort(start, kind="stable")).reset_index(drop=True)
+
+
+def _no_rows(names: Iterable[str]) -> dict[str, np.ndarray]:
+    """A chunk of no rows, whose types leave those of the other chunks as they are."""
+    return {name: np.empty(0, dtype=np.int8 if name in _KEYS else np.int64) for name in names}
 
 
 def _joined(chunks: list[dict[str, np.ndarray]]) -> pd.DataFrame:

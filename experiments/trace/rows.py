@@ -1,11 +1,12 @@
 """The rows of a ledger: device work summed up by name, place and launch shape, and the timeline of one step."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from experiments.trace.grouping import group_codes
+from experiments.trace.grouping import blocks, group_codes
 from experiments.trace.ledger import KernelRow, Timeline
 from experiments.trace.reader import Trace
 from experiments.trace.schema import KINDS, NONE
@@ -47,19 +48,25 @@ class Window:
 
 def kernel_rows(window: Window, trace: Trace) -> list[KernelRow]:
     """Everything in the window, largest first."""
-    columns = (window.spec, window.phase, window.layer, window.op, window.covered)
-    codes, firsts = group_codes(columns, len(window.spec))
-    # Integers below 2**53 add up exactly as floats.
-    counts, sums_ns = np.bincount(codes), np.bincount(codes, weights=window.duration)
     specs = trace.specs.to_dict("records")
     # Specs may differ by stream or device alone, which are one row of the ledger.
     merged: dict[str, tuple[KernelRow, int, int]] = {}
-    for row, count, sum_ns in zip(firsts.tolist(), counts.tolist(), sums_ns.tolist(), strict=True):
+    for row, count, sum_ns in _sums(window):
         empty = _empty_row(window, row, specs[window.spec[row]], trace.strings)
         _, count_before, before_ns = merged.get(repr(empty), (empty, 0, 0))
-        merged[repr(empty)] = (empty, count_before + count, before_ns + int(sum_ns))
+        merged[repr(empty)] = (empty, count_before + count, before_ns + sum_ns)
     rows = [replace(empty, count=count, total_us=sum_ns / 1e3) for empty, count, sum_ns in merged.values()]
     return sorted(rows, key=lambda row: (-row.total_us, row.name, row.layer or "", row.op or "", row.phase or ""))
+
+
+def _sums(window: Window) -> Iterator[tuple[int, int, int]]:
+    """Alike rows of the window, block by block: the first one, how many there are, and their nanoseconds."""
+    for block in blocks(len(window.spec)):
+        columns = [values[block] for values in (window.spec, window.phase, window.layer, window.op, window.covered)]
+        codes, firsts = group_codes(columns, len(columns[0]))
+        sums_ns = np.zeros(len(firsts), dtype=np.int64)
+        np.add.at(sums_ns, codes, window.end[block] - window.start[block])
+        yield from zip((firsts + block.start).tolist(), np.bincount(codes).tolist(), sums_ns.tolist(), strict=True)
 
 
 def _empty_row(window: Window, row: int, spec: dict[str, Any], strings: dict[int, str]) -> KernelRow:
@@ -103,18 +110,22 @@ def timeline(window: Window, trace: Trace) -> Timeline:
 
 def _median_step(window: Window) -> list[int]:
     """The rows of the step whose length is the median, on the first device."""
-    counted = np.flatnonzero((window.step != NONE) & (window.device == window.device.min()))
-    if not len(counted):
-        return []
-    steps, codes = np.unique(window.step[counted], return_inverse=True)
-    ends = np.zeros(len(steps), dtype=np.int64)
-    np.maximum.at(ends, codes, window.end[counted])
-    # Rows come in order of start: a step's first row is where it begins.
-    _, firsts = np.unique(codes, return_index=True)
-    lengths_ns = ends - window.start[counted[firsts]]
-    median = np.argsort(lengths_ns, kind="stable")[len(steps) // 2]
-    chosen: list[int] = counted[codes == median].tolist()
-    return chosen
+    counted = (window.step != NONE) & (window.device == window.device.min())
+    spans: dict[int, tuple[int, int]] = {}
+    for block in blocks(len(counted)):
+        rows = np.flatnonzero(counted[block]) + block.start
+        codes, firsts = group_codes([window.step[rows]], len(rows))
+        ends = np.full(len(firsts), np.iinfo(np.int64).min)
+        np.maximum.at(ends, codes, window.end[rows])
+        # Rows come in order of start: a step's first row is where it begins.
+        columns = (values.tolist() for values in (window.step[rows[firsts]], window.start[rows[firsts]], ends))
+        for step, start, end in zip(*columns, strict=True):
+            begin, reach = spans.get(step, (start, end))
+            spans[step] = begin, max(reach, end)
+    ordered = sorted(spans, key=lambda step: (spans[step][1] - spans[step][0], step))
+    chosen = counted & (window.step == ordered[len(ordered) // 2]) if ordered else counted
+    rows_of_step: list[int] = np.flatnonzero(chosen).tolist()
+    return rows_of_step
 
 
 def _names(spec: dict[str, Any], strings: dict[int, str]) -> tuple[str, str]:

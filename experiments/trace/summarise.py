@@ -7,7 +7,7 @@ import numpy as np
 from experiments.errors import UserError
 from experiments.records import Cell
 from experiments.trace.attribution import FORWARD, Attribution, Owner
-from experiments.trace.grouping import group_codes
+from experiments.trace.grouping import blocks, group_codes, narrowed
 from experiments.trace.ledger import SCHEMA, Gaps, Ledger
 from experiments.trace.reader import Trace
 from experiments.trace.rows import Window, kernel_rows, timeline
@@ -51,7 +51,10 @@ def make_ledger(
     num_steps = min(steps, engine_steps) if steps else engine_steps
     per = max(num_steps, 1)
     kernels = np.isin(trace.specs["kind"].to_numpy(), _KERNELS)[window.spec]
-    step_ms = _step_ms(window, busy, max(1, engine_steps // per))
+    firsts = _first_rows(window)
+    step_ms = _step_ms(window, busy, firsts, max(1, engine_steps // per))
+    launched = np.zeros(len(trace.calls), dtype=bool)
+    launched[window.call[window.call != NONE]] = True
     return Ledger(
         schema=SCHEMA,
         cell=cell,
@@ -67,11 +70,11 @@ def make_ledger(
         devices=len(np.unique(window.device)),
         steps=num_steps,
         kernels_per_step=float(kernels.sum() / per),
-        launches_per_step=len(np.unique(window.call[window.call != NONE])) / per,
+        launches_per_step=int(launched.sum()) / per,
         traced_step_ms=step_ms,
         untraced_step_ms=untraced_step_ms,
         inflation=step_ms / untraced_step_ms if untraced_step_ms else None,
-        gaps=_gaps(window, busy),
+        gaps=_gaps(busy, firsts),
         kernels=kernel_rows(window, trace),
         timeline=timeline(window, trace),
         note=note,
@@ -85,9 +88,8 @@ def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window
     start, end = work["start"].to_numpy(), work["end"].to_numpy()
     chosen: slice | np.ndarray = slice(None)
     if (steps != NONE).any():
-        first, last = start[steps != NONE].min(), end[steps != NONE].max()
-        inside = (end > first) & (start < last)
-        chosen = chosen if inside.all() else inside
+        first, last = start[(steps != NONE).argmax()], end.max(where=steps != NONE, initial=np.iinfo(end.dtype).min)
+        chosen = _as_slice((end > first) & (start < last))
     says = np.array([owner.has_place for owner in owners])[place]
     elsewhere = np.array([owner.phase not in (None, FORWARD) for owner in owners])[launch]
     # A copy or a set is named by what it is, as long as a step made it.
@@ -99,7 +101,7 @@ def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window
         start=start[chosen],
         end=end[chosen],
         spec=spec[chosen],
-        device=trace.of_gpu("device")[chosen],
+        device=narrowed(trace.specs["device"].to_numpy())[spec[chosen]],
         call=work["call"].to_numpy()[chosen],
         step=steps[chosen],
         covered=(says | elsewhere | (copies & (steps != NONE)))[chosen],
@@ -109,6 +111,12 @@ def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window
         values={"phase": phase_values, "layer": layer_values, "op": op_values},
         total_ns=int((end - start).sum()),
     )
+
+
+def _as_slice(chosen: np.ndarray) -> slice | np.ndarray:
+    """The same rows as a slice, where there is nothing between them, for a slice copies nothing."""
+    span = slice(int(chosen.argmax()), len(chosen) - int(chosen[::-1].argmax()))
+    return span if chosen[span].all() else chosen
 
 
 def _counts(owners: list[Owner], cell: Cell | None) -> np.ndarray:
@@ -124,23 +132,35 @@ def union(start: np.ndarray, end: np.ndarray, device: np.ndarray) -> Busy:
     gaps: list[np.ndarray] = []
     rows: list[np.ndarray] = []
     for one in np.unique(device):
-        chosen = np.flatnonzero(device == one)
-        own, reach = start[chosen], np.maximum.accumulate(end[chosen])
-        idle = np.maximum(own[1:] - reach[:-1], 0)
-        window_ns += int(reach[-1] - own[0])
-        busy_ns += int(reach[-1] - own[0] - idle.sum())
-        after = np.flatnonzero(idle)
-        gaps.append(idle[after])
-        rows.append(chosen[after + 1])
-    return Busy(busy_ns, window_ns, np.concatenate(gaps), np.concatenate(rows))
+        begin = reach = int(start[(device == one).argmax()])
+        for block in blocks(len(device)):
+            chosen = np.flatnonzero(device[block] == one).astype(np.int32) + block.start
+            own = start[chosen]
+            reaches = np.maximum.accumulate(np.append(reach, end[chosen]))
+            idle = np.maximum(own - reaches[:-1], 0)
+            after = np.flatnonzero(idle)
+            gaps.append(idle[after])
+            rows.append(chosen[after])
+            busy_ns -= int(idle.sum())
+            reach = int(reaches[-1])
+        window_ns += reach - begin
+    return Busy(busy_ns + window_ns, window_ns, np.concatenate(gaps), np.concatenate(rows))
 
 
-def _gaps(window: Window, busy: Busy) -> Gaps:
+def _first_rows(window: Window) -> np.ndarray:
+    """The first row of every step on every device, in order."""
+    firsts: dict[tuple[int, int], int] = {}
+    for block in blocks(len(window.step)):
+        columns = window.device[block], window.step[block]
+        _, rows = group_codes(columns, len(columns[0]))
+        for row, *key in zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True):
+            firsts.setdefault((key[0], key[1]), row + block.start)
+    return np.array(sorted(row for (_, step), row in firsts.items() if step != NONE), dtype=np.int64)
+
+
+def _gaps(busy: Busy, firsts: np.ndarray) -> Gaps:
     """A gap lies between steps when the work after it is the first of its step on its device."""
-    codes, firsts = group_codes((window.device, window.step), len(window.step))
-    first = np.zeros(len(codes), dtype=bool)
-    first[firsts] = window.step[firsts] != NONE
-    between = first[busy.gap_row]
+    between = np.isin(busy.gap_row, firsts)
     return Gaps(
         within_steps_us=float(busy.gap_ns[~between].sum() / 1e3),
         between_steps_us=float(busy.gap_ns[between].sum() / 1e3),
@@ -150,13 +170,11 @@ def _gaps(window: Window, busy: Busy) -> Gaps:
     )
 
 
-def _step_ms(window: Window, busy: Busy, stride: int) -> float:
+def _step_ms(window: Window, busy: Busy, firsts: np.ndarray, stride: int) -> float:
     """The median distance between the first work of two steps in a row; the mean window where there is one step.
 
     `stride` of the engine's steps make one.
     """
-    _, firsts = group_codes((window.device, window.step), len(window.step))
-    firsts = np.sort(firsts[window.step[firsts] != NONE])
     devices = np.unique(window.device)
     starts = [window.start[firsts[window.device[firsts] == device]][::stride] for device in devices]
     distances = np.concatenate([np.diff(own) for own in starts])

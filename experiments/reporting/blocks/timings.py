@@ -1,4 +1,4 @@
-"""Times taken on a GPU machine apart from the headline: single kernels, and the steps of the guide."""
+"""Times taken apart from the headline: single kernels and the steps of the guide on a GPU, reading a trace."""
 
 from pathlib import Path
 from statistics import median
@@ -10,6 +10,7 @@ from experiments.reporting.formats import Column, Kind
 
 KERNELS = Path("docs/data/kernels.json")
 STEPS = Path("docs/data/gpu_steps.json")
+READER = Path("docs/data/trace_reader.json")
 COLD = "cold"
 
 
@@ -51,6 +52,29 @@ def gpu_steps(root: Path) -> str:
     except (KeyError, TypeError) as error:
         raise unusable(STEPS, error) from None
     return markdown((Column("step", "Step"), Column("seconds", "Seconds", Kind.NUMBER)), rows, caption)
+
+
+@block
+def trace_reader(root: Path) -> str:
+    """How long and how much memory it took to read a large export into a ledger."""
+    found = read(root, READER)
+    columns = (
+        Column("commit", "Commit"),
+        Column("size", "Export, GB", Kind.NUMBER),
+        Column("kernels", "Kernels", Kind.COUNT),
+        Column("cpu", "CPU, s", Kind.NUMBER),
+        Column("wall", "Wall, s", Kind.NUMBER),
+        Column("peak", "Peak memory, GB", Kind.NUMBER),
+    )
+    try:
+        rows = [
+            (r["commit"][:12], r["bytes"] / 1e9, r["kernels"], r["cpu_s"], r["wall_s"], r["peak_bytes"] / 1e9)
+            for r in found["rows"]
+        ]
+        caption = f"`{found['command']}` on {found['machine']}, {found['date']}; the median of three readings."
+    except (KeyError, TypeError) as error:
+        raise unusable(READER, error) from None
+    return markdown(columns, rows, caption)
 
 
 def _place(row: KernelRow) -> tuple[str, tuple[int, ...], str, int]:

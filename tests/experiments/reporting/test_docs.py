@@ -255,6 +255,19 @@ def test_kernels_are_shown_cold_and_where_both_were_timed(tmp_path: Path) -> Non
     assert "| norm_linear" not in BLOCKS["kernels"](tmp_path)
 
 
+def test_readings_of_large_exports_carry_machine_and_command(tmp_path: Path) -> None:
+    (tmp_path / "docs/data").mkdir(parents=True)
+    file = tmp_path / "docs/data/trace_reader.json"
+    row = {"commit": "0a1b2c3d4e5f67", "bytes": 2e9, "kernels": 1200, "cpu_s": 51, "wall_s": 70, "peak_bytes": 1.5e9}
+    file.write_text(json.dumps({"command": "read it", "machine": "A CPU", "date": "2026-11-28", "rows": [row]}))
+    text = BLOCKS["trace_reader"](tmp_path)
+    assert "| 0a1b2c3d4e5f | 2.000 | 1,200 | 51.00 | 70.00 | 1.500 |" in text
+    assert "`read it` on A CPU, 2026-11-28" in text
+    file.write_text('{"rows": [{}]}')
+    with pytest.raises(UserError, match=r"docs/data/trace_reader.json cannot be used"):
+        BLOCKS["trace_reader"](tmp_path)
+
+
 def test_steps_of_the_guide_carry_machine_and_commit(tmp_path: Path) -> None:
     (tmp_path / "docs/data").mkdir(parents=True)
     file = tmp_path / "docs/data/gpu_steps.json"
