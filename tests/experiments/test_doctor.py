@@ -9,6 +9,7 @@ import pytest
 
 from experiments import doctor
 from experiments.doctor import Finding, Level, diagnose, find_importer, main
+from experiments.trace import nsys
 from experiments.trace.tools import numbers
 from tests.experiments.test_environment import fake_nvidia_smi
 
@@ -43,6 +44,9 @@ def test_it_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_lack_has_a_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    # Where CI installs one.
+    monkeypatch.setattr(nsys, "INSTALL_PLACES", ())
+    monkeypatch.delenv(nsys.COMMAND, raising=False)
     monkeypatch.setattr(doctor, "package_version", lambda _: None)
     monkeypatch.setattr(doctor, "cached_model", lambda _: None)
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(10**6))
