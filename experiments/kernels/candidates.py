@@ -12,14 +12,17 @@ from itertools import product
 from typing import Any, TypeVar
 
 from engine.kernels._triton import cdiv, next_power_of_2
-from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, linear_tile
+from variants.kernels.product import SLICES
+from variants.kernels.tiles import MAX_HELD_ROWS, MAX_SKINNY_ROWS, Tile, linear_tile
 
 MAX_SHARED_BYTES = 227 * 1024
 # What a product's epilogue needs beside the buffers of its loop.
 SCRATCH_BYTES = 4 * 1024
 MAX_GEMV_ROWS = 4
-# Weights that one thread of a gemv may hold: each takes part of a register, twice.
+# Weights that a thread may hold where the next are loaded beside them: each takes part of a register, twice.
 MAX_HELD_WEIGHTS = 128
+# Elements of K in a slice of the held path: what one instruction of the tensor cores takes.
+LEAST_SLICE = 16
 MOST_TILES = 24
 MOST_GEMV_ROWS_TRIED = 2
 # Rows from which the usual tiled product is tried.
@@ -36,17 +39,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """A product of `rows` rows of K elements with `matrices` weights [n, k] each, on a GPU of `sms` multiprocessors.
-
-    `adds`: the kernel can be given a residual to add, and then needs more shared memory with the same tile.
-    """
+    """A product of `rows` rows of K elements with `matrices` weights [n, k] each, on a GPU of `sms` multiprocessors."""
 
     rows: int
     n: int
     k: int
     itemsize: int
     matrices: int
-    adds: bool
     can_split: bool
     sms: int
 
@@ -61,6 +60,8 @@ def candidates(problem: Problem, most: int = MOST_TILES) -> list[Tile]:
     paths: list[list[Tile]] = []
     if rows <= MOST_GEMV_ROWS_TRIED:
         paths.append(_spread(problem, _gemv_tiles(problem)))
+    if 1 < rows <= MAX_HELD_ROWS:
+        paths.append(_spread(problem, _held_tiles(problem)))
     if 1 < rows <= MAX_SKINNY_ROWS:
         paths.append(_spread(problem, _skinny_tiles(problem)))
     if rows >= FEWEST_WIDE_ROWS:
@@ -74,7 +75,7 @@ def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
     for name in ("num_warps", "block_k", "block_n", "splits"):
         value = getattr(tile, name)
         changes += [{name: value // 2}, {name: value * 2}]
-    if tile.path != "gemv":
+    if tile.path in ("skinny", "wide"):
         changes += [{"stages": tile.stages + 1}, {"stages": tile.stages - 1}]
     if tile.path == "gemv" or not problem.can_split:
         changes = [change for change in changes if "splits" not in change]
@@ -88,11 +89,17 @@ def is_legal(tile: Tile, problem: Problem) -> bool:
     if not (2 <= tile.block_n <= 256 and 16 <= tile.block_k <= 4096 and 1 <= tile.num_warps <= 8 and tile.splits >= 1):
         return False
     if tile.path == "gemv":
-        return problem.rows <= min(tile.block_m, MAX_GEMV_ROWS) and _held(tile, problem) <= MAX_HELD_WEIGHTS
+        return problem.rows <= min(tile.block_m, MAX_GEMV_ROWS) and _a_thread(tile, problem) <= MAX_HELD_WEIGHTS
+    fits = _buffers(tile, problem) + SCRATCH_BYTES <= MAX_SHARED_BYTES
+    whole = tile.splits * tile.block_k <= max(tile.block_k, next_power_of_2(problem.k))
+    if tile.path == "held":
+        rows_fit = problem.rows <= tile.block_m <= MAX_HELD_ROWS and tile.block_m >= 8
+        registers_fit = _a_thread(tile, problem) * (1 if tile.once(problem.k) else 2) <= MAX_HELD_WEIGHTS
+        slices_fit = tile.block_n >= 16 and tile.block_k >= LEAST_SLICE * SLICES
+        return rows_fit and registers_fit and slices_fit and fits and whole
     if tile.path == "skinny" and not problem.rows <= tile.block_m <= MAX_SKINNY_ROWS:
         return False
     sound = tile.block_n >= 16 and tile.block_m >= 8 and 2 <= tile.stages <= 6
-    fits = _buffers(tile, problem) + SCRATCH_BYTES <= MAX_SHARED_BYTES
     return sound and fits and tile.splits * tile.block_k <= max(tile.block_k, problem.k)
 
 
@@ -107,8 +114,15 @@ def _gemv_tiles(problem: Problem) -> Iterator[Tile]:
     for block_n, block_k, num_warps in product((2, 4, 8, 16, 32), _steps(problem, 256, 4096), (2, 4, 8)):
         tile = Tile("gemv", block_m, block_n, block_k, num_warps, stages=2)
         # 16 bytes a load for every thread.
-        if _held(tile, problem) * problem.itemsize >= 16 * problem.matrices:
+        if _a_thread(tile, problem) * problem.itemsize >= 16 * problem.matrices:
             yield tile
+
+
+def _held_tiles(problem: Problem) -> Iterator[Tile]:
+    block_m = max(8, next_power_of_2(problem.rows))
+    for block_n, block_k, num_warps in product((16, 32, 64), _steps(problem, 256, 4096), (4, 8)):
+        for splits in _splits(problem, block_n, block_k):
+            yield Tile("held", block_m, block_n, block_k, num_warps, stages=1, splits=splits)
 
 
 def _skinny_tiles(problem: Problem) -> Iterator[Tile]:
@@ -169,7 +183,9 @@ def _handicap(tile: Tile, problem: Problem) -> float:
     off = math.log2(WANTED_BYTES / flight)
     usual_warps = 4 if tile.block_n < 128 or tile.path == "gemv" else 8
     warps = 0.25 * abs(math.log2(tile.num_warps / usual_warps))
-    return (off if off > 0 else -off / 4) + warps - math.log2(_busy(tile, problem))
+    # Held weights are meant to be there before x is, all of them.
+    late = 0.0 if tile.path != "held" or tile.once(problem.k) else 1.0
+    return (off if off > 0 else -off / 4) + warps + late - math.log2(_busy(tile, problem))
 
 
 def _busy(tile: Tile, problem: Problem) -> float:
@@ -182,8 +198,10 @@ def _in_flight(tile: Tile, problem: Problem) -> float:
     """Weight bytes that one multiprocessor has asked for at a time."""
     step = problem.matrices * tile.block_n * tile.block_k * problem.itemsize
     resident = min(cdiv(_programs(tile, problem), problem.sms), 32 // tile.num_warps)
-    if tile.path == "gemv":
-        return resident * 2 * step
+    if tile.path == "held":
+        resident = min(resident, max(1, MAX_SHARED_BYTES // _buffers(tile, problem)))
+    if tile.path in ("gemv", "held"):
+        return resident * (1 if tile.once(problem.k) else 2) * step
     resident = min(resident, max(1, MAX_SHARED_BYTES // _buffers(tile, problem)))
     return resident * (tile.stages - 1) * step
 
@@ -193,13 +211,12 @@ def _programs(tile: Tile, problem: Problem) -> int:
     return tiles * splits
 
 
-def _held(tile: Tile, problem: Problem) -> int:
-    """Weights that one thread of a gemv holds at a time."""
+def _a_thread(tile: Tile, problem: Problem) -> int:
+    """Weights of one step in the registers of one thread."""
     return tile.block_n * tile.block_k * problem.matrices // (32 * tile.num_warps)
 
 
 def _buffers(tile: Tile, problem: Problem) -> int:
-    """The most shared memory that a loop on the tensor cores takes: its operands, a residual like x, all stages."""
-    row_operands = 2 if problem.adds else 1
-    step = (problem.matrices * tile.block_n + row_operands * tile.block_m) * tile.block_k
+    """The most shared memory that a product on the tensor cores takes: its operands, all stages."""
+    step = (problem.matrices * tile.block_n + tile.block_m) * tile.block_k
     return tile.stages * step * problem.itemsize

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels._triton import num_sms
-from experiments.kernel_records import CHAINED
 from experiments.kernels.candidates import Problem, candidates, in_turns
 from experiments.kernels.case import Shape
 from experiments.kernels.cases import forms
@@ -46,9 +45,7 @@ class Point:
     def problem(self, itemsize: int, sms: int) -> Problem:
         """What its tiles have to solve."""
         kind, (n, k) = self.kind, self.shape
-        # What runs behind linear_add in one variant is given a residual in another, and has the same tile there.
-        adds = kind.FORM == CHAINED
-        return Problem(self.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, adds, kind.CAN_SPLIT, sms)
+        return Problem(self.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, kind.CAN_SPLIT, sms)
 
 
 def points(places: Iterable[tuple[str, Shape]], rows: Iterable[int]) -> list[Point]:

@@ -105,30 +105,30 @@ def table(folder: Path) -> Measured:
     return read_table((folder / "tiles.json").read_text())["X"]
 
 
-def fewer_stages(trial: Trial) -> float:
-    """The QKV product gains by two stages, `down` by parts of K, and both together less than the first alone."""
+def held_qkv(trial: Trial) -> float:
+    """The QKV product gains by held weights, `down` by parts of K, and both together less than the first alone."""
     qkv, down = trial.tiles.get(QKV), trial.tiles.get(DOWN)
-    cost = BASE_US - (50 if qkv and qkv.stages == 2 else 0)
+    cost = BASE_US - (50 if qkv and qkv.path == "held" else 0)
     if down and down.splits > 1:
-        cost += 30 if qkv and qkv.stages == 2 else -20
+        cost += 30 if qkv and qkv.path == "held" else -20
     return cost
 
 
 def test_what_the_step_gains_by_is_kept_and_written(tmp_path: Path) -> None:
-    [cell] = search(tmp_path, FakeSteps(fewer_stages)).cells
+    [cell] = search(tmp_path, FakeSteps(held_qkv)).cells
     assert [(kept.site, kept.before_us, kept.after_us) for kept in cell.kept] == [("qkv", 1000.0, 950.0)]
     assert cell.speedup.value == pytest.approx(1000 / 950)
     assert len(cell.start_us) == len(cell.end_us) == step_search.CONFIRMING_ROUNDS
     [(key, tiles)] = table(tmp_path).tiles.items()
     assert key == QKV
-    assert tiles["8"].stages == 2
+    assert tiles["8"].path == "held"
     # Alone parts of `down` would have gained.
     assert any(t.site == "down" and t.step_us and t.step_us > 950 for t in cell.tried)
     assert table(tmp_path).fused_up_to_rows == {}
 
 
 def test_the_log_is_whole_and_says_where_it_is_from(tmp_path: Path) -> None:
-    run = search(tmp_path, FakeSteps(fewer_stages), layers=4)
+    run = search(tmp_path, FakeSteps(held_qkv), layers=4)
     assert plain.decode(StepRun, read_json(tmp_path / "tune.json")) == run
     assert (run.gpu, run.commit, run.created[:10]) == ("X", "0a1b2c3", "2026-11-28")
     assert (run.cells[0].model, run.cells[0].batch, run.cells[0].layers) == ("qwen3-0.6b", 8, 4)
@@ -240,7 +240,7 @@ def test_bounds_end_at_the_first_batch_that_is_faster_without() -> None:
 
 def test_attentions_cut_is_told_and_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def cost_us(trial: Trial) -> float:
-        return fewer_stages(trial) - (40 if trial.cut == Cut(6) else 0)
+        return held_qkv(trial) - (40 if trial.cut == Cut(6) else 0)
 
     [cell] = search(tmp_path, FakeSteps(cost_us)).cells
     assert [kept.site for kept in cell.kept] == ["qkv", ATTENTION]
@@ -252,13 +252,13 @@ def test_attentions_cut_is_told_and_not_written(tmp_path: Path, capsys: pytest.C
 def test_when_time_is_up_what_was_kept_is_confirmed_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps, other = FakeSteps(fewer_stages), FakeSteps(fewer_stages)
+    steps, other = FakeSteps(held_qkv), FakeSteps(held_qkv)
     run = search(tmp_path, steps, other, time_budget_s=60.0)
     few = [len(cell.tried) for cell in run.cells]
     assert few
     assert all(number < 100 for number in few)
     assert all(len(cell.start_us) == step_search.CONFIRMING_ROUNDS for cell in run.cells)
-    late = search(tmp_path, FakeSteps(fewer_stages), FakeSteps(fewer_stages), time_budget_s=1.0)
+    late = search(tmp_path, FakeSteps(held_qkv), FakeSteps(held_qkv), time_budget_s=1.0)
     assert len(late.cells) < 2
     assert "time is up" in capsys.readouterr().out
 
@@ -328,7 +328,7 @@ def test_a_context_beyond_the_model_is_refused(tmp_path: Path) -> None:
     options = Options(by="step", models=("tiny",), points=((1, 4090),), table=str(tmp_path / "tiles.json"))
     run = StepRun(1, "run", "", "", "", "X", {})
     with pytest.raises(UserError, match=r"4090 tokens and .* do not fit tiny's 4096"):
-        tune_steps(options, run, tmp_path, lambda *_: FakeSteps(fewer_stages))
+        tune_steps(options, run, tmp_path, lambda *_: FakeSteps(held_qkv))
 
 
 @pytest.mark.gpu

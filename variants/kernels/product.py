@@ -2,13 +2,16 @@
 
     gemv path alone:  s = x (+ residual, rounded to the dtype);  acc = (s * gamma) W^T;  squares = sum_k s^2
 
-Shape suffixes: M rows, N outputs, K inputs. Accumulation in fp32. On the gemv and skinny paths acc is [N, M], on the
-wide path [M, N] (see tiles.py). With more rows than a gemv has, x comes as it is to be multiplied: what every tile did
+Shape suffixes: M rows, N outputs, K inputs. Accumulation in fp32. On the wide path acc is [M, N], on the others
+[N, M] (see tiles.py). With more rows than a gemv has, x comes as it is to be multiplied: what every tile did
 to it would be done as often as there are tiles, between its load and the tensor cores. Under PDL only weights, which
 are constants, are loaded or prefetched before `gdc_wait`.
 """
 
 from engine.kernels._triton import tl, triton
+
+# Parts of K that a program on the held path multiplies by themselves, one a warp or two.
+SLICES = tl.constexpr(8)
 
 
 @triton.jit
@@ -62,9 +65,9 @@ def begin(
 ):  # fmt: skip
     """(first weights, first second weights) for `product`; whatever another kernel wrote may be read after this.
 
-    Under PDL the weights are on their way before the wait: the first into registers (gemv), the others into L2. The
-    next kernel is let go before the first load: the compiler unpacks what was loaded as soon as it can, and a program
-    that waits for its weights before it lets go keeps the next kernel's from travelling beside them.
+    Under PDL the weights are on their way before the wait: the first into registers (gemv, held), the others into L2.
+    The next kernel is let go before the first load: the compiler unpacks what was loaded as soon as it can, and a
+    program that waits for its weights before it lets go keeps the next kernel's from travelling beside them.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -75,6 +78,11 @@ def begin(
         w = tl.load(w_ptr + rows, mask=k < k_high, other=0.0)
         if w2_ptr is not None:
             w2 = tl.load(w2_ptr + rows, mask=k < k_high, other=0.0)
+        k_low += BLOCK_K
+    elif PATH == "held":
+        w = _load_slices(w_ptr, w_stride, tile_n, N, k_low, k_high, BLOCK_N, BLOCK_K)
+        if w2_ptr is not None:
+            w2 = _load_slices(w2_ptr, w_stride, tile_n, N, k_low, k_high, BLOCK_N, BLOCK_K)
         k_low += BLOCK_K
     if PDL:
         if PREFETCH:
@@ -101,6 +109,12 @@ def product(
         acc, acc2, squares = _gemv_product(
             w, w2, x_ptr, residual_ptr, s_ptr, gamma_ptr, w_ptr, w2_ptr, x_stride, r_stride, s_stride, w_stride,
             tile_m, tile_n, M, N, k_low, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, ONCE,
+        )  # fmt: skip
+    elif PATH == "held":
+        squares = tl.zeros([BLOCK_M], tl.float32)
+        acc, acc2 = _held_product(
+            w, w2, x_ptr, w_ptr, w2_ptr, x_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
+            BLOCK_M, BLOCK_N, BLOCK_K, ONCE,
         )  # fmt: skip
     else:
         squares = tl.zeros([BLOCK_M], tl.float32)
@@ -193,6 +207,55 @@ def _sum_eights(x, ROWS: tl.constexpr, LANES: tl.constexpr):
 def _at_row(x, m, i: tl.constexpr):
     """[N, LANES] -> [N, LANES, M], zero but for row i; a selection, since a product would spread NaN."""
     return tl.where((m == i)[None, None, :], x[:, :, None], 0.0)
+
+
+@triton.jit
+def _load_slices(w_ptr, w_stride, tile_n, N, k_low, k_high, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Weights [SLICES, BLOCK_N, BLOCK_K / SLICES], zero from k_high on."""
+    n = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+    k = k_low + _slice_columns(BLOCK_K)
+    return tl.load(w_ptr + n[None, :, None] * w_stride + k, mask=k < k_high, other=0.0)
+
+
+@triton.jit
+def _slice_columns(BLOCK_K: tl.constexpr):
+    """[SLICES, 1, BLOCK_K / SLICES]"""
+    WIDTH: tl.constexpr = BLOCK_K // SLICES
+    return tl.arange(0, SLICES)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+
+
+@triton.jit
+def _held_product(
+    w, w2, x_ptr, w_ptr, w2_ptr, x_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ONCE: tl.constexpr,
+):  # fmt: skip
+    """On the tensor cores, the weights there before x is, as in a gemv; each slice of K by itself. acc is [N, M]."""
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[None, :, None]
+    x_rows, live_rows, cols = x_ptr + m.to(tl.int64) * x_stride, m < M, _slice_columns(BLOCK_K)
+    acc = tl.zeros([SLICES, BLOCK_N, BLOCK_M], tl.float32)
+    acc2 = tl.zeros([SLICES, BLOCK_N, BLOCK_M], tl.float32)
+    if ONCE:
+        acc, acc2 = _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, k_low + cols, k_high)
+    else:
+        for low in range(k_low, k_high, BLOCK_K):
+            next_w = _load_slices(w_ptr, w_stride, tile_n, N, low + BLOCK_K, k_high, BLOCK_N, BLOCK_K)
+            if w2_ptr is not None:
+                next_w2 = _load_slices(w2_ptr, w_stride, tile_n, N, low + BLOCK_K, k_high, BLOCK_N, BLOCK_K)
+            acc, acc2 = _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, low + cols, k_high)
+            w = next_w
+            if w2_ptr is not None:
+                w2 = next_w2
+    return tl.sum(acc, axis=0), tl.sum(acc2, axis=0)
+
+
+@triton.jit
+def _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, k, k_high):
+    """The sums [SLICES, N, M] with the products at columns k."""
+    x = tl.permute(tl.load(x_rows + k, mask=live_rows & (k < k_high), other=0.0), [0, 2, 1])
+    acc = tl.dot(w, x, acc, input_precision="ieee")
+    if w2_ptr is not None:
+        acc2 = tl.dot(w2, x, acc2, input_precision="ieee")
+    return acc, acc2
 
 
 @triton.jit

@@ -15,6 +15,8 @@ from engine.kernels._triton import TensorDescriptor, cdiv, next_power_of_2
 MAX_TWO_ROW_WEIGHTS = 16 * 2**20
 # Larger weights, prefetched for several kernels ahead, push each other out of L2 again.
 MAX_PREFETCH_BYTES = 9 * 2**20
+# Every program reads all of x, past any loop that could hide it.
+MAX_HELD_ROWS = 16
 MAX_SKINNY_ROWS = 64
 # (block_m, block_n) of the wide path, most reuse first.
 WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
@@ -24,12 +26,12 @@ WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
 class Tile:
     """How a product is cut up.
 
-    `gemv` streams weight rows through registers; `skinny` makes the weights the wide operand of the tensor cores, so
-    that few rows of x pad to 8 and not to 64; `wide` is the usual tiled product, its programs ordered in groups of
-    rows.
+    `gemv` streams weight rows through registers; `held` does too, but multiplies on the tensor cores, a few slices of
+    K each by itself; `skinny` brings them through shared memory. Both make the weights the wide operand, so that few
+    rows of x pad to 8 and not to 64. `wide` is the usual tiled product, its programs ordered in groups of rows.
     """
 
-    path: Literal["gemv", "skinny", "wide"]
+    path: Literal["gemv", "held", "skinny", "wide"]
     block_m: int
     block_n: int
     block_k: int
@@ -40,6 +42,10 @@ class Tile:
     def grid(self, m: int, n: int) -> tuple[int, int]:
         """Programs: output tiles, parts of K."""
         return cdiv(m, self.block_m) * cdiv(n, self.block_n), self.splits
+
+    def once(self, k: int) -> bool:
+        """Whether the first block of K that a program loads is its last."""
+        return k <= self.block_k * self.splits
 
 
 def linear_tile(m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 1, can_split: bool = False) -> Tile:
@@ -88,7 +94,7 @@ def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:
     """Whether weight rows can be bulk-prefetched (whole 16-byte units), and it pays: not where all are in registers."""
     small = weight_NK.numel() * weight_NK.element_size() <= MAX_PREFETCH_BYTES
     aligned = weight_NK.data_ptr() % 16 == 0 and weight_NK.stride(0) % 8 == 0 and weight_NK.shape[1] % 8 == 0
-    in_registers = tile.path == "gemv" and weight_NK.shape[1] <= tile.block_k
+    in_registers = tile.path in ("gemv", "held") and tile.once(weight_NK.shape[1])
     return small and aligned and tile.path != "wide" and not in_registers
 
 

@@ -6,7 +6,7 @@ from engine.kernels._triton import next_power_of_2
 from tests.kernel_aot import AotCase, assert_fits, compile_cases
 from variants.kernels.decode_qkv_attention import Cut, merge_chunk, register_limit
 from variants.kernels.qkv_post import HEADS_PER_PROGRAM
-from variants.kernels.tiles import linear_tile
+from variants.kernels.tiles import Tile, linear_tile
 
 BF16 = ("x", "y", "s", "h", "w", "q", "residual", "bias", "gamma", "qkv", "q_norm", "k_norm", "k_cache", "v_cache")
 FP32 = ("partials", "parts", "best", "out_best", "cos", "sin")
@@ -38,10 +38,11 @@ PDL = {"launch_pdl": True}
 
 
 def linear(
-    module: str, kernel: str, m: int, n: int, k: int, none: tuple[str, ...], weights: int = 1, **more: object
-) -> AotCase:
+    module: str, kernel: str, m: int, n: int, k: int, none: tuple[str, ...], weights: int = 1,
+    tile: Tile | None = None, **more: object,
+) -> AotCase:  # fmt: skip
     """A fused linear layer with the tile its launcher would choose; `none` are the arguments it goes without."""
-    tile = linear_tile(m, n, k, 2, 132, weights, can_split="SPLITS" in more)
+    tile = tile or linear_tile(m, n, k, 2, 132, weights, can_split="SPLITS" in more)
     described = tile.path == "wide" and (module == "linear_add" or "residual_ptr" in none)
     types = TYPES
     if described:
@@ -54,20 +55,20 @@ def linear(
     constexprs = {
         **dict.fromkeys(none), **more,
         "PATH": tile.path, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
-        "STAGES": tile.stages, "EVEN": k % tile.block_k == 0, "ONCE": k <= tile.block_k,
-        "PREFETCH": tile.path != "wide", "PDL": not described,
+        "STAGES": tile.stages, "EVEN": k % tile.block_k == 0, "ONCE": tile.once(k),
+        "PREFETCH": tile.path in ("gemv", "skinny"), "PDL": not described,
     }  # fmt: skip
     if "SPLITS" in more:
         constexprs["SPLITS"] = tile.splits
     origin = " from partials" if "residual_ptr" in none and module != "lm_head" else ""
-    name = f"{module} {m}x{n}x{k}{origin}"
+    name = f"{'held ' if tile.path == 'held' else ''}{module} {m}x{n}x{k}{origin}"
     return AotCase(
         name, f"variants.kernels.{module}:{kernel}", types, constexprs, tile.num_warps, {} if described else PDL
     )
 
 
-def norm_linear(m: int, n: int, k: int, missing: str) -> AotCase:
-    return linear("norm_linear", "_norm_linear_kernel", m, n, k, ("bias_ptr", missing), BLOCK_P=64)
+def norm_linear(m: int, n: int, k: int, missing: str, tile: Tile | None = None) -> AotCase:
+    return linear("norm_linear", "_norm_linear_kernel", m, n, k, ("bias_ptr", missing), tile=tile, BLOCK_P=64)
 
 
 def norm_linear_with_bias(m: int, n: int, k: int) -> AotCase:
@@ -76,12 +77,18 @@ def norm_linear_with_bias(m: int, n: int, k: int) -> AotCase:
     return linear("norm_linear", "_norm_linear_kernel", m, n, k, (missing,), BLOCK_P=64)
 
 
-def linear_add(m: int, n: int, k: int) -> AotCase:
-    return linear("linear_add", "_linear_add_kernel", m, n, k, ("bias_ptr",), SPLITS=1)
+def linear_add(m: int, n: int, k: int, tile: Tile | None = None) -> AotCase:
+    splits = 1 if tile is None else tile.splits
+    return linear("linear_add", "_linear_add_kernel", m, n, k, ("bias_ptr",), tile=tile, SPLITS=splits)
 
 
-def gate_up(m: int, n: int, k: int, missing: str) -> AotCase:
-    return linear("gate_up_silu", "_gate_up_silu_kernel", m, n, k, ("bias_ptr", missing), weights=2, BLOCK_P=64)
+def gate_up(m: int, n: int, k: int, missing: str, tile: Tile | None = None) -> AotCase:
+    none = ("bias_ptr", missing)
+    return linear("gate_up_silu", "_gate_up_silu_kernel", m, n, k, none, weights=2, tile=tile, BLOCK_P=64)
+
+
+def held(m: int, block_n: int, block_k: int, splits: int = 1) -> Tile:
+    return Tile("held", m, block_n, block_k, num_warps=8, stages=1, splits=splits)
 
 
 def lm_head(m: int, n: int, k: int) -> AotCase:
@@ -143,6 +150,12 @@ CASES = [
     gate_up(1, 4864, 896, "partials_ptr"),
     gate_up(16, 8960, 1536, "residual_ptr"),
     gate_up(64, 8960, 1536, "residual_ptr"),
+    norm_linear(8, 4096, 1024, "residual_ptr", held(8, 16, 1024)),
+    norm_linear(16, 6144, 4096, "residual_ptr", held(16, 16, 1024)),
+    gate_up(8, 3072, 1024, "residual_ptr", held(8, 16, 1024)),
+    gate_up(8, 12288, 4096, "residual_ptr", held(8, 16, 512)),
+    linear_add(8, 1024, 2048, held(8, 16, 2048)),
+    linear_add(16, 1024, 3072, held(16, 16, 1024, splits=3)),
     lm_head(8, 151936, 896),
     lm_head(1, 151936, 1024),
     lm_head(64, 151936, 1024),
@@ -191,6 +204,14 @@ def test_weights_are_loaded_before_the_wait(compiled):
     assert "cp.async.bulk.prefetch.L2.global" in head
     assert "ld.global" not in head
     assert "cp.async.cg" not in head
+
+
+def test_held_weights_are_in_shared_memory_before_the_wait(compiled):
+    head, _, tail = compiled["held norm_linear 8x4096x1024 from partials"].ptx.partition("griddepcontrol.wait")
+    # 16 rows of 1024 weights over 256 threads, 16 bytes a load; then each warp multiplies its eighth of K.
+    assert head.count("ld.global.v4") == head.count("st.shared.v4") == 8
+    assert "ld.global" in tail
+    assert tail.count("mma.sync") == 1024 // 8 // 16
 
 
 def test_the_next_kernel_is_let_go_before_the_first_load(compiled):
