@@ -60,7 +60,7 @@ def candidates(problem: Problem, most: int = MOST_TILES) -> list[Tile]:
     paths: list[list[Tile]] = []
     if rows <= MOST_GEMV_ROWS_TRIED:
         paths.append(_spread(problem, _gemv_tiles(problem)))
-    if 1 < rows <= MAX_HELD_ROWS:
+    if rows <= MAX_HELD_ROWS:
         paths.append(_spread(problem, _held_tiles(problem)))
     if 1 < rows <= MAX_SKINNY_ROWS:
         paths.append(_spread(problem, _skinny_tiles(problem)))

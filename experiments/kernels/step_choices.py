@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.kernels._triton import cdiv
 from engine.kernels.decode_attention import MAX_SPLITS
 from experiments.kernels.candidates import Problem, candidates, is_legal, neighbours
 from experiments.kernels.cases import sites
@@ -30,6 +29,8 @@ MOST_TILES = 16
 # Of the first pass's, in the second.
 MOST_AGAIN = 4
 CUTS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+# (tokens of a tile, warps, stages) of attention.
+CUT_TILES = ((64, 4, 2), (64, 4, 3), (64, 4, 1), (64, 8, 2), (128, 8, 1), (128, 8, 2), (128, 4, 2), (256, 8, 2))
 # More programs than this take turns.
 MOST_PROGRAMS_PER_SM = 8
 
@@ -108,11 +109,11 @@ def second_choices(
 
 def attention_choices(batch: int, num_kv_heads: int, max_context: int, sms: int) -> list[Choice]:
     """Attention apart from the projection's epilogue, and cuts of its keys; `max_context` fits the block table."""
-    pairs, cuts, tile = batch * num_kv_heads, list[Cut](), Cut(1).tile
-    for splits in CUTS:
-        few_enough = splits == 1 or (pairs <= MAX_TICKETS and pairs * splits <= MOST_PROGRAMS_PER_SM * sms)
-        if few_enough and splits <= min(MAX_SPLITS, cdiv(max_context, tile)):
-            cuts += [Cut(splits), Cut(splits, num_warps=8), Cut(splits, stages=3)]
+    pairs = batch * num_kv_heads
+    most = min(MAX_SPLITS, MOST_PROGRAMS_PER_SM * sms // pairs) if pairs <= MAX_TICKETS else 1
+    cuts = [
+        Cut(splits, *how) for splits in CUTS for how in CUT_TILES if splits <= max(1, min(most, max_context // how[0]))
+    ]
     return [Choice(ATTENTION, ATTENTION, False), *(Choice(ATTENTION, ATTENTION, True, cut=cut) for cut in cuts)]
 
 

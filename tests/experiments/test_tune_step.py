@@ -299,6 +299,7 @@ def test_choices_become_one_trial() -> None:
 def test_attention_is_cut_no_finer_than_its_keys_and_the_gpu_allow() -> None:
     cuts = [choice.cut for choice in attention_choices(64, 8, 1280, 132) if choice.cut]
     assert {cut.splits for cut in cuts} == {1, 2}
+    assert len(set(cuts)) == len(cuts)
     assert {choice.cut.splits for choice in attention_choices(1, 8, 320, 132) if choice.cut} == {1, 2, 3, 4, 5}
 
 

@@ -42,7 +42,11 @@ LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
 
 @dataclass(frozen=True)
 class Cut:
-    """How the keys are cut up: parts of a sequence, and tokens of a tile."""
+    """How the keys are cut up: parts of a sequence, and tokens of a tile.
+
+    With one stage the next tile travels in registers, also the second one before the wait: soonest done with few
+    tiles. With more, copies to shared memory are pipelined, which leaves room for more programs with many.
+    """
 
     splits: int
     tile: int = TILE_TOKENS
@@ -51,16 +55,34 @@ class Cut:
 
 
 @triton.jit
+def _load_pages(table_ptr, start, high, live, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """The pages of the tile from position `start` on: one number, or where it has several, one for each position."""
+    if TILE <= BLOCK_SIZE:
+        pages = tl.load(table_ptr + start // BLOCK_SIZE, mask=live, other=0)
+    else:
+        position = start + tl.arange(0, TILE)
+        pages = tl.load(table_ptr + position // BLOCK_SIZE, mask=live & (position < high), other=0)
+    return pages
+
+
+@triton.jit
 def _load_tile(
-    k_ptr, v_ptr, page, start, low, high, rows, d_mask, cache_stride_block, cache_stride_pos,
+    k_ptr, v_ptr, pages, start, low, high, d, d_mask, cache_stride_block, cache_stride_pos,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """(k [TILE, D], v [TILE, D], live [TILE]) of the positions from `start` on; those outside [low, high) are zero."""
-    position = start + tl.arange(0, TILE)
-    live = (position >= low) & (position < high)
-    base = page.to(tl.int64) * cache_stride_block + (start % BLOCK_SIZE) * cache_stride_pos
+    n = tl.arange(0, TILE)
+    live = (start + n >= low) & (start + n < high)
+    page = pages.to(tl.int64) * cache_stride_block
+    if TILE <= BLOCK_SIZE:
+        # One base for the whole tile takes fewer registers than one for each position.
+        base = page + (start % BLOCK_SIZE) * cache_stride_pos
+        at = n[:, None] * cache_stride_pos + d[None, :]
+    else:
+        base = page[:, None]
+        at = ((start + n) % BLOCK_SIZE)[:, None] * cache_stride_pos + d[None, :]
     mask = live[:, None] & d_mask[None, :]
-    return tl.load(k_ptr + base + rows, mask=mask, other=0.0), tl.load(v_ptr + base + rows, mask=mask, other=0.0), live
+    return tl.load(k_ptr + base + at, mask=mask, other=0.0), tl.load(v_ptr + base + at, mask=mask, other=0.0), live
 
 
 @triton.jit
@@ -160,6 +182,7 @@ def _decode_qkv_attention_kernel(
     tiles = tl.cdiv(high - low, SPLITS)
     low += split * tiles
     high = tl.minimum(low + tiles, high)
+    end = tl.minimum(num_old, high * TILE)
 
     # The halves of a head are padded apart, as RoPE needs them.
     i = tl.arange(0, BLOCK_D)
@@ -168,22 +191,26 @@ def _decode_qkv_attention_kernel(
         d, d_mask = i // BLOCK_HALF * HALF + i % BLOCK_HALF, i % BLOCK_HALF < HALF
     k_ptr += kv_head * cache_stride_h
     v_ptr += kv_head * cache_stride_h
-    rows = tl.arange(0, TILE)[:, None] * cache_stride_pos + d[None, :]
-    # A tile never crosses a page: BLOCK_SIZE is a multiple of TILE. Each page number is loaded one tile ahead.
+    # Each tile's page numbers are loaded one tile ahead.
     table_ptr = tables_ptr + b * table_stride
-    if SPLITS == 1 and window is None:
+    if SPLITS == 1 and window is None and TILE <= BLOCK_SIZE:
         # The first page is known before the length is: the two loads overlap.
-        page = tl.load(table_ptr)
+        pages = tl.load(table_ptr)
     else:
-        page = tl.load(table_ptr + low * TILE // BLOCK_SIZE, mask=low < high, other=0)
+        pages = _load_pages(table_ptr, low * TILE, end, low < high, BLOCK_SIZE, TILE)
     g, j = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
     cos, sin, q_gamma1, q_gamma2 = load_rotation(q_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
     _, _, k_gamma1, k_gamma2 = load_rotation(k_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
     k, v, live = _load_tile(
-        k_ptr, v_ptr, page, low * TILE, first, num_old, rows, d_mask, cache_stride_block, cache_stride_pos,
-        BLOCK_SIZE, TILE,
-    )  # fmt: skip
-    page = tl.load(table_ptr + (low + 1) * TILE // BLOCK_SIZE, mask=low + 1 < high, other=0)
+        k_ptr, v_ptr, pages, low * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos, BLOCK_SIZE, TILE
+    )
+    pages = _load_pages(table_ptr, (low + 1) * TILE, end, low + 1 < high, BLOCK_SIZE, TILE)
+    if STAGES == 1:
+        next_k, next_v, next_live = _load_tile(
+            k_ptr, v_ptr, pages, (low + 1) * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
+            BLOCK_SIZE, TILE,
+        )  # fmt: skip
+        pages = _load_pages(table_ptr, (low + 2) * TILE, end, low + 2 < high, BLOCK_SIZE, TILE)
     if PDL:
         tl.extra.cuda.gdc_wait()
 
@@ -202,11 +229,18 @@ def _decode_qkv_attention_kernel(
 
     best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
     for tile in tl.range(low + 1, high, num_stages=STAGES):
-        k, v, live = _load_tile(
-            k_ptr, v_ptr, page, tile * TILE, first, num_old, rows, d_mask, cache_stride_block, cache_stride_pos,
+        # The tile that is loaded here, and the one that is attended to.
+        ahead: tl.constexpr = 1 if STAGES == 1 else 0
+        loaded_k, loaded_v, loaded_live = _load_tile(
+            k_ptr, v_ptr, pages, (tile + ahead) * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
             BLOCK_SIZE, TILE,
         )  # fmt: skip
-        page = tl.load(table_ptr + (tile + 1) * TILE // BLOCK_SIZE, mask=tile + 1 < high, other=0)
+        pages = _load_pages(table_ptr, (tile + ahead + 1) * TILE, end, tile + ahead + 1 < high, BLOCK_SIZE, TILE)
+        if STAGES == 1:
+            k, v, live = next_k, next_v, next_live
+            next_k, next_v, next_live = loaded_k, loaded_v, loaded_live
+        else:
+            k, v, live = loaded_k, loaded_v, loaded_live
         best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
 
     # No key at all (a padded row, or a part past the end): zeros, weight 2^-inf.

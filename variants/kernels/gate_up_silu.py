@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
-from variants.kernels.product import begin, product, sum_partials, tile_index
+from variants.kernels.product import begin, load_partials, product, tile_index
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch, descriptors
 
@@ -34,14 +34,14 @@ def _gate_up_silu_kernel(
     up_ptr = w_ptr + tl.cast(N, tl.int64) * w_stride
     w, w2 = begin(w_ptr, up_ptr, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     if partials_ptr is not None:
-        given = sum_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
+        partials = load_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
     gate, up, squares = product(
         w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, None, w_ptr, up_ptr,
         x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N,
         0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN, ONCE,
     )  # fmt: skip
     if partials_ptr is not None:
-        squares = given
+        squares = tl.sum(partials, axis=1)
     scale = tl.rsqrt(squares / K + eps)
     if PATH == "wide":
         rows, cols, scale = m[:, None], n[None, :], scale[:, None]

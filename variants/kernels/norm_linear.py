@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
-from variants.kernels.product import begin, product, sum_partials, tile_index
+from variants.kernels.product import begin, load_partials, product, tile_index
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch, descriptors
 
@@ -33,14 +33,14 @@ def _norm_linear_kernel(
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     if partials_ptr is not None:
-        given = sum_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
+        partials = load_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
     acc, _, squares = product(
         w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, None, w_ptr, None,
         x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N,
         0, K, PATH, BLOCK_M, BLOCK_N, BLOCK_K, partials_ptr is None, STAGES, EVEN, ONCE,
     )  # fmt: skip
     if partials_ptr is not None:
-        squares = given
+        squares = tl.sum(partials, axis=1)
     scale = tl.rsqrt(squares / K + eps)
     if PATH == "wide":
         rows, cols, y = m[:, None], n[None, :], acc * scale[:, None]

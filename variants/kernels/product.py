@@ -166,7 +166,23 @@ def _gemv_product(
             w = next_w
             if w2_ptr is not None:
                 w2 = next_w2
-    return tl.sum(acc, axis=1), tl.sum(acc2, axis=1), tl.sum(squares, axis=0)
+    acc, acc2 = _sum_both(acc, acc2, w2_ptr is not None, 1)
+    return acc, acc2, tl.sum(squares, axis=0)
+
+
+@triton.jit
+def _add_pairs(a, a2, b, b2):
+    return a + b, a2 + b2
+
+
+@triton.jit
+def _sum_both(acc, acc2, DUAL: tl.constexpr, AXIS: tl.constexpr):
+    """Both summed over an axis, at once: threads meet as often as for one. Without DUAL the second is not used."""
+    if DUAL:
+        sums, sums2 = tl.reduce((acc, acc2), AXIS, _add_pairs)
+    else:
+        sums, sums2 = tl.sum(acc, axis=AXIS), tl.sum(acc2, axis=AXIS)
+    return sums, sums2
 
 
 @triton.jit
@@ -245,7 +261,7 @@ def _held_product(
             w = next_w
             if w2_ptr is not None:
                 w2 = next_w2
-    return tl.sum(acc, axis=0), tl.sum(acc2, axis=0)
+    return _sum_both(acc, acc2, w2_ptr is not None, 0)
 
 
 @triton.jit
@@ -322,8 +338,11 @@ def _dot(x, w, acc, SWAP: tl.constexpr):
 
 
 @triton.jit
-def sum_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P: tl.constexpr):
-    """Sums of squares [M] from the kernel before, which left one per tile."""
+def load_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P: tl.constexpr):
+    """Sums of squares [M, P] from the kernel before, which left one per tile.
+
+    To be summed after the product: they travel beside x, and a sum before it would make a program wait twice.
+    """
     p = tl.arange(0, BLOCK_P)[None, :]
     mask = (m < M)[:, None] & (p < num_partials)
-    return tl.sum(tl.load(partials_ptr + m[:, None] * p_stride + p, mask=mask, other=0.0), axis=1)
+    return tl.load(partials_ptr + m[:, None] * p_stride + p, mask=mask, other=0.0)

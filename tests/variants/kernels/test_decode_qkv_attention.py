@@ -43,6 +43,7 @@ CASES = [
     ((2, 2, 96), 128, 1, True),
     ((17, 1, 32), 32, 2, False),
 ]
+GPU_CUTS = [Cut(1), Cut(8), Cut(1, 128, 8, 1), Cut(4, 64, 4, 1), Cut(4, 128, 8, 2), Cut(1, 256, 8, 2)]
 # A new key at the start of a page and of a tile, at their ends, alone; a padded row.
 LENS = [1, 0, 150, 64, 65, 129]
 
@@ -125,6 +126,19 @@ def test_any_number_of_splits_gives_the_same(lens):
         assert relative_error(o, oracle) < attention_tolerance(torch.float32)
 
 
+@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize(
+    "cut", [Cut(1, 16, stages=1), Cut(3, 16, stages=1), Cut(1, 64, stages=1), Cut(2, 64), Cut(1, 128), Cut(1, 256)]
+)
+def test_a_tile_may_have_several_pages_and_one_may_travel_ahead(cut, window):
+    lens = [200, 33, 1, 0, 66]
+    one, two = (inputs(lens, 3, 1, 16, 16, torch.float32, unread=u, window=window) for u in (float("nan"), 1e4))
+    oracle = decode_qkv_attention_reference(*copied(one, torch.float64))
+    o = decode_qkv_attention_triton(*one, cut=cut)
+    assert relative_error(o, oracle) < attention_tolerance(torch.float32)
+    assert same_bits(o, decode_qkv_attention_triton(*two, cut=cut))
+
+
 @pytest.mark.parametrize("splits", [5, 70])
 def test_many_parts_are_merged_in_chunks(splits, monkeypatch):
     monkeypatch.setattr("variants.kernels.decode_qkv_attention.MERGE_ELEMENTS", 128)
@@ -194,34 +208,34 @@ def test_the_cut_fits_the_page_and_the_tickets():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads", [(16, 8, 128), (32, 8, 128), (9, 3, 64), (16, 1, 128), (14, 2, 64)])
-@pytest.mark.parametrize("splits", [1, 8])
-def test_long_contexts_match_and_store_the_same_bits(heads, splits):
+@pytest.mark.parametrize("cut", GPU_CUTS)
+def test_long_contexts_match_and_store_the_same_bits(heads, cut):
     lens = [1024, 1000, 17, 0, *range(500, 528)]
     args = inputs(lens, *heads, 64, torch.bfloat16)
     before = copied(args)
     oracle = decode_qkv_attention_reference(*copied(args, torch.float64))
-    expected = unfused(before, splits)
-    o = decode_qkv_attention_triton(*args, cut=Cut(splits))
+    expected = unfused(before, cut.splits)
+    o = decode_qkv_attention_triton(*args, cut=cut)
     assert relative_error(o, oracle) < 1.05 * relative_error(expected, oracle)
     assert same_bits(args[7], before[7])
     assert same_bits(args[8], before[8])
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("splits", [1, 8])
+@pytest.mark.parametrize("cut", GPU_CUTS)
 @pytest.mark.parametrize("lens", [[1024, 1000, 17, 0], [129]])
-def test_deterministic_and_the_same_under_pdl(lens, splits):
+def test_deterministic_and_the_same_under_pdl(lens, cut):
     layers = [inputs(lens, 16, 8, 128, 64, torch.bfloat16) for _ in range(4)]
     for layer in layers:
         layer[0] = layer[0].nan_to_num().contiguous()
-    assert_deterministic(lambda: decode_qkv_attention_triton(*layers[0], cut=Cut(splits)))
+    assert_deterministic(lambda: decode_qkv_attention_triton(*layers[0], cut=cut))
     weights = [randn(4096, 2048, dtype=torch.bfloat16, seed=s, scale=0.03) for s in range(4)]
     first = layers[0][0]
 
     def chain(pdl):
         qkv, seen = first, []
         for layer, weight in zip(layers, weights, strict=True):
-            o = decode_qkv_attention_triton(qkv, *layer[1:], pdl=pdl, cut=Cut(splits))
+            o = decode_qkv_attention_triton(qkv, *layer[1:], pdl=pdl, cut=cut)
             qkv, _ = linear_add_triton(o.flatten(1), weight, None, first, pdl)
             seen += [o, layer[7], layer[8]]
         return torch.cat([x.flatten() for x in seen])
