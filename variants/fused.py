@@ -27,6 +27,7 @@ from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
 from variants.dispatch import attention_pays, pays_here, turn_off
 from variants.folding import fold_layers
+from variants.kernels import carve_out
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
@@ -178,4 +179,6 @@ def whole(delta_TH: Tensor | None) -> Tensor:
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The fused engine with some of its rungs."""
     pdl = runtime.pdl and torch.cuda.is_available()
+    if pdl:
+        carve_out.use_one()
     return Variant(name, FusedOps(switches, pdl), fold_layers, runtime, switches, KERNELS)

@@ -191,7 +191,7 @@ class Attention(QkvPost):
     def dispatch_class(self, rows: int) -> Any:
         """How the keys are cut up."""
         most = self.tables_TP.shape[1] * BLOCK_SIZE
-        return attention_cut(rows, self.heads[1], most, BLOCK_SIZE, num_sms(self.qkv_TO))
+        return attention_cut(rows, self.heads[1], self.heads[2], most, BLOCK_SIZE, num_sms(self.qkv_TO))
 
 
 def _tables(lens: list[int]) -> tuple[Tensor, int]:

@@ -185,7 +185,8 @@ class GpuSteps:
         batch = self.place.batch
         if not attention_pays(batch):
             return Choice(ATTENTION, ATTENTION, False)
-        cut = attention_cut(batch, self.num_kv_heads, self.max_context, EngineConfig.block_size, self.sms)
+        heads, dim = self.num_kv_heads, int(self._sizes["head_dim"])
+        cut = attention_cut(batch, heads, dim, self.max_context, EngineConfig.block_size, self.sms)
         return Choice(ATTENTION, ATTENTION, True, cut=cut)
 
     @property

@@ -29,8 +29,11 @@ MOST_TILES = 16
 # Of the first pass's, in the second.
 MOST_AGAIN = 4
 CUTS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-# (tokens of a tile, warps, stages) of attention.
-CUT_TILES = ((64, 4, 2), (64, 4, 3), (64, 4, 1), (64, 8, 2), (128, 8, 1), (128, 8, 2), (128, 4, 2), (256, 8, 2))
+# (tokens of a tile, warps, stages, tiles ahead) of attention.
+CUT_TILES = (
+    *((64, 4, 2, 0), (64, 4, 2, 1), (64, 4, 3, 0), (64, 4, 3, 1), (64, 8, 2, 0), (64, 4, 1, 0)),
+    *((128, 8, 1, 0), (128, 8, 2, 0), (128, 8, 2, 1)),
+)
 # More programs than this take turns.
 MOST_PROGRAMS_PER_SM = 8
 
@@ -53,6 +56,7 @@ class Choice:
         if self.cut:
             return (
                 f"{self.cut.splits} parts, tile {self.cut.tile}, {self.cut.num_warps} warps, {self.cut.stages} stages"
+                + f", {self.cut.ahead} ahead" * (self.cut.ahead > 0)
             )
         return "on" if self.fused else "off"
 

@@ -63,7 +63,7 @@ def bench(timer: Any) -> Bench:
     return Bench(CPU, "bfloat16", timer, repeats=10, l2=1)
 
 
-def case(rows: int = 8) -> Recorded:
+def case(rows: int = 32) -> Recorded:
     return Recorded.draw((64, 512), rows, torch.bfloat16, CPU, plain=True)
 
 

@@ -37,9 +37,9 @@ from variants.kernels.tile_table import Measured, Trial, read_table
 from variants.kernels.tiles import Tile
 
 BASE_US = 1000.0
-# Of the QKV product at 8 rows.
-HEURISTIC = "skinny 8x32x256, 4 warps, 4 stages"
 SIZES = find_model("qwen3-0.6b").sizes
+# Of the QKV product at 8 rows.
+HEURISTIC = words(step_points(SIZES, 8, ("norm_linear",))["qkv"].problem(2, 132).heuristic())
 QKV, DOWN = "norm_linear 4096x1024", "linear_add 1024x3072"
 Cost = Callable[[Trial], float]
 
@@ -105,30 +105,30 @@ def table(folder: Path) -> Measured:
     return read_table((folder / "tiles.json").read_text())["X"]
 
 
-def held_qkv(trial: Trial) -> float:
-    """The QKV product gains by held weights, `down` by parts of K, and both together less than the first alone."""
+def skinny_qkv(trial: Trial) -> float:
+    """The QKV product gains by the skinny path, `down` by parts of K, and both together less than the first alone."""
     qkv, down = trial.tiles.get(QKV), trial.tiles.get(DOWN)
-    cost = BASE_US - (50 if qkv and qkv.path == "held" else 0)
+    cost = BASE_US - (50 if qkv and qkv.path == "skinny" else 0)
     if down and down.splits > 1:
-        cost += 30 if qkv and qkv.path == "held" else -20
+        cost += 30 if qkv and qkv.path == "skinny" else -20
     return cost
 
 
 def test_what_the_step_gains_by_is_kept_and_written(tmp_path: Path) -> None:
-    [cell] = search(tmp_path, FakeSteps(held_qkv)).cells
+    [cell] = search(tmp_path, FakeSteps(skinny_qkv)).cells
     assert [(kept.site, kept.before_us, kept.after_us) for kept in cell.kept] == [("qkv", 1000.0, 950.0)]
     assert cell.speedup.value == pytest.approx(1000 / 950)
     assert len(cell.start_us) == len(cell.end_us) == step_search.CONFIRMING_ROUNDS
     [(key, tiles)] = table(tmp_path).tiles.items()
     assert key == QKV
-    assert tiles["8"].path == "held"
+    assert tiles["8"].path == "skinny"
     # Alone parts of `down` would have gained.
     assert any(t.site == "down" and t.step_us and t.step_us > 950 for t in cell.tried)
     assert table(tmp_path).fused_up_to_rows == {}
 
 
 def test_the_log_is_whole_and_says_where_it_is_from(tmp_path: Path) -> None:
-    run = search(tmp_path, FakeSteps(held_qkv), layers=4)
+    run = search(tmp_path, FakeSteps(skinny_qkv), layers=4)
     assert plain.decode(StepRun, read_json(tmp_path / "tune.json")) == run
     assert (run.gpu, run.commit, run.created[:10]) == ("X", "0a1b2c3", "2026-11-28")
     assert (run.cells[0].model, run.cells[0].batch, run.cells[0].layers) == ("qwen3-0.6b", 8, 4)
@@ -240,7 +240,7 @@ def test_bounds_end_at_the_first_batch_that_is_faster_without() -> None:
 
 def test_attentions_cut_is_told_and_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def cost_us(trial: Trial) -> float:
-        return held_qkv(trial) - (40 if trial.cut == Cut(6) else 0)
+        return skinny_qkv(trial) - (40 if trial.cut == Cut(6) else 0)
 
     [cell] = search(tmp_path, FakeSteps(cost_us)).cells
     assert [kept.site for kept in cell.kept] == ["qkv", ATTENTION]
@@ -252,13 +252,13 @@ def test_attentions_cut_is_told_and_not_written(tmp_path: Path, capsys: pytest.C
 def test_when_time_is_up_what_was_kept_is_confirmed_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps, other = FakeSteps(held_qkv), FakeSteps(held_qkv)
+    steps, other = FakeSteps(skinny_qkv), FakeSteps(skinny_qkv)
     run = search(tmp_path, steps, other, time_budget_s=60.0)
     few = [len(cell.tried) for cell in run.cells]
     assert few
     assert all(number < 100 for number in few)
     assert all(len(cell.start_us) == step_search.CONFIRMING_ROUNDS for cell in run.cells)
-    late = search(tmp_path, FakeSteps(held_qkv), FakeSteps(held_qkv), time_budget_s=1.0)
+    late = search(tmp_path, FakeSteps(skinny_qkv), FakeSteps(skinny_qkv), time_budget_s=1.0)
     assert len(late.cells) < 2
     assert "time is up" in capsys.readouterr().out
 
@@ -329,7 +329,7 @@ def test_a_context_beyond_the_model_is_refused(tmp_path: Path) -> None:
     options = Options(by="step", models=("tiny",), points=((1, 4090),), table=str(tmp_path / "tiles.json"))
     run = StepRun(1, "run", "", "", "", "X", {})
     with pytest.raises(UserError, match=r"4090 tokens and .* do not fit tiny's 4096"):
-        tune_steps(options, run, tmp_path, lambda *_: FakeSteps(held_qkv))
+        tune_steps(options, run, tmp_path, lambda *_: FakeSteps(skinny_qkv))
 
 
 @pytest.mark.gpu

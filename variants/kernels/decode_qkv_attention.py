@@ -44,14 +44,20 @@ LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
 class Cut:
     """How the keys are cut up: parts of a sequence, and tokens of a tile.
 
-    With one stage the next tile travels in registers, also the second one before the wait: soonest done with few
-    tiles. With more, copies to shared memory are pipelined, which leaves room for more programs with many.
+    With one stage the next tile travels in registers, the second one before the wait: soonest done with two tiles.
+    With more, copies to shared memory are pipelined. `ahead` tiles after the first are pulled into L2 before the wait.
     """
 
     splits: int
     tile: int = TILE_TOKENS
     num_warps: int = 4
     stages: int = 2
+    ahead: int = 0
+
+
+# Of so short a context two tiles are there before the queries are, and nothing has to be merged.
+SHORT_CONTEXT = 320
+WHOLE = Cut(1, tile=128, num_warps=8, stages=1)
 
 
 @triton.jit
@@ -83,6 +89,27 @@ def _load_tile(
         at = ((start + n) % BLOCK_SIZE)[:, None] * cache_stride_pos + d[None, :]
     mask = live[:, None] & d_mask[None, :]
     return tl.load(k_ptr + base + at, mask=mask, other=0.0), tl.load(v_ptr + base + at, mask=mask, other=0.0), live
+
+
+@triton.jit
+def _prefetch_tile(
+    k_ptr, v_ptr, pages, start, high, cache_stride_block, cache_stride_pos,
+    D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Pull the keys and values of the positions from `start` on, those before `high`, into L2, a line a thread."""
+    LINE: tl.constexpr = 128 // (k_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    LINES: tl.constexpr = (D + LINE - 1) // LINE
+    n, line = tl.arange(0, TILE)[:, None], tl.arange(0, LINES)[None, :] * LINE
+    live = (start + n < high) & (line < D)
+    page = pages.to(tl.int64) * cache_stride_block
+    if TILE > BLOCK_SIZE:
+        page = page[:, None]
+    at = page + ((start + n) % BLOCK_SIZE) * cache_stride_pos + line
+    for ptr in tl.static_range(2):
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
+            "=r,l,r", [(k_ptr if ptr == 0 else v_ptr) + at, live.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -156,7 +183,8 @@ def _decode_qkv_attention_kernel(
     o_ptr, parts_ptr, lse_ptr, tickets_ptr, G, eps, scale_log2, window,
     qkv_stride, cache_stride_block, cache_stride_pos, cache_stride_h, table_stride,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (m, b, s): key head m of sequence b, part s of the old keys; the last part has the new key too."""
     if PDL:
@@ -212,6 +240,12 @@ def _decode_qkv_attention_kernel(
         )  # fmt: skip
         pages = _load_pages(table_ptr, (low + 2) * TILE, end, low + 2 < high, BLOCK_SIZE, TILE)
     if PDL:
+        for i in tl.static_range(AHEAD):
+            start = (low + 1 + i) * TILE
+            _prefetch_tile(
+                k_ptr, v_ptr, _load_pages(table_ptr, start, end, low + 1 + i < high, BLOCK_SIZE, TILE), start, end,
+                cache_stride_block, cache_stride_pos, D, BLOCK_SIZE, TILE,
+            )  # fmt: skip
         tl.extra.cuda.gdc_wait()
 
     owns = split == SPLITS - 1
@@ -265,13 +299,18 @@ def _decode_qkv_attention_kernel(
             tl.store(tickets_ptr + pair, 0)
 
 
-def attention_cut(batch: int, num_kv_heads: int, max_context: int, block_size: int, sms: int) -> Cut:
+def attention_cut(
+    batch: int, num_kv_heads: int, head_dim: int, max_context: int, block_size: int, sms: int
+) -> Cut:  # fmt: skip
     """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid."""
     tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
+    if pairs <= sms and head_dim <= 128 and max_context <= SHORT_CONTEXT:
+        return WHOLE
     if pairs > MAX_TICKETS:
         return Cut(1, tile)
     # The merge costs less than a second tile in turn, as long as all programs run at once.
-    return Cut(max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), MAX_SPLITS)), tile)
+    splits = max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), MAX_SPLITS))
+    return Cut(splits, tile, ahead=int(splits * tile < max_context <= FEW_TILES * splits * tile))
 
 
 def merge_chunk(splits: int, part_elements: int) -> int:
@@ -307,7 +346,9 @@ def decode_qkv_attention_triton(
         return o
     block_size = k_cache.shape[1]
     max_context = block_tables_BP.shape[1] * block_size
-    cut = cut or on_trial().cut or attention_cut(batch, num_kv_heads, max_context, block_size, num_sms(qkv_BO))
+    cut = (
+        cut or on_trial().cut or attention_cut(batch, num_kv_heads, head_dim, max_context, block_size, num_sms(qkv_BO))
+    )
     parts, lse, tickets = None, None, None
     if cut.splits > 1:
         parts = torch.empty((batch, num_heads * cut.splits, head_dim), dtype=torch.float32, device=qkv_BO.device)
@@ -320,6 +361,7 @@ def decode_qkv_attention_triton(
         qkv_BO.stride(0), *k_cache.stride()[:3], block_tables_BP.stride(0),
         HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(HEADS_PER_PROGRAM, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
         SPLITS=cut.splits, ROWS=rows, CHUNK=merge_chunk(cut.splits, rows * 2 * block_half), STAGES=cut.stages,
+        AHEAD=cut.ahead,
         num_warps=cut.num_warps, maxnreg=register_limit(rows, 2 * block_half, max_context, cut), **pdl_options(pdl),
     )  # fmt: skip
     return o

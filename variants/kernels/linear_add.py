@@ -115,7 +115,7 @@ def linear_add_triton(
         *descs, x_TK, weight_NK, bias_N, residual_TN, y, partials, parts, tickets, m, n, k,
         x_TK.stride(0), weight_NK.stride(0), residual_TN.stride(0), n,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLITS=tile.splits,
-        STAGES=tile.stages, EVEN=k % tile.block_k == 0, ONCE=tile.once(k),
+        STAGES=tile.stages, EVEN=tile.even(k), ONCE=tile.once(k),
         PREFETCH=can_prefetch(weight_NK, tile),
         num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
     )  # fmt: skip

@@ -100,7 +100,7 @@ def norm_lm_head_argmax_triton(
         x_BH, residual_BH, norm_weight_H, weight_VH, tile_best, tile_token, m, n, k,
         x_BH.stride(0), 0 if residual_BH is None else residual_BH.stride(0), weight_VH.stride(0), eps,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages,
-        EVEN=k % tile.block_k == 0, ONCE=tile.once(k), PREFETCH=can_prefetch(weight_VH, tile),
+        EVEN=tile.even(k), ONCE=tile.once(k), PREFETCH=can_prefetch(weight_VH, tile),
         num_warps=tile.num_warps, **pdl_options(pdl),
     )  # fmt: skip
     return merge_argmax_triton(tile_best, tile_token, pdl)

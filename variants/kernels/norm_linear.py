@@ -73,7 +73,7 @@ def norm_linear_triton(
         x_TK.stride(0), 0 if residual_TK is None else residual_TK.stride(0), weight_NK.stride(0),
         0 if partials_TP is None else partials_TP.stride(0), n, s.stride(0), eps,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=k % tile.block_k == 0, ONCE=tile.once(k),
+        BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=tile.even(k), ONCE=tile.once(k),
         PREFETCH=can_prefetch(weight_NK, tile),
         num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
     )  # fmt: skip

@@ -114,7 +114,7 @@ def product(
         squares = tl.zeros([BLOCK_M], tl.float32)
         acc, acc2 = _held_product(
             w, w2, x_ptr, w_ptr, w2_ptr, x_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
-            BLOCK_M, BLOCK_N, BLOCK_K, ONCE,
+            BLOCK_M, BLOCK_N, BLOCK_K, EVEN, ONCE,
         )  # fmt: skip
     else:
         squares = tl.zeros([BLOCK_M], tl.float32)
@@ -243,7 +243,7 @@ def _slice_columns(BLOCK_K: tl.constexpr):
 @triton.jit
 def _held_product(
     w, w2, x_ptr, w_ptr, w2_ptr, x_stride, w_stride, tile_m, tile_n, M, N, k_low, k_high,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ONCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """On the tensor cores, the weights there before x is, as in a gemv; each slice of K by itself. acc is [N, M]."""
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[None, :, None]
@@ -251,13 +251,13 @@ def _held_product(
     acc = tl.zeros([SLICES, BLOCK_N, BLOCK_M], tl.float32)
     acc2 = tl.zeros([SLICES, BLOCK_N, BLOCK_M], tl.float32)
     if ONCE:
-        acc, acc2 = _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, k_low + cols, k_high)
+        acc, acc2 = _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, k_low + cols, k_high, EVEN)
     else:
         for low in range(k_low, k_high, BLOCK_K):
             next_w = _load_slices(w_ptr, w_stride, tile_n, N, low + BLOCK_K, k_high, BLOCK_N, BLOCK_K)
             if w2_ptr is not None:
                 next_w2 = _load_slices(w2_ptr, w_stride, tile_n, N, low + BLOCK_K, k_high, BLOCK_N, BLOCK_K)
-            acc, acc2 = _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, low + cols, k_high)
+            acc, acc2 = _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, low + cols, k_high, EVEN)
             w = next_w
             if w2_ptr is not None:
                 w2 = next_w2
@@ -265,9 +265,10 @@ def _held_product(
 
 
 @triton.jit
-def _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, k, k_high):
+def _held_step(w, w2, acc, acc2, x_rows, w2_ptr, live_rows, k, k_high, EVEN: tl.constexpr):
     """The sums [SLICES, N, M] with the products at columns k."""
-    x = tl.permute(tl.load(x_rows + k, mask=live_rows & (k < k_high), other=0.0), [0, 2, 1])
+    x = tl.load(x_rows + k, mask=live_rows if EVEN else live_rows & (k < k_high), other=0.0)
+    x = tl.permute(x, [0, 2, 1])
     acc = tl.dot(w, x, acc, input_precision="ieee")
     if w2_ptr is not None:
         acc2 = tl.dot(w2, x, acc2, input_precision="ieee")

@@ -13,6 +13,11 @@ from engine.kernels._triton import TensorDescriptor, cdiv, next_power_of_2
 # Two rows through registers pay for small weights only; from there on the tensor cores are faster (H200,
 # challenges.md).
 MAX_TWO_ROW_WEIGHTS = 16 * 2**20
+# Larger weights stream for longer than their first reads take.
+MAX_HELD_WEIGHTS = 16 * 2**20
+# What a thread can hold of them, and the most parts of K that are worth their sum.
+HELD_A_THREAD = 128
+MAX_HELD_SPLITS = 4
 # Larger weights, prefetched for several kernels ahead, push each other out of L2 again.
 MAX_PREFETCH_BYTES = 9 * 2**20
 # Every program reads all of x, past any loop that could hide it.
@@ -43,6 +48,11 @@ class Tile:
         """Programs: output tiles, parts of K."""
         return cdiv(m, self.block_m) * cdiv(n, self.block_n), self.splits
 
+    def even(self, k: int) -> bool:
+        """Whether every program has whole blocks of K, and at least one."""
+        steps = cdiv(k, self.block_k)
+        return k % self.block_k == 0 and cdiv(steps, cdiv(steps, self.splits)) == self.splits
+
     def once(self, k: int) -> bool:
         """Whether the first block of K that a program loads is its last."""
         return k <= self.block_k * self.splits
@@ -52,6 +62,10 @@ def linear_tile(m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 
     """The tile of x [m, k] times `weights` matrices [n, k] at once; `can_split` where the caller can add parts of K."""
     if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS):
         return _gemv_tile(m, n, k, itemsize * weights, sms)
+    if m <= MAX_HELD_ROWS and n * k * weights <= MAX_HELD_WEIGHTS and itemsize == 2:
+        held = _held_tile(m, k, weights, can_split)
+        if held.once(k):
+            return held
     if m <= MAX_SKINNY_ROWS:
         return _skinny_tile(m, n, k, itemsize * weights, sms, can_split)
     return _wide_tile(m, n, itemsize, sms, weights)
@@ -63,6 +77,18 @@ def _gemv_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int) -> Tile:
     block_n = next((b for b, programs in ((32, 16), (16, 2), (8, 2)) if cdiv(n, b) >= programs * sms), 4)
     block_k = min(next_power_of_2(k), max(128, step_bytes // bytes_per_weight // block_n))
     return Tile("gemv", next_power_of_2(m), block_n, max(16, block_k), num_warps=4, stages=2)
+
+
+def _held_tile(m: int, k: int, weights: int, can_split: bool) -> Tile:
+    block_n, num_warps = 16, 8
+    most = HELD_A_THREAD * 32 * num_warps // block_n // weights
+    block_k, splits = min(max(128, next_power_of_2(k)), most), 1
+    if k > block_k and can_split:
+        # Parts that fill their blocks if there are such.
+        whole = (s for s in range(2, MAX_HELD_SPLITS + 1) if k % s == 0 and next_power_of_2(k // s) == k // s <= most)
+        splits = next(whole, min(cdiv(k, block_k), MAX_HELD_SPLITS))
+        block_k = min(max(128, next_power_of_2(cdiv(k, splits))), most)
+    return Tile("held", max(8, next_power_of_2(m)), block_n, block_k, num_warps, stages=1, splits=splits)
 
 
 def _skinny_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int, can_split: bool) -> Tile:

@@ -4,7 +4,7 @@ import pytest
 
 from engine.kernels._triton import next_power_of_2
 from tests.kernel_aot import AotCase, assert_fits, compile_cases
-from variants.kernels.decode_qkv_attention import Cut, merge_chunk, register_limit
+from variants.kernels.decode_qkv_attention import SHORT_CONTEXT, WHOLE, Cut, merge_chunk, register_limit
 from variants.kernels.qkv_post import HEADS_PER_PROGRAM
 from variants.kernels.tiles import Tile, linear_tile
 
@@ -55,7 +55,7 @@ def linear(
     constexprs = {
         **dict.fromkeys(none), **more,
         "PATH": tile.path, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
-        "STAGES": tile.stages, "EVEN": k % tile.block_k == 0, "ONCE": tile.once(k),
+        "STAGES": tile.stages, "EVEN": tile.even(k), "ONCE": tile.once(k),
         "PREFETCH": tile.path in ("gemv", "skinny"), "PDL": not described,
     }  # fmt: skip
     if "SPLITS" in more:
@@ -78,8 +78,7 @@ def norm_linear_with_bias(m: int, n: int, k: int) -> AotCase:
 
 
 def linear_add(m: int, n: int, k: int, tile: Tile | None = None) -> AotCase:
-    splits = 1 if tile is None else tile.splits
-    return linear("linear_add", "_linear_add_kernel", m, n, k, ("bias_ptr",), tile=tile, SPLITS=splits)
+    return linear("linear_add", "_linear_add_kernel", m, n, k, ("bias_ptr",), tile=tile, SPLITS=1)
 
 
 def gate_up(m: int, n: int, k: int, missing: str, tile: Tile | None = None) -> AotCase:
@@ -104,21 +103,22 @@ def add_squares(k: int, residual: bool) -> AotCase:
     return AotCase(name, kernel, TYPES, constexprs, min(16, max(1, block // 512)), PDL)
 
 
-def decode_attention(g: int, d: int, splits: int, window: bool = False) -> AotCase:
+def decode_attention(g: int, d: int, splits: int, window: bool = False, cut: Cut | None = None) -> AotCase:
     """The kernel from packed QKV to attention with `g` query heads a key head."""
-    half, rows, cut = d // 2, next_power_of_2(g), Cut(splits)
+    half, rows, cut = d // 2, next_power_of_2(g), cut or Cut(splits)
     block_half = next_power_of_2(half)
     constexprs = {
         "HALF": half, "BLOCK_HALF": block_half, "BLOCK_G": max(HEADS_PER_PROGRAM, rows), "BLOCK_SIZE": 64,
         "TILE": cut.tile, "SPLITS": splits, "ROWS": rows, "CHUNK": merge_chunk(splits, rows * 2 * block_half),
-        "STAGES": cut.stages, "PDL": True,
+        "STAGES": cut.stages, "AHEAD": cut.ahead, "PDL": True,
         **dict.fromkeys(("parts_ptr", "lse_ptr", "tickets_ptr") if splits == 1 else ()),
         **({} if window else {"window": None}),
     }  # fmt: skip
     kernel = "variants.kernels.decode_qkv_attention:_decode_qkv_attention_kernel"
-    name = f"decode_attention g={g} d={d} splits={splits}"
+    name = f"decode_attention g={g} d={d} splits={splits}" + " whole" * (cut == WHOLE) + " ahead" * cut.ahead
     # A context of many tiles a part: the case that is held to fewer registers.
-    options = PDL | {"maxnreg": register_limit(rows, 2 * block_half, 32 * 1024, cut)}
+    longest = SHORT_CONTEXT if cut == WHOLE else 32 * 1024
+    options = PDL | {"maxnreg": register_limit(rows, 2 * block_half, longest, cut)}
     return AotCase(name, kernel, DECODE_TYPES, constexprs, cut.num_warps, options)
 
 
@@ -150,12 +150,11 @@ CASES = [
     gate_up(1, 4864, 896, "partials_ptr"),
     gate_up(16, 8960, 1536, "residual_ptr"),
     gate_up(64, 8960, 1536, "residual_ptr"),
-    norm_linear(8, 4096, 1024, "residual_ptr", held(8, 16, 1024)),
     norm_linear(16, 6144, 4096, "residual_ptr", held(16, 16, 1024)),
-    gate_up(8, 3072, 1024, "residual_ptr", held(8, 16, 1024)),
     gate_up(8, 12288, 4096, "residual_ptr", held(8, 16, 512)),
-    linear_add(8, 1024, 2048, held(8, 16, 2048)),
-    linear_add(16, 1024, 3072, held(16, 16, 1024, splits=3)),
+    gate_up(8, 3072, 1024, "residual_ptr"),
+    linear_add(8, 1024, 2048),
+    linear_add(32, 1024, 3072),
     lm_head(8, 151936, 896),
     lm_head(1, 151936, 1024),
     lm_head(64, 151936, 1024),
@@ -172,6 +171,8 @@ CASES = [
         "qkv_post", "variants.kernels.qkv_post:_qkv_post_kernel", TYPES | {"N": "i32", "M": "i32"},
         {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": HEADS_PER_PROGRAM, "PDL": True}, 4, PDL,
     ),
+    decode_attention(2, 128, 1, cut=WHOLE), decode_attention(4, 128, 1, cut=WHOLE),
+    decode_attention(2, 128, 6, cut=Cut(6, ahead=1)),
     decode_attention(2, 128, 1), decode_attention(2, 128, 8), decode_attention(4, 128, 64, window=True),
     decode_attention(3, 64, 8), decode_attention(5, 80, 4), decode_attention(16, 128, 16),
     decode_attention(2, 256, 8), decode_attention(32, 128, 1),
@@ -222,7 +223,7 @@ def test_the_next_kernel_is_let_go_before_the_first_load(compiled):
 
 
 def test_nothing_but_weights_is_loaded_before_the_wait(compiled):
-    for name in ("linear_add 16x1024x3072", "lm_head 64x151936x1024", "merge_argmax", "qkv_post"):
+    for name in ("linear_add 32x1024x3072", "lm_head 64x151936x1024", "merge_argmax", "qkv_post"):
         head, wait, _ = compiled[name].ptx.partition("griddepcontrol.wait")
         assert wait
         assert "ld.global" not in head
@@ -235,12 +236,21 @@ def test_wide_products_use_warp_group_products(compiled):
         assert "griddepcontrol" not in compiled[name].ptx
 
 
-@pytest.mark.parametrize("name", ["linear_add 16x1024x3072", "decode_attention g=2 d=128 splits=8"])
+@pytest.mark.parametrize(
+    "name", ["held linear_add 16x1024x3072", "linear_add 32x1024x3072", "decode_attention g=2 d=128 splits=8"]
+)
 def test_parts_are_published_before_the_ticket_is_drawn(name, compiled):
     head, ticket, tail = compiled[name].ptx.partition("atom.global.gpu.acq_rel")
     assert ticket
     assert head.rindex("st.global") < head.rindex("bar.sync")
     assert "ld.global.cg" in tail
+
+
+def test_the_tile_ahead_is_pulled_into_l2_before_the_wait(compiled):
+    head, _, tail = compiled["decode_attention g=2 d=128 splits=6 ahead"].ptx.partition("griddepcontrol.wait")
+    # A line each of a key and of a value a thread.
+    assert head.count("prefetch.global.L2") == 2
+    assert "prefetch.global.L2" not in tail
 
 
 def test_old_keys_are_loaded_before_the_wait_and_the_projection_after_it(compiled):

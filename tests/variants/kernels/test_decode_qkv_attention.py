@@ -21,6 +21,7 @@ from tests.kernel_gates import (
 from variants.kernels import decode_qkv_attention as module
 from variants.kernels.decode_qkv_attention import (
     MAX_TICKETS,
+    WHOLE,
     Cut,
     _tickets,
     attention_cut,
@@ -43,7 +44,7 @@ CASES = [
     ((2, 2, 96), 128, 1, True),
     ((17, 1, 32), 32, 2, False),
 ]
-GPU_CUTS = [Cut(1), Cut(8), Cut(1, 128, 8, 1), Cut(4, 64, 4, 1), Cut(4, 128, 8, 2), Cut(1, 256, 8, 2)]
+GPU_CUTS = [Cut(1), Cut(8), Cut(6, ahead=2), Cut(1, 128, 8, 1), Cut(4, 64, 4, 1), Cut(4, 128, 8, 2, ahead=1)]
 # A new key at the start of a page and of a tile, at their ends, alone; a padded row.
 LENS = [1, 0, 150, 64, 65, 129]
 
@@ -200,10 +201,18 @@ def test_a_cut_on_trial_is_taken(monkeypatch):
 
 
 def test_the_cut_fits_the_page_and_the_tickets():
-    assert attention_cut(1, 8, 8192, 16, 132).tile == 16
-    assert attention_cut(1, 8, 8192, 64, 132).splits > 1
-    assert attention_cut(MAX_TICKETS, 1, 8192, 64, 2**30).splits > 1
-    assert attention_cut(MAX_TICKETS + 1, 1, 8192, 64, 2**30).splits == 1
+    assert attention_cut(1, 8, 128, 8192, 16, 132).tile == 16
+    assert attention_cut(1, 8, 128, 8192, 64, 132).splits > 1
+    assert attention_cut(MAX_TICKETS, 1, 128, 8192, 64, 2**30).splits > 1
+    assert attention_cut(MAX_TICKETS + 1, 1, 128, 8192, 64, 2**30).splits == 1
+
+
+def test_a_short_context_is_one_part_and_few_tiles_are_fetched_ahead():
+    assert attention_cut(1, 8, 128, 320, 64, 132) == WHOLE
+    assert attention_cut(1, 8, 256, 320, 64, 132) == Cut(5, 64)
+    assert attention_cut(64, 8, 128, 320, 64, 132).splits == 1
+    assert attention_cut(8, 8, 128, 1280, 64, 132) == Cut(6, 64, ahead=1)
+    assert attention_cut(64, 8, 128, 1280, 64, 132).ahead == 0
 
 
 @pytest.mark.gpu

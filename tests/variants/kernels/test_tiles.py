@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from variants.kernels.tiles import MAX_TWO_ROW_WEIGHTS, linear_tile
+from variants.kernels.tiles import MAX_HELD_ROWS, MAX_TWO_ROW_WEIGHTS, linear_tile
 
 SMS = 132
 # (N, K) of qkv, o, gate_up and down in Qwen3-0.6B and Qwen3-8B, and odd ones.
@@ -17,14 +17,29 @@ def test_every_shape_gets_a_legal_tile(m):
         check_tile(m, n, k, itemsize, weights)
 
 
+def paths(m, n, k, bytes_per_weight):
+    """Those that a shape may take; few rows may also be too long to be held."""
+    if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS):
+        return ("gemv",)
+    return ("held", "skinny") if m <= MAX_HELD_ROWS and bytes_per_weight <= 4 else ("skinny",) if m <= 64 else ("wide",)
+
+
+def test_small_weights_are_held_whole_by_few_rows():
+    for (n, k), m in itertools.product([(4096, 1024), (1024, 2048), (1024, 3072), (576, 576), (576, 1536)], (3, 8, 16)):
+        tile = linear_tile(m, n, k, 2, SMS, can_split=True)
+        assert (tile.path, tile.once(k)) == ("held", True)
+        assert linear_tile(m, n, k, 4, SMS, can_split=True).path == "skinny"
+    assert linear_tile(8, 1024, 3072, 2, SMS, can_split=True).even(3072)
+    assert linear_tile(8, 24576, 4096, 2, SMS).path == "skinny"
+    assert linear_tile(17, 4096, 1024, 2, SMS).path == "skinny"
+
+
 def check_tile(m, n, k, itemsize, weights):
     tile = linear_tile(m, n, k, itemsize, SMS, weights, can_split=weights == 1)
     blocks = (tile.block_m, tile.block_n, tile.block_k)
     assert all(b & (b - 1) == 0 for b in blocks)
     assert tile.block_k >= 16
-    assert tile.path == (
-        "gemv" if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS) else "skinny" if m <= 64 else "wide"
-    )
+    assert tile.path in paths(m, n, k, itemsize * weights)
     if tile.path != "wide":
         assert tile.block_m >= m
     buffers = tile.stages * (weights * tile.block_n + tile.block_m) * tile.block_k * itemsize
