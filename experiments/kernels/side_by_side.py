@@ -104,8 +104,10 @@ class _Worker(Generic[J]):
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        process.start()
+        # Only now: what did not start cannot be stopped, and its own error is the one to see.
+        self._process = process
         theirs.close()
 
 

@@ -6,11 +6,13 @@ from statistics import median
 from experiments.kernel_records import FUSED, UNFUSED, KernelRow, KernelRun, read_run
 from experiments.records import Status
 from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind
 
 KERNELS = Path("docs/data/kernels.json")
 STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
+CLOCKS = Path("docs/data/step_clocks.json")
 COLD = "cold"
 
 
@@ -52,6 +54,33 @@ def gpu_steps(root: Path) -> str:
     except (KeyError, TypeError) as error:
         raise unusable(STEPS, error) from None
     return markdown((Column("step", "Step"), Column("seconds", "Seconds", Kind.NUMBER)), rows, caption)
+
+
+@block
+def step_clocks(root: Path) -> str:
+    """One layer of a decode step by clocks in its kernels: when they wait, how long they take from there."""
+    found = read(root, CLOCKS)
+    columns = (
+        Column("cell", "Cell"),
+        Column("kernel", "Kernel"),
+        Column("programs", "Programs", Kind.COUNT),
+        Column("waited", "Wait over at, µs", Kind.NUMBER),
+        Column("least", "Then the fastest, µs", Kind.NUMBER),
+        Column("median", "The median, µs", Kind.NUMBER),
+        Column("greatest", "The slowest, µs", Kind.NUMBER),
+    )
+    try:
+        clocks = found["clocks"]
+        rows = [
+            (cell_name(cell["model"], "decode", cell["batch"], cell["context"]), kernel["kernel"], kernel["programs"],
+             kernel["waited_us"][1], *kernel["after_wait_us"])
+            for cell in clocks["cells"]
+            for kernel in cell["kernels"]
+        ]  # fmt: skip
+        caption = f"{found['machine']}, {clocks['commit']}, {found['date']}. {clocks['note']}"
+    except (KeyError, TypeError, IndexError) as error:
+        raise unusable(CLOCKS, error) from None
+    return markdown(columns, rows, caption)
 
 
 @block

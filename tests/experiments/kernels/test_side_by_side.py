@@ -3,6 +3,8 @@
 import multiprocessing
 import time
 
+import pytest
+
 from experiments.kernels.side_by_side import cores, run_side_by_side
 from tests.experiments.kernels.jobs import behave
 
@@ -40,3 +42,12 @@ def test_workers_stop_where_nobody_asks_on() -> None:
 def test_nothing_to_do_takes_no_worker() -> None:
     assert list(run_side_by_side([], behave, workers=0)) == []
     assert cores() >= 1
+
+
+def test_a_worker_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> None:
+        raise RuntimeError("no more processes")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+    with pytest.raises(RuntimeError, match="no more processes"):
+        list(run_side_by_side(["one"], behave, workers=1))

@@ -147,6 +147,24 @@ def test_the_search_over_the_step_is_a_row_a_cell_and_a_row_a_change(tmp_path: P
     assert "8 layers, session 2 | down | off" in BLOCKS["whole_step"](tmp_path)
 
 
+def test_clocks_in_the_kernels_are_a_row_a_kernel(tmp_path: Path) -> None:
+    kernel = {
+        "kernel": "o", "programs": 64, "waited_us": [0.0, 0.5, 1.0], "ended_us": [2.0, 3.0, 4.0],
+        "after_wait_us": [2.5, 3.5, 4.5],
+    }  # fmt: skip
+    cell = {"model": "qwen3-0.6b", "batch": 8, "context": 1024, "kernels": [kernel]}
+    file = tmp_path / "docs/data/step_clocks.json"
+    file.parent.mkdir(parents=True)
+    clocks = {"commit": "worktree on 0a1b2c3", "note": "One layer.", "cells": [cell]}
+    file.write_text(json.dumps({"machine": "X", "date": "2026-11-28", "clocks": clocks}))
+    text = BLOCKS["step_clocks"](tmp_path)
+    assert "| qwen3-0.6b decode b=8 ctx 1024 | o | 64 | 0.5000 | 2.500 | 3.500 | 4.500 |" in text
+    assert "X, worktree on 0a1b2c3, 2026-11-28. One layer." in text
+    file.write_text(json.dumps({"machine": "X", "date": "2026-11-28", "clocks": {**clocks, "cells": [{}]}}))
+    with pytest.raises(UserError, match=r"docs/data/step_clocks.json cannot be used"):
+        BLOCKS["step_clocks"](tmp_path)
+
+
 def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:
     usage = {
         "engine": "vllm", "version": "0.26.0", "traffic": "chat", "block_size": 16, "answered": 3, "requests": 3,
