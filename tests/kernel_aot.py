@@ -69,6 +69,7 @@ def _compile(case: AotCase) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     module, kernel_name = case.kernel.split(":")
     kernel = getattr(importlib.import_module(module), kernel_name)
@@ -80,7 +81,8 @@ def _compile(case: AotCase) -> Resources:
         signature[name], _, divisor = case.types[name].partition(":")
         if divisor:
             attributes[(index,)] = [["tt.divisibility", int(divisor)]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    make = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = make(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     options = {"num_warps": case.num_warps, **case.options}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
