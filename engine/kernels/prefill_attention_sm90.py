@@ -1,4 +1,4 @@
-"""Causal attention of chunks of new tokens against their sequences' pages, for Hopper: FlashAttention-3's shape in Gluon.
+"""Causal attention of chunks of new tokens against their sequences' pages, for Hopper: FlashAttention-3's way in Gluon.
 
 The same function as `prefill_attention.py` (see there), for the cases that `supported` names. A program takes 128
 queries of a head: one warp brings tiles of 128 keys and values by TMA into two rings, two warpgroups take 64 queries
@@ -56,8 +56,8 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 
 @gluon.jit
 def _produce(
-    k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, context_len, tiles, column,
-    BLOCK_SIZE: gl.constexpr,
+    k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second, context_len,
+    tiles, column, BLOCK_SIZE: gl.constexpr,
 ):  # fmt: skip
     """One warp: tile t goes into stage t % stages, once both consumers have freed what t - stages left there.
 
@@ -66,7 +66,7 @@ def _produce(
     side is ever two phases ahead: a fill needs the release before it, a release the fill before it.
     """
     # Page numbers are on their way a tile ahead.
-    first, second = _page(table_ptr, 0, context_len, BLOCK_SIZE), _page(table_ptr, PART, context_len, BLOCK_SIZE)
+    second = gl.where(context_len > PART, second, 0)
     for tile in range(tiles):
         key = (tile + 1) * TILE
         next_first = _page(table_ptr, key, context_len, BLOCK_SIZE)
@@ -109,7 +109,7 @@ def _row(key, context_len, BLOCK_SIZE: gl.constexpr):
 
 @gluon.jit
 def _moved(key, context_len):
-    """By how many rows the part that begins with `key` is fetched from further up, so that it ends with the last key."""
+    """By how many rows the part that begins with `key` is fetched too early, so that it ends with the last key."""
     return gl.minimum(gl.maximum(key + PART - context_len, 0), PART)
 
 
@@ -137,7 +137,6 @@ def _consume(
     offset = context_len - query_len
     position = offset + first + gl.arange(0, ROWS, row_layout)
     acc = gl.zeros([ROWS, D], gl.float32, acc_layout)
-    total = gl.zeros([ROWS], gl.float32, row_layout)
     best = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
 
     # Tile 0 has no second product before it. Its key 0 is seen by every row, so `best` is finite from here on.
@@ -145,7 +144,8 @@ def _consume(
     scores = warpgroup_mma_wait(0, deps=(_issue_scores(q_smem, k_smem, 0),))
     mbarrier.arrive(k_free.index(0), count=1)
     scores = _hide(scores, position, 0, context_len)
-    e, total, best, _ = _softmax(scores, total, best, scale_log2)
+    e, best, _ = _softmax(scores, best, scale_log2)
+    total = _sums(e)
     p = _pack(e, q_smem.dtype)
     mbarrier.wait(v_ready.index(0), 0)
 
@@ -164,7 +164,7 @@ def _consume(
             position, context_len, scale_log2, W, True, PING_PONG,
         )  # fmt: skip
     acc = _issue_values(acc, p, v_smem, (tiles - 1) % v_smem.type.shape[0])
-    inverse = gl.convert_layout(1.0 / total, gl.SliceLayout(1, acc_layout))
+    inverse = gl.convert_layout(1.0 / gl.sum(total, axis=1), gl.SliceLayout(1, acc_layout))
     acc = warpgroup_mma_wait(0, deps=(acc,))
 
     # Through the queries' place (their last product is done) to whole rows.
@@ -197,7 +197,9 @@ def _advance(
     mbarrier.arrive(k_free.index(stage), count=1)
     if MASKED:
         scores = _hide(scores, position, tile * TILE, context_len)
-    e, total, best, rescale = _softmax(scores, total, best, scale_log2)
+    e, best, rescale = _softmax(scores, best, scale_log2)
+    total_layout: gl.constexpr = gl.SliceLayout(1, total.type.layout)
+    total = total * gl.convert_layout(rescale, total_layout, assert_trivial=True)[:, None] + _sums(e)
     # Waited for here, not where they are used: ptxas moves arithmetic across a wait for products, not across a branch.
     mbarrier.wait(v_ready.index(tile % v_stages), (tile // v_stages) & 1)
     acc = warpgroup_mma_wait(0, deps=(acc,))
@@ -247,10 +249,7 @@ def _issue_values(acc, p, v_smem, stage):
 def _pack(e, dtype: gl.constexpr):
     """[ROWS, TILE // 2] pairs of neighbours in one register: a loop that carries halves shuffles them every time."""
     low, high = e.reshape([ROWS, TILE // 2, 2]).split()
-    if dtype == gl.bfloat16:
-        asm: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
-    else:
-        asm: gl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;"
+    asm: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;" if dtype == gl.bfloat16 else "cvt.rn.f16x2.f32 $0, $2, $1;"
     return gl.inline_asm_elementwise(asm, "=r,f,f", [low, high], dtype=gl.int32, is_pure=True, pack=1)
 
 
@@ -265,31 +264,38 @@ def _hide(scores, position, start, context_len):
 
 
 @gluon.jit
-def _softmax(scores, total, best, scale_log2):
-    """Probabilities against the new maximum (base 2, scaled after it), the new sum and maximum, what the old is worth."""
+def _softmax(scores, best, scale_log2):
+    """Probabilities against the new maximum (base 2, scaled after it), that maximum, and what the old is worth."""
     new_best = gl.maximum(best, gl.max(scores, axis=1) * scale_log2)
-    e = gl.exp2(scores * scale_log2 - new_best[:, None])
-    rescale = gl.exp2(best - new_best)
-    return e, total * rescale + gl.sum(e, axis=1), new_best, rescale
+    return gl.exp2(scores * scale_log2 - new_best[:, None]), new_best, gl.exp2(best - new_best)
 
 
 @gluon.jit
+def _sums(e):
+    """[ROWS, 4]: what each of a row's four threads holds of it. They meet only after the last tile."""
+    return gl.sum(gl.sum(e.reshape([ROWS, TILE // 8, 4, 2]), axis=3), axis=1)
+
+
+@gluon.jit(do_not_specialize=["table_stride", "table_width"])
 def _prefill_kernel_sm90(
     q_ptr, k_desc, v_desc, tables_ptr, lens_ptr, cu_seqlens_ptr, o_ptr, G, scale_log2,
-    q_stride_t, q_stride_h, cache_stride_h, table_stride, o_stride_t, o_stride_h,
+    q_stride_t, q_stride_h, cache_stride_h, table_stride, table_width, o_stride_t, o_stride_h,
     D: gl.constexpr, BLOCK_SIZE: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
     PING_PONG: gl.constexpr,
 ):  # fmt: skip
     """Program (h, i, b): 128 queries of head h of sequence b, the longest rows first."""
     head, b = gl.program_id(0), gl.program_id(2)
-    begin = gl.load(cu_seqlens_ptr + b)
-    query_len = gl.load(cu_seqlens_ptr + b + 1) - begin
+    # All at once, whether they will be needed or not: nothing else hides these loads.
+    begin, end = gl.load(cu_seqlens_ptr + b), gl.load(cu_seqlens_ptr + b + 1)
+    context_len = gl.load(lens_ptr + b)
+    table_ptr = tables_ptr + b.to(gl.int64) * table_stride
+    first = gl.load(table_ptr)
+    second = gl.load(table_ptr + PART // BLOCK_SIZE, mask=PART // BLOCK_SIZE < table_width, other=0)
+    query_len = end - begin
     block = (gl.num_programs(1) - 1 - gl.program_id(1)) * BLOCK_M
     if block >= query_len:
         return
-    context_len = gl.load(lens_ptr + b)
     tiles = gl.cdiv(gl.minimum(context_len - query_len + block + BLOCK_M, context_len), TILE)
-    table_ptr = tables_ptr + b.to(gl.int64) * table_stride
     column = (head // G) * cache_stride_h
 
     dtype: gl.constexpr = k_desc.dtype
@@ -320,8 +326,8 @@ def _prefill_kernel_sm90(
                 query_len, context_len, block, tiles, scale_log2, q_stride_t, o_stride_t, 1, D, PING_PONG,
             )),
             (_produce, (
-                k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, context_len, tiles, column,
-                BLOCK_SIZE,
+                k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second,
+                context_len, tiles, column, BLOCK_SIZE,
             )),
         ],
         [4, 1],
@@ -348,7 +354,7 @@ def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, max_seqlen_q: int
 
 
 def _descriptor(cache: Tensor) -> Any:
-    """Pages, positions, and heads and dimensions together; copied 64 positions by 64 dimensions (128 bytes) at a time."""
+    """[pages, positions, heads and dimensions together], copied 64 positions by 64 dimensions (128 bytes) at a time."""
     num_blocks, block_size, m, d = cache.shape
     layout = gl.NVMMASharedLayout(128, 16, rank=3)
     shape, strides = [num_blocks, block_size, m * d], [block_size * m * d, m * d, 1]
@@ -369,7 +375,8 @@ def varlen_prefill_attention_sm90(
     block_size, m = k_cache.shape[1], k_cache.shape[2]
     _prefill_kernel_sm90[(n, cdiv(max_seqlen_q, ROWS_PER_PROGRAM), batch)](
         q_TND, _descriptor(k_cache), _descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1, o, n // m,
-        scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), *o.stride()[:2],
+        scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1],
+        *o.stride()[:2],
         D=d, BLOCK_SIZE=block_size, K_STAGES=k_stages, V_STAGES=v_stages, PING_PONG=ping_pong,
         num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip

@@ -21,7 +21,13 @@ EARLIER = [0, 5, 64, 100, 0, 700, 63, 128, 31]
 
 def aot(d: int, stages: int, ping_pong: bool, dtype: str = "bf16") -> AotCase:
     box = f"tensordesc<{dtype}[1, 64, 64],NVMMASharedLayout(128, 16, rank=3)>"
-    types = TYPES | {"k_desc": box, "v_desc": box, "q_ptr": f"*{dtype}:16", "o_ptr": f"*{dtype}:16"}
+    types = TYPES | {
+        "table_width": "i32",
+        "k_desc": box,
+        "v_desc": box,
+        "q_ptr": f"*{dtype}:16",
+        "o_ptr": f"*{dtype}:16",
+    }
     constexprs = {"D": d, "BLOCK_SIZE": 64, "K_STAGES": stages, "V_STAGES": stages, "PING_PONG": ping_pong}
     name = f"prefill_sm90 d={d} stages={stages} ping_pong={ping_pong} {dtype}"
     kernel = "engine.kernels.prefill_attention_sm90:_prefill_kernel_sm90"
@@ -43,7 +49,7 @@ def test_fits_sm_90(case, compiled):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_products_overlap_the_softmax(case, compiled, tmp_path):
-    """ptxas gives up on overlapping (C7510 and its kin) without an error, and is free to move a softmax behind a wait."""
+    """ptxas gives up on overlapping (C7510 and its kin) without an error, and may move a softmax behind a wait."""
     triton = pytest.importorskip("triton")
     (tmp_path / "kernel.ptx").write_text(compiled[case.name].ptx)
     command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
@@ -52,7 +58,7 @@ def test_products_overlap_the_softmax(case, compiled, tmp_path):
     assert "setmaxnreg ignored" not in log
     command = [triton.knobs.nvidia.nvdisasm.path, "-c", "kernel.cubin"]
     sass = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    # Two warpgroups with a masked and an unmasked loop: between the scores' wait and the values' wait lie the exponentials.
+    # Two warpgroups, each with a masked and an unmasked loop; the exponentials lie between its two waits.
     loops = re.findall(r"DEPBAR\.LE gsb0, 0x1 ;(.*?)DEPBAR\.LE gsb0, 0x0 ;", sass, re.DOTALL)
     assert len(loops) == 4
     assert all(loop.count("MUFU.EX2") >= 64 for loop in loops)
