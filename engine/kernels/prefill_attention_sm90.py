@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import INTERPRETED, cdiv
+from engine.kernels._triton import INTERPRETED, cdiv, num_sms
 from engine.kernels.decode_attention import LOG2_E
 
 TensorDescriptor: Any = None
@@ -57,9 +57,10 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 @gluon.jit
 def _produce(
     k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second, context_len,
-    tiles, column, BLOCK_SIZE: gl.constexpr,
+    tiles, base, column, BLOCK_SIZE: gl.constexpr,
 ):  # fmt: skip
-    """One warp: tile t goes into stage t % stages, once both consumers have freed what t - stages left there.
+    """One warp: tile t goes into stage t % stages, once both consumers have freed what t - stages left there (`base`
+    tiles of earlier blocks count, too).
 
     Fill u = t // stages of a stage completes phase u of `ready` (parity u & 1), its release phase u of `free`. Fill 0
     waits for parity 1, which a fresh barrier grants; fill u for the release of fill u - 1, of parity (u - 1) & 1. No
@@ -71,8 +72,8 @@ def _produce(
         key = (tile + 1) * TILE
         next_first = _page(table_ptr, key, context_len, BLOCK_SIZE)
         next_second = _page(table_ptr, key + PART, context_len, BLOCK_SIZE)
-        _fetch(k_desc, k_smem, k_ready, k_free, tile, first, second, context_len, column, BLOCK_SIZE)
-        _fetch(v_desc, v_smem, v_ready, v_free, tile, first, second, context_len, column, BLOCK_SIZE)
+        _fetch(k_desc, k_smem, k_ready, k_free, tile, base, first, second, context_len, column, BLOCK_SIZE)
+        _fetch(v_desc, v_smem, v_ready, v_free, tile, base, first, second, context_len, column, BLOCK_SIZE)
         first, second = next_first, next_second
 
 
@@ -83,17 +84,18 @@ def _page(table_ptr, key, context_len, BLOCK_SIZE: gl.constexpr):
 
 
 @gluon.jit
-def _fetch(desc, smem, ready, free, tile, first, second, context_len, column, BLOCK_SIZE: gl.constexpr):
+def _fetch(desc, smem, ready, free, tile, base, first, second, context_len, column, BLOCK_SIZE: gl.constexpr):
     """Keys or values of a tile of one head, or zeros, into the tile's stage."""
     stages: gl.constexpr = smem.type.shape[0]
     columns: gl.constexpr = smem.type.shape[2] // PART
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=3)
     # A tile is stored by columns of 64, each of 128 rows: [columns, two parts] of a part's size.
     boxes = smem._reinterpret(smem.dtype, [stages * columns * 2, 1, PART, PART], layout)
-    stage, key = tile % stages, tile * TILE
+    fill, key = base + tile, tile * TILE
+    stage = fill % stages
     bar = ready.index(stage)
     first_row, second_row = _row(key, context_len, BLOCK_SIZE), _row(key + PART, context_len, BLOCK_SIZE)
-    mbarrier.wait(free.index(stage), ((tile // stages) & 1) ^ 1)
+    mbarrier.wait(free.index(stage), ((fill // stages) & 1) ^ 1)
     mbarrier.expect(bar, TILE * columns * PART * 2)
     for c in gl.static_range(columns):
         box = (stage * columns + c) * 2
@@ -116,9 +118,9 @@ def _moved(key, context_len):
 @gluon.jit
 def _consume(
     q_ptr, o_ptr, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, begin, query_len, context_len, block,
-    tiles, scale_log2, q_stride_t, o_stride_t, W: gl.constexpr, D: gl.constexpr, PING_PONG: gl.constexpr,
+    tiles, base, scale_log2, q_stride_t, o_stride_t, W: gl.constexpr, D: gl.constexpr, PING_PONG: gl.constexpr,
 ):  # fmt: skip
-    """Warpgroup W: queries block + 64 W and 63 more. Both see all tiles, so both release each."""
+    """Warpgroup W: queries block + 64 W and 63 more. Both see all tiles, so both release each. `base` came before."""
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
@@ -140,14 +142,17 @@ def _consume(
     best = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
 
     # Tile 0 has no second product before it. Its key 0 is seen by every row, so `best` is finite from here on.
-    mbarrier.wait(k_ready.index(0), 0)
-    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q_smem, k_smem, 0),))
-    mbarrier.arrive(k_free.index(0), count=1)
+    k_stages: gl.constexpr = k_smem.type.shape[0]
+    v_stages: gl.constexpr = v_smem.type.shape[0]
+    stage = base % k_stages
+    mbarrier.wait(k_ready.index(stage), (base // k_stages) & 1)
+    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q_smem, k_smem, stage),))
+    mbarrier.arrive(k_free.index(stage), count=1)
     scores = _hide(scores, position, 0, context_len)
     e, best, _ = _softmax(scores, best, scale_log2)
     total = _sums(e)
     p = _pack(e, q_smem.dtype)
-    mbarrier.wait(v_ready.index(0), 0)
+    mbarrier.wait(v_ready.index(base % v_stages), (base // v_stages) & 1)
 
     if PING_PONG and W == 1:
         _give_turn(0, tiles > 1)
@@ -155,17 +160,19 @@ def _consume(
     full = gl.minimum(gl.maximum((offset + first + 1) // TILE, 1), tiles)
     for tile in range(1, full):
         acc, p, total, best = _advance(
-            acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles,
+            acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, base,
             position, context_len, scale_log2, W, False, PING_PONG,
         )  # fmt: skip
     for tile in range(full, tiles):
         acc, p, total, best = _advance(
-            acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles,
+            acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, base,
             position, context_len, scale_log2, W, True, PING_PONG,
         )  # fmt: skip
-    acc = _issue_values(acc, p, v_smem, (tiles - 1) % v_smem.type.shape[0])
+    last = (base + tiles - 1) % v_stages
+    acc = _issue_values(acc, p, v_smem, last)
     inverse = gl.convert_layout(1.0 / gl.sum(total, axis=1), gl.SliceLayout(1, acc_layout))
     acc = warpgroup_mma_wait(0, deps=(acc,))
+    mbarrier.arrive(v_free.index(last), count=1)
 
     # Through the queries' place (their last product is done) to whole rows.
     q_smem.store((acc * inverse[:, None]).to(q_smem.dtype))
@@ -175,17 +182,15 @@ def _consume(
 
 @gluon.jit
 def _advance(
-    acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, position,
+    acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, base, position,
     context_len, scale_log2, W: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr,
 ):  # fmt: skip
-    """Scores of `tile`, then the values of the tile before it; the softmax of `tile` under the latter.
-
-    `acc` comes and goes as a product in flight: the scores of the next tile are issued behind it without a gap.
-    """
+    """Scores of `tile`, then the values of the tile before it; the softmax of `tile` under the latter."""
     k_stages: gl.constexpr = k_smem.type.shape[0]
     v_stages: gl.constexpr = v_smem.type.shape[0]
-    stage, before = tile % k_stages, (tile - 1) % v_stages
-    mbarrier.wait(k_ready.index(stage), (tile // k_stages) & 1)
+    fill = base + tile
+    stage, before = fill % k_stages, (fill - 1) % v_stages
+    mbarrier.wait(k_ready.index(stage), (fill // k_stages) & 1)
     if PING_PONG:
         _take_turn(tile, W)
     scores = _issue_scores(q_smem, k_smem, stage)
@@ -201,7 +206,7 @@ def _advance(
     total_layout: gl.constexpr = gl.SliceLayout(1, total.type.layout)
     total = total * gl.convert_layout(rescale, total_layout, assert_trivial=True)[:, None] + _sums(e)
     # Waited for here, not where they are used: ptxas moves arithmetic across a wait for products, not across a branch.
-    mbarrier.wait(v_ready.index(tile % v_stages), (tile // v_stages) & 1)
+    mbarrier.wait(v_ready.index(fill % v_stages), (fill // v_stages) & 1)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(v_free.index(before), count=1)
     layout: gl.constexpr = acc.type.layout
@@ -272,11 +277,11 @@ def _softmax(scores, best, scale_log2):
 
 @gluon.jit
 def _sums(e):
-    """[ROWS, 4]: what each of a row's four threads holds of it. They meet only after the last tile."""
+    """[ROWS, 4]: a row's sum, by the four threads that hold it. They meet only after the last tile."""
     return gl.sum(gl.sum(e.reshape([ROWS, TILE // 8, 4, 2]), axis=3), axis=1)
 
 
-@gluon.jit(do_not_specialize=["table_stride", "table_width"])
+@gluon.jit(do_not_specialize=["G", "table_stride", "table_width"])
 def _prefill_kernel_sm90(
     q_ptr, k_desc, v_desc, tables_ptr, lens_ptr, cu_seqlens_ptr, o_ptr, G, scale_log2,
     q_stride_t, q_stride_h, cache_stride_h, table_stride, table_width, o_stride_t, o_stride_h,
@@ -319,15 +324,126 @@ def _prefill_kernel_sm90(
         [
             (_consume, (
                 q_head, o_head, q_smem.index(0), k_smem, v_smem, k_ready, k_free, v_ready, v_free, begin,
-                query_len, context_len, block, tiles, scale_log2, q_stride_t, o_stride_t, 0, D, PING_PONG,
+                query_len, context_len, block, tiles, 0, scale_log2, q_stride_t, o_stride_t, 0, D, PING_PONG,
             )),
             (_consume, (
                 q_head, o_head, q_smem.index(1), k_smem, v_smem, k_ready, k_free, v_ready, v_free, begin,
-                query_len, context_len, block, tiles, scale_log2, q_stride_t, o_stride_t, 1, D, PING_PONG,
+                query_len, context_len, block, tiles, 0, scale_log2, q_stride_t, o_stride_t, 1, D, PING_PONG,
             )),
             (_produce, (
                 k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second,
-                context_len, tiles, column, BLOCK_SIZE,
+                context_len, tiles, 0, column, BLOCK_SIZE,
+            )),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )  # fmt: skip
+
+
+@gluon.jit
+def _block_of(turn, blocks, batch, n):
+    """(queries before it, sequence, head) of a program's block number `turn`: the longest first, to and fro."""
+    programs, program = gl.num_programs(0), gl.program_id(0)
+    work = turn * programs + gl.where(turn % 2 == 0, program, programs - 1 - program)
+    rest = work // n
+    return (blocks - 1 - rest // batch) * BLOCK_M, rest % batch, work % n
+
+
+@gluon.jit
+def _lengths(cu_seqlens_ptr, lens_ptr, block, b):
+    """(begin, query_len, context_len, tiles) of a block; no tiles where it has no queries (or is past the last)."""
+    begin = gl.load(cu_seqlens_ptr + b, mask=block >= 0, other=0)
+    end = gl.load(cu_seqlens_ptr + b + 1, mask=block >= 0, other=0)
+    context_len = gl.load(lens_ptr + b, mask=block >= 0, other=0)
+    tiles = gl.cdiv(gl.minimum(context_len - (end - begin) + block + BLOCK_M, context_len), TILE)
+    return begin, end - begin, context_len, gl.where((block >= 0) & (block < end - begin), tiles, 0)
+
+
+@gluon.jit
+def _consume_all(
+    q_ptr, o_ptr, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr, lens_ptr, turns, blocks,
+    batch, n, scale_log2, q_stride_t, q_stride_h, o_stride_t, o_stride_h,
+    W: gl.constexpr, D: gl.constexpr, PING_PONG: gl.constexpr,
+):  # fmt: skip
+    """A warpgroup's part of all the program's blocks; lengths are on their way a block ahead."""
+    base = 0
+    block, b, head = _block_of(0, blocks, batch, n)
+    begin, query_len, context_len, tiles = _lengths(cu_seqlens_ptr, lens_ptr, block, b)
+    for turn in range(turns):
+        next_block, next_b, next_head = _block_of(turn + 1, blocks, batch, n)
+        next_begin, next_query_len, next_context_len, next_tiles = _lengths(
+            cu_seqlens_ptr, lens_ptr, next_block, next_b
+        )
+        if tiles > 0:
+            _consume(
+                q_ptr + head * q_stride_h, o_ptr + head * o_stride_h, q_smem, k_smem, v_smem, k_ready, k_free, v_ready,
+                v_free, begin, query_len, context_len, block, tiles, base, scale_log2, q_stride_t, o_stride_t, W, D,
+                PING_PONG,
+            )  # fmt: skip
+        base += tiles
+        block, head, begin, query_len = next_block, next_head, next_begin, next_query_len
+        context_len, tiles = next_context_len, next_tiles
+
+
+@gluon.jit
+def _produce_all(
+    k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr, lens_ptr, tables_ptr, turns,
+    blocks, batch, n, G, cache_stride_h, table_stride, BLOCK_SIZE: gl.constexpr,
+):  # fmt: skip
+    """The producer runs ahead into the next block while the consumers write this one's result."""
+    base = 0
+    for turn in range(turns):
+        block, b, head = _block_of(turn, blocks, batch, n)
+        _, _, context_len, tiles = _lengths(cu_seqlens_ptr, lens_ptr, block, b)
+        table_ptr = tables_ptr + b.to(gl.int64) * table_stride
+        first = _page(table_ptr, 0, context_len, BLOCK_SIZE)
+        second = _page(table_ptr, PART, context_len, BLOCK_SIZE)
+        _produce(
+            k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second, context_len,
+            tiles, base, (head // G) * cache_stride_h, BLOCK_SIZE,
+        )  # fmt: skip
+        base += tiles
+
+
+@gluon.jit(do_not_specialize=["G", "table_stride", "blocks", "batch", "n"])
+def _persistent_kernel_sm90(
+    q_ptr, k_desc, v_desc, tables_ptr, lens_ptr, cu_seqlens_ptr, o_ptr, G, scale_log2,
+    q_stride_t, q_stride_h, cache_stride_h, table_stride, o_stride_t, o_stride_h, blocks, batch, n,
+    D: gl.constexpr, BLOCK_SIZE: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
+    PING_PONG: gl.constexpr,
+):  # fmt: skip
+    """One program a multiprocessor takes blocks in turn."""
+    dtype: gl.constexpr = k_desc.dtype
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
+    q_smem = gl.allocate_shared_memory(dtype, [2, ROWS, D], layout)
+    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, TILE, D], layout)
+    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, TILE, D], layout)
+    k_ready = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
+    k_free = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(K_STAGES):
+        mbarrier.init(k_ready.index(stage), count=1)
+        mbarrier.init(k_free.index(stage), count=2)
+    for stage in gl.static_range(V_STAGES):
+        mbarrier.init(v_ready.index(stage), count=1)
+        mbarrier.init(v_free.index(stage), count=2)
+    turns = gl.cdiv(blocks * batch * n, gl.num_programs(0))
+    gl.warp_specialize(
+        [
+            (_consume_all, (
+                q_ptr, o_ptr, q_smem.index(0), k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr,
+                lens_ptr, turns, blocks, batch, n, scale_log2, q_stride_t, q_stride_h, o_stride_t, o_stride_h, 0, D,
+                PING_PONG,
+            )),
+            (_consume_all, (
+                q_ptr, o_ptr, q_smem.index(1), k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr,
+                lens_ptr, turns, blocks, batch, n, scale_log2, q_stride_t, q_stride_h, o_stride_t, o_stride_h, 1, D,
+                PING_PONG,
+            )),
+            (_produce_all, (
+                k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr, lens_ptr, tables_ptr,
+                turns, blocks, batch, n, G, cache_stride_h, table_stride, BLOCK_SIZE,
             )),
         ],
         [4, 1],
@@ -364,16 +480,26 @@ def _descriptor(cache: Tensor) -> Any:
 def varlen_prefill_attention_sm90(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
     cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
-    k_stages: int = 2, v_stages: int = 2, ping_pong: bool = False,
+    k_stages: int = 2, v_stages: int = 2, ping_pong: bool = False, persistent: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Launcher of `_prefill_kernel_sm90`; see `varlen_prefill_attention`. Only what is `supported`."""
+    """Launcher of both kernels here; see `varlen_prefill_attention`. Only what is `supported`."""
     num_tokens, n, d = q_TND.shape
     o = torch.empty((num_tokens, n, d), dtype=q_TND.dtype, device=q_TND.device)
     batch = context_lens_B.shape[0]
     if num_tokens == 0 or batch == 0:
         return o
     block_size, m = k_cache.shape[1], k_cache.shape[2]
-    _prefill_kernel_sm90[(n, cdiv(max_seqlen_q, ROWS_PER_PROGRAM), batch)](
+    blocks = cdiv(max_seqlen_q, ROWS_PER_PROGRAM)
+    if persistent:
+        _persistent_kernel_sm90[(min(num_sms(q_TND), n * blocks * batch),)](
+            q_TND, _descriptor(k_cache), _descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1, o,
+            n // m, scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), *o.stride()[:2],
+            blocks, batch, n,
+            D=d, BLOCK_SIZE=block_size, K_STAGES=k_stages, V_STAGES=v_stages, PING_PONG=ping_pong,
+            num_warps=4, maxnreg=MAX_REGISTERS,
+        )  # fmt: skip
+        return o
+    _prefill_kernel_sm90[(n, blocks, batch)](
         q_TND, _descriptor(k_cache), _descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1, o, n // m,
         scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1],
         *o.stride()[:2],
