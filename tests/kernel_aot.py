@@ -69,7 +69,6 @@ def _compile(case: AotCase) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     module, kernel_name = case.kernel.split(":")
     kernel = getattr(importlib.import_module(module), kernel_name)
@@ -81,8 +80,9 @@ def _compile(case: AotCase) -> Resources:
         signature[name], _, divisor = case.types[name].partition(":")
         if divisor:
             attributes[(index,)] = [["tt.divisibility", int(divisor)]]
-    make = GluonASTSource if kernel.is_gluon() else ASTSource
-    source = make(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     options = {"num_warps": case.num_warps, **case.options}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

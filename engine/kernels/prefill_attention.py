@@ -7,6 +7,7 @@ Shape suffixes: T tokens of all sequences, B sequences, N query heads, M key and
 table. A cache is [num_blocks, block_size, M, D], last dimension contiguous, block_size a power of two >= 16.
 FlashAttention-2's loop: online softmax, tiles that are hidden for every row skipped, only the last tiles masked.
 Softmax and accumulation in fp32, probabilities rounded to the dtype for the second product.
+Long chunks on Hopper go to `prefill_attention_sm90.py`.
 """
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, next_power_of_2, tl, triton
 from engine.kernels.decode_attention import LOG2_E, attend_pages
+from engine.kernels.prefill_attention_sm90 import supported, varlen_prefill_attention_sm90
+
+# Measured on an H200 (docs/03_attention.md): Hopper's own kernel is slower at 512 queries and faster at 2048.
+MIN_HOPPER_QUERIES = 1024
 
 
 @triton.jit
@@ -152,7 +157,13 @@ def varlen_prefill_attention(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
     cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Queries `cu_seqlens_q_B1[b]` to `[b + 1]` against the first `context_lens_B[b]` keys of sequence b."""
-    return (varlen_prefill_attention_triton if q_TND.is_cuda else varlen_prefill_attention_reference)(
+    """Queries `cu_seqlens_q_B1[b]` to `[b + 1]` against the first `context_lens_B[b]` keys of sequence b.
+
+    Which kernel runs depends on device, dtypes, shapes and strides alone, so a captured graph keeps its choice.
+    """
+    attend = varlen_prefill_attention_triton if q_TND.is_cuda else varlen_prefill_attention_reference
+    if max_seqlen_q >= MIN_HOPPER_QUERIES and supported(q_TND, k_cache, v_cache, sliding_window):
+        attend = varlen_prefill_attention_sm90
+    return attend(
         q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_q_B1, max_seqlen_q, scale, sliding_window
     )

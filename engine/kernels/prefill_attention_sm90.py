@@ -5,10 +5,16 @@ queries of a head: one warp brings tiles of 128 keys and values by TMA into two 
 each. A warpgroup issues the scores of the next tile, then the second product of this one, and takes the exponentials of
 the next tile under it; what is left of its softmax runs under the other warpgroup's products.
 
+A ring is (tiles [stages, TILE, D], ready [stages], free [stages]): tile t of the keys or the values is fill
+u = t // stages of stage t % stages. The fill completes phase u of the stage's `ready`, its release by both warpgroups
+phase u of `free`; a barrier is waited for by the parity of a phase, u & 1. Fill u waits for the release of fill u - 1;
+fill 0 for the parity 1, which a fresh barrier grants. No side is ever two phases ahead: a fill needs the release before
+it, a release the fill before it.
+
 A tile is fetched in parts of 64 keys and 64 dimensions: a part lies inside a page, and parts side by side make the
 layout that a product over the whole tile reads. The part in which the context ends is fetched so that it *ends* with
 the last key: rows before the page are out of the descriptor's bounds, and TMA writes zeros for them. So nothing that a
-sequence does not own is multiplied with a probability of zero (a stale NaN would stay one), and `hidden` only has to
+sequence does not own is multiplied with a probability of zero (a stale NaN would stay one), and `_hide` only has to
 know how far the keys moved.
 """
 
@@ -18,13 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import INTERPRETED, cdiv, num_sms
+from engine.kernels._triton import INTERPRETED, cdiv, triton
 from engine.kernels.decode_attention import LOG2_E
 
 TensorDescriptor: Any = None
 gluon: Any
 gl: Any
 try:
+    # Gluon is experimental: another release is another language.
+    if not triton.__version__.startswith("3.6."):
+        raise ImportError
     from triton.experimental import gluon  # type: ignore[no-redef]
     from triton.experimental.gluon import language as gl  # type: ignore[no-redef]
     from triton.experimental.gluon.language.nvidia.hopper import (
@@ -35,10 +44,8 @@ try:
         warpgroup_mma_wait,
     )
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # type: ignore[no-redef]
-except ImportError:
+except (ImportError, AttributeError):
     from types import SimpleNamespace
-
-    from engine.kernels._triton import triton
 
     gluon, gl = SimpleNamespace(jit=triton.jit), SimpleNamespace(constexpr=int)
 
@@ -48,6 +55,7 @@ BLOCK_M = gl.constexpr(ROWS_PER_PROGRAM)
 ROWS = gl.constexpr(64)
 TILE = gl.constexpr(128)
 PART = gl.constexpr(PART_KEYS)
+STAGES = 2
 # 12 warps start with 168 registers a thread (65536 / 384); then the fourth with the producer gives its own away.
 MAX_REGISTERS = 168
 CONSUMER_REGISTERS = gl.constexpr(240)
@@ -55,47 +63,77 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 @gluon.jit
-def _produce(
-    k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second, context_len,
-    tiles, base, column, BLOCK_SIZE: gl.constexpr,
-):  # fmt: skip
-    """One warp: tile t goes into stage t % stages, once both consumers have freed what t - stages left there (`base`
-    tiles of earlier blocks count, too).
+def _ring(dtype: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
+    """A ring's shared memory: copies complete `ready`, two warpgroups arrive at `free`."""
+    tiles = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], gl.NVMMASharedLayout(128, 16))
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(ready.index(stage), count=1)
+        mbarrier.init(free.index(stage), count=2)
+    return tiles, ready, free
 
-    Fill u = t // stages of a stage completes phase u of `ready` (parity u & 1), its release phase u of `free`. Fill 0
-    waits for parity 1, which a fresh barrier grants; fill u for the release of fill u - 1, of parity (u - 1) & 1. No
-    side is ever two phases ahead: a fill needs the release before it, a release the fill before it.
-    """
-    # Page numbers are on their way a tile ahead.
-    second = gl.where(context_len > PART, second, 0)
+
+@gluon.jit
+def _stage(ring, tile):
+    stages: gl.constexpr = ring[0].type.shape[0]
+    return tile % stages
+
+
+@gluon.jit
+def _parity(ring, tile):
+    stages: gl.constexpr = ring[0].type.shape[0]
+    return (tile // stages) & 1
+
+
+@gluon.jit
+def _wait(ring, tile):
+    """The tile, as soon as it is there."""
+    stage = _stage(ring, tile)
+    mbarrier.wait(ring[1].index(stage), _parity(ring, tile))
+    return ring[0].index(stage)
+
+
+@gluon.jit
+def _release(ring, tile):
+    mbarrier.arrive(ring[2].index(_stage(ring, tile)), count=1)
+
+
+@gluon.jit
+def _produce(
+    k_desc, v_desc, k, v, table_ptr, first, second, context_len, tiles, column, BLOCK_SIZE: gl.constexpr
+):  # fmt: skip
+    """One warp: all tiles into the rings, in order. Page numbers are on their way a tile ahead."""
     for tile in range(tiles):
-        key = (tile + 1) * TILE
-        next_first = _page(table_ptr, key, context_len, BLOCK_SIZE)
-        next_second = _page(table_ptr, key + PART, context_len, BLOCK_SIZE)
-        _fetch(k_desc, k_smem, k_ready, k_free, tile, base, first, second, context_len, column, BLOCK_SIZE)
-        _fetch(v_desc, v_smem, v_ready, v_free, tile, base, first, second, context_len, column, BLOCK_SIZE)
+        next_first, next_second = _pages(table_ptr, tile + 1, context_len, BLOCK_SIZE)
+        _fetch(k_desc, k, tile, first, second, context_len, column, BLOCK_SIZE)
+        _fetch(v_desc, v, tile, first, second, context_len, column, BLOCK_SIZE)
         first, second = next_first, next_second
 
 
 @gluon.jit
-def _page(table_ptr, key, context_len, BLOCK_SIZE: gl.constexpr):
-    """The page of a key; some page, of which no row is fetched, beyond the context."""
-    return gl.load(table_ptr + key // BLOCK_SIZE, mask=key < context_len, other=0)
+def _pages(table_ptr, tile, context_len, BLOCK_SIZE: gl.constexpr):
+    """The pages of a tile's two parts; some page, of which no row is fetched, beyond the context."""
+    first, second = tile * TILE, tile * TILE + PART
+    return (
+        gl.load(table_ptr + first // BLOCK_SIZE, mask=first < context_len, other=0),
+        gl.load(table_ptr + second // BLOCK_SIZE, mask=second < context_len, other=0),
+    )
 
 
 @gluon.jit
-def _fetch(desc, smem, ready, free, tile, base, first, second, context_len, column, BLOCK_SIZE: gl.constexpr):
+def _fetch(desc, ring, tile, first, second, context_len, column, BLOCK_SIZE: gl.constexpr):
     """Keys or values of a tile of one head, or zeros, into the tile's stage."""
-    stages: gl.constexpr = smem.type.shape[0]
-    columns: gl.constexpr = smem.type.shape[2] // PART
+    tiles, ready, free = ring
+    stages: gl.constexpr = tiles.type.shape[0]
+    columns: gl.constexpr = tiles.type.shape[2] // PART
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=3)
     # A tile is stored by columns of 64, each of 128 rows: [columns, two parts] of a part's size.
-    boxes = smem._reinterpret(smem.dtype, [stages * columns * 2, 1, PART, PART], layout)
-    fill, key = base + tile, tile * TILE
-    stage = fill % stages
+    boxes = tiles._reinterpret(tiles.dtype, [stages * columns * 2, 1, PART, PART], layout)
+    stage, key = _stage(ring, tile), tile * TILE
     bar = ready.index(stage)
     first_row, second_row = _row(key, context_len, BLOCK_SIZE), _row(key + PART, context_len, BLOCK_SIZE)
-    mbarrier.wait(free.index(stage), ((fill // stages) & 1) ^ 1)
+    mbarrier.wait(free.index(stage), _parity(ring, tile) ^ 1)
     mbarrier.expect(bar, TILE * columns * PART * 2)
     for c in gl.static_range(columns):
         box = (stage * columns + c) * 2
@@ -117,16 +155,15 @@ def _moved(key, context_len):
 
 @gluon.jit
 def _consume(
-    q_ptr, o_ptr, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, begin, query_len, context_len, block,
-    tiles, base, scale_log2, q_stride_t, o_stride_t, W: gl.constexpr, D: gl.constexpr, PING_PONG: gl.constexpr,
+    q_ptr, o_ptr, q_smem, k, v, begin, query_len, context_len, first, tiles, scale_log2, q_stride_t, o_stride_t
 ):  # fmt: skip
-    """Warpgroup W: queries block + 64 W and 63 more. Both see all tiles, so both release each. `base` came before."""
+    """One warpgroup: queries `first` to `first` + 63. Both warpgroups see all tiles, so both release each."""
+    D: gl.constexpr = q_smem.type.shape[1]
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
     io_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
 
-    first = block + W * ROWS
     m = first + gl.arange(0, ROWS, gl.SliceLayout(1, io_layout))
     d = gl.arange(0, D, gl.SliceLayout(0, io_layout))
     mask = (m < query_len)[:, None]
@@ -142,37 +179,27 @@ def _consume(
     best = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
 
     # Tile 0 has no second product before it. Its key 0 is seen by every row, so `best` is finite from here on.
-    k_stages: gl.constexpr = k_smem.type.shape[0]
-    v_stages: gl.constexpr = v_smem.type.shape[0]
-    stage = base % k_stages
-    mbarrier.wait(k_ready.index(stage), (base // k_stages) & 1)
-    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q_smem, k_smem, stage),))
-    mbarrier.arrive(k_free.index(stage), count=1)
-    scores = _hide(scores, position, 0, context_len)
-    e, best, _ = _softmax(scores, best, scale_log2)
+    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q_smem, _wait(k, 0)),))
+    _release(k, 0)
+    e, best, _ = _softmax(_hide(scores, position, 0, context_len), best, scale_log2)
     total = _sums(e)
     p = _pack(e, q_smem.dtype)
-    mbarrier.wait(v_ready.index(base % v_stages), (base // v_stages) & 1)
+    _wait(v, 0)
 
-    if PING_PONG and W == 1:
-        _give_turn(0, tiles > 1)
     # Tiles below `full` are visible to every row of this warpgroup.
     full = gl.minimum(gl.maximum((offset + first + 1) // TILE, 1), tiles)
     for tile in range(1, full):
         acc, p, total, best = _advance(
-            acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, base,
-            position, context_len, scale_log2, W, False, PING_PONG,
+            acc, p, total, best, q_smem, k, v, tile, position, context_len, scale_log2, False
         )  # fmt: skip
     for tile in range(full, tiles):
         acc, p, total, best = _advance(
-            acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, base,
-            position, context_len, scale_log2, W, True, PING_PONG,
+            acc, p, total, best, q_smem, k, v, tile, position, context_len, scale_log2, True
         )  # fmt: skip
-    last = (base + tiles - 1) % v_stages
-    acc = _issue_values(acc, p, v_smem, last)
+    acc = _issue_values(acc, p, v, tiles - 1)
     inverse = gl.convert_layout(1.0 / gl.sum(total, axis=1), gl.SliceLayout(1, acc_layout))
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(v_free.index(last), count=1)
+    _release(v, tiles - 1)
 
     # Through the queries' place (their last product is done) to whole rows.
     q_smem.store((acc * inverse[:, None]).to(q_smem.dtype))
@@ -182,72 +209,42 @@ def _consume(
 
 @gluon.jit
 def _advance(
-    acc, p, total, best, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, tile, tiles, base, position,
-    context_len, scale_log2, W: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr,
+    acc, p, total, best, q_smem, k, v, tile, position, context_len, scale_log2, MASKED: gl.constexpr
 ):  # fmt: skip
     """Scores of `tile`, then the values of the tile before it; the softmax of `tile` under the latter."""
-    k_stages: gl.constexpr = k_smem.type.shape[0]
-    v_stages: gl.constexpr = v_smem.type.shape[0]
-    fill = base + tile
-    stage, before = fill % k_stages, (fill - 1) % v_stages
-    mbarrier.wait(k_ready.index(stage), (fill // k_stages) & 1)
-    if PING_PONG:
-        _take_turn(tile, W)
-    scores = _issue_scores(q_smem, k_smem, stage)
-    acc = _issue_values(acc, p, v_smem, before)
-    if PING_PONG:
-        # Warpgroup 0 has the first turn, so it needs no other after the last.
-        _give_turn(1 - W, W == 0 or tile + 1 < tiles)
+    scores = _issue_scores(q_smem, _wait(k, tile))
+    acc = _issue_values(acc, p, v, tile - 1)
     scores = warpgroup_mma_wait(1, deps=(scores,))
-    mbarrier.arrive(k_free.index(stage), count=1)
+    _release(k, tile)
     if MASKED:
         scores = _hide(scores, position, tile * TILE, context_len)
     e, best, rescale = _softmax(scores, best, scale_log2)
     total_layout: gl.constexpr = gl.SliceLayout(1, total.type.layout)
     total = total * gl.convert_layout(rescale, total_layout, assert_trivial=True)[:, None] + _sums(e)
     # Waited for here, not where they are used: ptxas moves arithmetic across a wait for products, not across a branch.
-    mbarrier.wait(v_ready.index(fill % v_stages), (fill // v_stages) & 1)
+    _wait(v, tile)
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(v_free.index(before), count=1)
+    _release(v, tile - 1)
     layout: gl.constexpr = acc.type.layout
     acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, layout))[:, None]
     return acc, _pack(e, q_smem.dtype), total, best
 
 
 @gluon.jit
-def _take_turn(tile, W: gl.constexpr):
-    """Wait until the other warpgroup has issued its products. Turns are named barriers that Triton has no use for: turn
-    i + 1 of warpgroup 0 is given with turn i of 1, turn i of 1 with turn i of 0; both have tiles - 1 turns."""
-    asm: gl.constexpr = "bar.sync 8, 256; mov.b32 $0, $1;" if W == 0 else "bar.sync 9, 256; mov.b32 $0, $1;"
-    gl.inline_asm_elementwise(asm, "=r,r", [tile], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def _give_turn(W: gl.constexpr, when):
-    """Let warpgroup W issue, `when` it has one more tile."""
-    asm: gl.constexpr = (
-        "{ .reg .pred p; setp.ne.b32 p, $1, 0; @p bar.arrive 8, 256; mov.b32 $0, $1; }" if W == 0 else
-        "{ .reg .pred p; setp.ne.b32 p, $1, 0; @p bar.arrive 9, 256; mov.b32 $0, $1; }"
-    )  # fmt: skip
-    when = gl.to_tensor(when).to(gl.int32)
-    gl.inline_asm_elementwise(asm, "=r,r", [when], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def _issue_scores(q_smem, k_smem, stage):
+def _issue_scores(q_smem, keys):
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     zeros = gl.zeros([ROWS, TILE], gl.float32, layout)
-    return warpgroup_mma(q_smem, k_smem.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    return warpgroup_mma(q_smem, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def _issue_values(acc, p, v_smem, stage):
-    """The probabilities come from the registers in which the scores came."""
-    dtype: gl.constexpr = v_smem.dtype
-    low, high = (p & 0xFFFF).to(gl.int16).to(dtype, bitcast=True), (p >> 16).to(gl.int16).to(dtype, bitcast=True)
-    e = gl.join(low, high).reshape([ROWS, TILE])
+def _issue_values(acc, p, v, tile):
+    """The values of a tile that was waited for. The probabilities come from the registers in which the scores came."""
+    values = v[0].index(_stage(v, tile))
+    low, high = (p & 0xFFFF).to(gl.int16), (p >> 16).to(gl.int16)
+    e = gl.join(low.to(values.dtype, bitcast=True), high.to(values.dtype, bitcast=True)).reshape([ROWS, TILE])
     e = gl.convert_layout(e, gl.DotOperandLayout(0, acc.type.layout, 2), assert_trivial=True)
-    return warpgroup_mma(e, v_smem.index(stage), acc, is_async=True)
+    return warpgroup_mma(e, values, acc, is_async=True)
 
 
 @gluon.jit
@@ -281,12 +278,15 @@ def _sums(e):
     return gl.sum(gl.sum(e.reshape([ROWS, TILE // 8, 4, 2]), axis=3), axis=1)
 
 
-@gluon.jit(do_not_specialize=["G", "table_stride", "table_width"])
+# Scalar loads from wherever a mixed step's sequences begin: another alignment is no reason to compile again.
+@gluon.jit(
+    do_not_specialize=["G", "table_stride", "table_width"],
+    do_not_specialize_on_alignment=["tables_ptr", "lens_ptr", "cu_seqlens_ptr"],
+)
 def _prefill_kernel_sm90(
     q_ptr, k_desc, v_desc, tables_ptr, lens_ptr, cu_seqlens_ptr, o_ptr, G, scale_log2,
     q_stride_t, q_stride_h, cache_stride_h, table_stride, table_width, o_stride_t, o_stride_h,
-    D: gl.constexpr, BLOCK_SIZE: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
-    PING_PONG: gl.constexpr,
+    D: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Program (h, i, b): 128 queries of head h of sequence b, the longest rows first."""
     head, b = gl.program_id(0), gl.program_id(2)
@@ -298,152 +298,29 @@ def _prefill_kernel_sm90(
     second = gl.load(table_ptr + PART // BLOCK_SIZE, mask=PART // BLOCK_SIZE < table_width, other=0)
     query_len = end - begin
     block = (gl.num_programs(1) - 1 - gl.program_id(1)) * BLOCK_M
-    if block >= query_len:
+    # Queries that are not among their own keys would wait for a tile that never comes.
+    if block >= query_len or context_len < query_len:
         return
     tiles = gl.cdiv(gl.minimum(context_len - query_len + block + BLOCK_M, context_len), TILE)
-    column = (head // G) * cache_stride_h
+    second = gl.where(context_len > PART, second, 0)
 
-    dtype: gl.constexpr = k_desc.dtype
-    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    q_smem = gl.allocate_shared_memory(dtype, [2, ROWS, D], layout)
-    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, TILE, D], layout)
-    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, TILE, D], layout)
-    k_ready = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_free = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(K_STAGES):
-        mbarrier.init(k_ready.index(stage), count=1)
-        mbarrier.init(k_free.index(stage), count=2)
-    for stage in gl.static_range(V_STAGES):
-        mbarrier.init(v_ready.index(stage), count=1)
-        mbarrier.init(v_free.index(stage), count=2)
-
-    q_head, o_head = q_ptr + head * q_stride_h, o_ptr + head * o_stride_h
+    q = gl.allocate_shared_memory(k_desc.dtype, [2, ROWS, D], gl.NVMMASharedLayout(128, 16))
+    k, v = _ring(k_desc.dtype, D, STAGES), _ring(k_desc.dtype, D, STAGES)
+    q_ptr += head * q_stride_h
+    o_ptr += head * o_stride_h
     gl.warp_specialize(
         [
             (_consume, (
-                q_head, o_head, q_smem.index(0), k_smem, v_smem, k_ready, k_free, v_ready, v_free, begin,
-                query_len, context_len, block, tiles, 0, scale_log2, q_stride_t, o_stride_t, 0, D, PING_PONG,
+                q_ptr, o_ptr, q.index(0), k, v, begin, query_len, context_len, block, tiles, scale_log2,
+                q_stride_t, o_stride_t,
             )),
             (_consume, (
-                q_head, o_head, q_smem.index(1), k_smem, v_smem, k_ready, k_free, v_ready, v_free, begin,
-                query_len, context_len, block, tiles, 0, scale_log2, q_stride_t, o_stride_t, 1, D, PING_PONG,
+                q_ptr, o_ptr, q.index(1), k, v, begin, query_len, context_len, block + ROWS, tiles, scale_log2,
+                q_stride_t, o_stride_t,
             )),
             (_produce, (
-                k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second,
-                context_len, tiles, 0, column, BLOCK_SIZE,
-            )),
-        ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
-
-
-@gluon.jit
-def _block_of(turn, blocks, batch, n):
-    """(queries before it, sequence, head) of a program's block number `turn`: the longest first, to and fro."""
-    programs, program = gl.num_programs(0), gl.program_id(0)
-    work = turn * programs + gl.where(turn % 2 == 0, program, programs - 1 - program)
-    rest = work // n
-    return (blocks - 1 - rest // batch) * BLOCK_M, rest % batch, work % n
-
-
-@gluon.jit
-def _lengths(cu_seqlens_ptr, lens_ptr, block, b):
-    """(begin, query_len, context_len, tiles) of a block; no tiles where it has no queries (or is past the last)."""
-    begin = gl.load(cu_seqlens_ptr + b, mask=block >= 0, other=0)
-    end = gl.load(cu_seqlens_ptr + b + 1, mask=block >= 0, other=0)
-    context_len = gl.load(lens_ptr + b, mask=block >= 0, other=0)
-    tiles = gl.cdiv(gl.minimum(context_len - (end - begin) + block + BLOCK_M, context_len), TILE)
-    return begin, end - begin, context_len, gl.where((block >= 0) & (block < end - begin), tiles, 0)
-
-
-@gluon.jit
-def _consume_all(
-    q_ptr, o_ptr, q_smem, k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr, lens_ptr, turns, blocks,
-    batch, n, scale_log2, q_stride_t, q_stride_h, o_stride_t, o_stride_h,
-    W: gl.constexpr, D: gl.constexpr, PING_PONG: gl.constexpr,
-):  # fmt: skip
-    """A warpgroup's part of all the program's blocks; lengths are on their way a block ahead."""
-    base = 0
-    block, b, head = _block_of(0, blocks, batch, n)
-    begin, query_len, context_len, tiles = _lengths(cu_seqlens_ptr, lens_ptr, block, b)
-    for turn in range(turns):
-        next_block, next_b, next_head = _block_of(turn + 1, blocks, batch, n)
-        next_begin, next_query_len, next_context_len, next_tiles = _lengths(
-            cu_seqlens_ptr, lens_ptr, next_block, next_b
-        )
-        if tiles > 0:
-            _consume(
-                q_ptr + head * q_stride_h, o_ptr + head * o_stride_h, q_smem, k_smem, v_smem, k_ready, k_free, v_ready,
-                v_free, begin, query_len, context_len, block, tiles, base, scale_log2, q_stride_t, o_stride_t, W, D,
-                PING_PONG,
-            )  # fmt: skip
-        base += tiles
-        block, head, begin, query_len = next_block, next_head, next_begin, next_query_len
-        context_len, tiles = next_context_len, next_tiles
-
-
-@gluon.jit
-def _produce_all(
-    k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr, lens_ptr, tables_ptr, turns,
-    blocks, batch, n, G, cache_stride_h, table_stride, BLOCK_SIZE: gl.constexpr,
-):  # fmt: skip
-    """The producer runs ahead into the next block while the consumers write this one's result."""
-    base = 0
-    for turn in range(turns):
-        block, b, head = _block_of(turn, blocks, batch, n)
-        _, _, context_len, tiles = _lengths(cu_seqlens_ptr, lens_ptr, block, b)
-        table_ptr = tables_ptr + b.to(gl.int64) * table_stride
-        first = _page(table_ptr, 0, context_len, BLOCK_SIZE)
-        second = _page(table_ptr, PART, context_len, BLOCK_SIZE)
-        _produce(
-            k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, table_ptr, first, second, context_len,
-            tiles, base, (head // G) * cache_stride_h, BLOCK_SIZE,
-        )  # fmt: skip
-        base += tiles
-
-
-@gluon.jit(do_not_specialize=["G", "table_stride", "blocks", "batch", "n"])
-def _persistent_kernel_sm90(
-    q_ptr, k_desc, v_desc, tables_ptr, lens_ptr, cu_seqlens_ptr, o_ptr, G, scale_log2,
-    q_stride_t, q_stride_h, cache_stride_h, table_stride, o_stride_t, o_stride_h, blocks, batch, n,
-    D: gl.constexpr, BLOCK_SIZE: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
-    PING_PONG: gl.constexpr,
-):  # fmt: skip
-    """One program a multiprocessor takes blocks in turn."""
-    dtype: gl.constexpr = k_desc.dtype
-    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    q_smem = gl.allocate_shared_memory(dtype, [2, ROWS, D], layout)
-    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, TILE, D], layout)
-    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, TILE, D], layout)
-    k_ready = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_free = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_free = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(K_STAGES):
-        mbarrier.init(k_ready.index(stage), count=1)
-        mbarrier.init(k_free.index(stage), count=2)
-    for stage in gl.static_range(V_STAGES):
-        mbarrier.init(v_ready.index(stage), count=1)
-        mbarrier.init(v_free.index(stage), count=2)
-    turns = gl.cdiv(blocks * batch * n, gl.num_programs(0))
-    gl.warp_specialize(
-        [
-            (_consume_all, (
-                q_ptr, o_ptr, q_smem.index(0), k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr,
-                lens_ptr, turns, blocks, batch, n, scale_log2, q_stride_t, q_stride_h, o_stride_t, o_stride_h, 0, D,
-                PING_PONG,
-            )),
-            (_consume_all, (
-                q_ptr, o_ptr, q_smem.index(1), k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr,
-                lens_ptr, turns, blocks, batch, n, scale_log2, q_stride_t, q_stride_h, o_stride_t, o_stride_h, 1, D,
-                PING_PONG,
-            )),
-            (_produce_all, (
-                k_desc, v_desc, k_smem, v_smem, k_ready, k_free, v_ready, v_free, cu_seqlens_ptr, lens_ptr, tables_ptr,
-                turns, blocks, batch, n, G, cache_stride_h, table_stride, BLOCK_SIZE,
+                k_desc, v_desc, k, v, table_ptr, first, second, context_len, tiles, (head // G) * cache_stride_h,
+                BLOCK_SIZE,
             )),
         ],
         [4, 1],
@@ -456,15 +333,14 @@ def _is_hopper(index: int) -> bool:
     return torch.cuda.get_device_capability(index) == (9, 0)
 
 
-def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, max_seqlen_q: int, sliding_window: int | None) -> bool:
-    """Whether `varlen_prefill_attention_sm90` computes this: other cases are `prefill_attention.py`'s."""
+def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, sliding_window: int | None) -> bool:
+    """Whether `varlen_prefill_attention_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     return (
         TensorDescriptor is not None and not INTERPRETED and q_TND.is_cuda and _is_hopper(q_TND.get_device())
         and q_TND.dtype in (torch.bfloat16, torch.float16) and q_TND.shape[2] in (64, 128)
         and q_TND.dtype == k_cache.dtype == v_cache.dtype and sliding_window is None
-        # A part of 64 keys stays inside a page, and up to 64 queries leave half of a program idle.
-        and k_cache.shape[1] % PART_KEYS == 0 and max_seqlen_q > PART_KEYS
-        and k_cache.is_contiguous() and v_cache.is_contiguous()
+        # A part of 64 keys stays inside a page.
+        and k_cache.shape[1] % PART_KEYS == 0 and k_cache.is_contiguous() and v_cache.is_contiguous()
         and q_TND.stride(2) == 1 and q_TND.stride(0) % 8 == 0 and q_TND.stride(1) % 8 == 0
     )  # fmt: skip
 
@@ -480,30 +356,17 @@ def _descriptor(cache: Tensor) -> Any:
 def varlen_prefill_attention_sm90(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
     cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
-    k_stages: int = 2, v_stages: int = 2, ping_pong: bool = False, persistent: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Launcher of both kernels here; see `varlen_prefill_attention`. Only what is `supported`."""
+    """Launcher of `_prefill_kernel_sm90`; see `varlen_prefill_attention`. Only what is `supported`."""
     num_tokens, n, d = q_TND.shape
     o = torch.empty((num_tokens, n, d), dtype=q_TND.dtype, device=q_TND.device)
     batch = context_lens_B.shape[0]
     if num_tokens == 0 or batch == 0:
         return o
     block_size, m = k_cache.shape[1], k_cache.shape[2]
-    blocks = cdiv(max_seqlen_q, ROWS_PER_PROGRAM)
-    if persistent:
-        _persistent_kernel_sm90[(min(num_sms(q_TND), n * blocks * batch),)](
-            q_TND, _descriptor(k_cache), _descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1, o,
-            n // m, scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), *o.stride()[:2],
-            blocks, batch, n,
-            D=d, BLOCK_SIZE=block_size, K_STAGES=k_stages, V_STAGES=v_stages, PING_PONG=ping_pong,
-            num_warps=4, maxnreg=MAX_REGISTERS,
-        )  # fmt: skip
-        return o
-    _prefill_kernel_sm90[(n, blocks, batch)](
+    _prefill_kernel_sm90[(n, cdiv(max_seqlen_q, ROWS_PER_PROGRAM), batch)](
         q_TND, _descriptor(k_cache), _descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1, o, n // m,
-        scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1],
-        *o.stride()[:2],
-        D=d, BLOCK_SIZE=block_size, K_STAGES=k_stages, V_STAGES=v_stages, PING_PONG=ping_pong,
-        num_warps=4, maxnreg=MAX_REGISTERS,
+        scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1], *o.stride()[:2],
+        D=d, BLOCK_SIZE=block_size, STAGES=STAGES, num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return o

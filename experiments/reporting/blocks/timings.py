@@ -1,7 +1,9 @@
-"""Times taken apart from the headline: single kernels and the steps of the guide on a GPU, reading a trace."""
+"""Times taken apart from the headline: single kernels, prefill attention, the steps of the guide, reading a trace."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from experiments.kernel_records import FUSED, UNFUSED, KernelRow, KernelRun, read_run
 from experiments.records import Status
@@ -10,6 +12,7 @@ from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind
 
 KERNELS = Path("docs/data/kernels.json")
+PREFILL = Path("docs/data/prefill_attention.json")
 STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
 CLOCKS = Path("docs/data/step_clocks.json")
@@ -42,6 +45,25 @@ def kernels(root: Path) -> str:
     pdl = ", fused under dependent launch" if run.pdl else ""
     caption = f"`{stamp.command}` on {stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}{pdl}; medians."
     return markdown(columns, body, caption)
+
+
+@block
+def prefill_attention(root: Path) -> str:
+    """Prefill attention by kernel and shape: what runs, what was tried, and cuDNN's dense attention."""
+    found = read(root, PREFILL)
+    try:
+        tflops = {(r["kernel"], r["session"], _prompts(r)): r["tflops"] for r in found["rows"]}
+        shapes = list(dict.fromkeys(shape for _, _, shape in tflops))
+        tried = dict.fromkeys((kernel, session) for kernel, session, _ in tflops)
+        rows = [(found["kernels"][k], n, *(tflops.get((k, n, shape)) for shape in shapes)) for k, n in tried]
+        versions = f"torch {found['torch']}, Triton {found['triton']}"
+        commits = ", ".join(f"session {n} at commit {commit[:12]}" for n, commit in enumerate(found["commits"], 1))
+        made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}; {commits}"
+        caption = f"TFLOP/s by {made}: {found['note']}"
+    except (KeyError, TypeError) as error:
+        raise unusable(PREFILL, error) from None
+    fixed = (Column("kernel", "Kernel, queries by keys"), Column("session", "Session", Kind.COUNT))
+    return markdown((*fixed, *(Column(shape, shape, Kind.NUMBER) for shape in shapes)), rows, caption)
 
 
 @block
@@ -104,6 +126,12 @@ def trace_reader(root: Path) -> str:
     except (KeyError, TypeError) as error:
         raise unusable(READER, error) from None
     return markdown(columns, rows, caption)
+
+
+def _prompts(row: Mapping[str, Any]) -> str:
+    """The shape of a batch of equal prompts, in words."""
+    several = f"{row['sequences']} × " if row["sequences"] > 1 else ""  # noqa: RUF001 (how shapes are printed)
+    return f"{row['heads']} heads, {several}{row['tokens']:,}"
 
 
 def _place(row: KernelRow) -> tuple[str, tuple[int, ...], str, int]:

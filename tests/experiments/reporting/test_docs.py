@@ -297,3 +297,25 @@ def test_steps_of_the_guide_carry_machine_and_commit(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(UserError, match=r"docs/data/gpu_steps.json cannot be used"):
         BLOCKS["gpu_steps"](tmp_path)
+
+
+def test_prefill_attention_is_a_row_a_kernel_and_a_column_a_shape(tmp_path: Path) -> None:
+    (tmp_path / "docs/data").mkdir(parents=True)
+    file = tmp_path / "docs/data/prefill_attention.json"
+    shape = {"heads": 16, "kv_heads": 8, "tokens": 8192, "sequences": 1, "ms": 0.5}
+    rows = [
+        shape | {"session": 1, "kernel": "base", "tflops": 461.5},
+        shape | {"session": 1, "kernel": "new", "tflops": 662.7},
+        shape | {"session": 1, "kernel": "new", "tokens": 512, "sequences": 16, "tflops": 243.4},
+    ]
+    made = {"date": "2026-11-28", "gpu": "A GPU", "torch": "2.11", "triton": "3.6.0", "commits": ["0a1b2c3d4e5f67"]}
+    words = {"method": "a script", "note": "Causal.", "kernels": {"base": "Triton", "new": "Gluon"}}
+    file.write_text(json.dumps(made | words | {"rows": rows}))
+    text = BLOCKS["prefill_attention"](tmp_path)
+    assert "| 16 heads, 8,192 | 16 heads, 16 × 512 |" in text  # noqa: RUF001
+    assert "| Triton | 1 | 461.5 | – |" in text  # noqa: RUF001
+    assert "| Gluon | 1 | 662.7 | 243.4 |" in text
+    assert "by a script on A GPU, torch 2.11, Triton 3.6.0, 2026-11-28; session 1 at commit 0a1b2c3d4e5f: Ca" in text
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"docs/data/prefill_attention.json cannot be used"):
+        BLOCKS["prefill_attention"](tmp_path)
