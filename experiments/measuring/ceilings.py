@@ -1,6 +1,7 @@
 """What this GPU can do at most, measured in this run: every time stands beside a floor made of these two rates."""
 
 import itertools
+import time
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ except ImportError:  # No Triton, no CUDA: ceilings are not measured there.
 READ_BYTES = 2 * 2**30  # Thirty times the H200's L2.
 GEMM_SIZE = 8192
 REPEATS = 10
+# An idle GPU takes as long to raise its clocks.
+WARM_UP_S = 0.3
 
 if triton is not None:
 
@@ -54,8 +57,10 @@ def _gemm_s(device: torch.device) -> float:
 def _best_s(run: Callable[[], object]) -> float:
     """Seconds of the fastest of a few repeats after a warm-up: a ceiling is what can be reached."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
-    for _ in range(3):
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_UP_S:
         run()
+        torch.cuda.synchronize()
     events[0].record()
     for event in events[1:]:
         run()

@@ -3,7 +3,16 @@
 Importing this package registers them all.
 """
 
-from experiments.reporting.blocks import evidence, headline, searches, sizes, tables_of_run, timings, traffic
+from experiments.reporting.blocks import (
+    comparisons,
+    evidence,
+    headline,
+    searches,
+    sizes,
+    tables_of_run,
+    timings,
+    traffic,
+)
 from experiments.reporting.blocks.registry import BLOCKS
 
-__all__ = ["BLOCKS", "evidence", "headline", "searches", "sizes", "tables_of_run", "timings", "traffic"]
+__all__ = ["BLOCKS", "comparisons", "evidence", "headline", "searches", "sizes", "tables_of_run", "timings", "traffic"]

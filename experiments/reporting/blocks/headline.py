@@ -85,15 +85,15 @@ def _rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _caption(runs: Sequence[dict[str, Any]]) -> str:
-    made, lead = "; ".join(map(_made, runs)), lead_of(_rows(runs))
+    machines, lead = "; ".join(map(made, runs)), lead_of(_rows(runs))
     return (
-        f"*{made}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
+        f"*{machines}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
         f"Speed-up with its 95 % interval, verdict and share of the physical floor are those of `{lead}` over "
         f"`{BASELINE}`.*"
     )
 
 
-def _made(run: dict[str, Any]) -> str:
+def made(run: dict[str, Any]) -> str:
     """On what a run was made, of which code, when."""
     machine = run["gpu"] or "a CPU, kernels as plain-PyTorch twins: no speed is claimed"
     dirty = " with uncommitted changes" if run["dirty"] else ""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments import worker
-from experiments.measuring import presence, sensor, telemetry
+from experiments.measuring import ceilings, presence, sensor, telemetry
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.measuring.guard import undisturbed
 from experiments.measuring.presence import enter_gpu, own_pid
@@ -288,3 +288,27 @@ def test_processes_are_listed_on_all_gpus(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_ceiling_is_claimed_for_a_cpu() -> None:
     """Floors stand beside GPU times only."""
     assert measure_ceilings(CPU) == {}
+
+
+def test_a_ceiling_is_what_a_warm_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at_s = 0.0
+
+        def record(self) -> None:
+            self.at_s = now_s
+
+        def elapsed_time(self, later: "Event") -> float:
+            return (later.at_s - self.at_s) * 1e3
+
+    def run() -> None:
+        nonlocal now_s
+        # Clocks that are still low for a fifth of a second.
+        now_s += 0.010 if now_s < 0.2 else 0.001
+
+    monkeypatch.setattr(ceilings, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    monkeypatch.setattr(ceilings.torch.cuda, "Event", Event)
+    monkeypatch.setattr(ceilings.torch.cuda, "synchronize", lambda: None)
+    assert ceilings._best_s(run) == pytest.approx(0.001)

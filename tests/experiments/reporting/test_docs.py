@@ -15,7 +15,7 @@ from experiments.records import Status
 from experiments.report import main
 from experiments.reporting.blocks import BLOCKS
 from experiments.reporting.docs import ROOT, refresh, stale_blocks
-from experiments.reporting.formats import number
+from experiments.reporting.formats import BLANK, number, ratio
 from experiments.reporting.rows import analyse
 from experiments.reporting.summary import summary_of
 from experiments.step_records import Kept, StepCell, StepRun, Tried
@@ -163,6 +163,53 @@ def test_clocks_in_the_kernels_are_a_row_a_kernel(tmp_path: Path) -> None:
     file.write_text(json.dumps({"machine": "X", "date": "2026-11-28", "clocks": {**clocks, "cells": [{}]}}))
     with pytest.raises(UserError, match=r"docs/data/step_clocks.json cannot be used"):
         BLOCKS["step_clocks"](tmp_path)
+
+
+STAMP = {
+    "gpu": "NVIDIA H200", "dtype": "bfloat16", "commit": "0a1b2c3d4e5f60718293", "dirty": False,
+    "created": "2026-11-29T12:00:00+00:00", "run_id": "20261129-120000-0a1b2c3",
+}  # fmt: skip
+
+
+def test_a_rung_is_a_row_with_what_was_expected_and_both_ways_to_measure_it(tmp_path: Path) -> None:
+    assert "No H200 run" in BLOCKS["rungs"](tmp_path)
+    tables = tmp_path / "reports/ablation/tables"
+    tables.mkdir(parents=True)
+    (tmp_path / "docs/data").mkdir(parents=True)
+    (tmp_path / "reports/ablation/summary.json").write_text(json.dumps(STAMP | {"rows": []}))
+    expected = {"source": "Before.", "rungs": {"pdl": "+10 %", "lm_head": "less"}}
+    (tmp_path / "docs/data/rung_predictions.json").write_text(json.dumps(expected))
+    (tables / "ablation.csv").write_text(
+        "model,workload,batch,length,how,rung,speedup,verdict\n"
+        "m,decode,1,128,added,pdl,1.12,faster\n"
+        "m,decode,1,128,left out,pdl,1.5239,faster\n"
+        "m,decode,1,128,added,sum of the rungs,,\n"
+        "m,prefill,1,2048,added,pdl,0.98,unresolved\n"
+    )
+    text = BLOCKS["rungs"](tmp_path)
+    assert "| Rung | Expected | decode b=1 ctx 128, added | decode b=1 ctx 128, left out |" in text
+    assert f"| pdl | +10 % | {ratio(1.12)} faster | {ratio(1.5239)} faster |" in text
+    assert f"| lm_head | less | {BLANK} | {BLANK} |" in text
+    assert "run 20261129-120000-0a1b2c3. Expected: Before." in text
+    (tables / "ablation.csv").write_text("model,workload\nm,decode\n")
+    with pytest.raises(UserError, match=r"ablation.csv cannot be used"):
+        BLOCKS["rungs"](tmp_path)
+
+
+def test_the_baseline_against_itself_is_counted_by_verdict(tmp_path: Path) -> None:
+    assert "No H200 run" in BLOCKS["against_itself"](tmp_path)
+    place = {"model": "m", "workload": "decode", "metric": "step_ms", "variant": "control"}
+    rows = [
+        place | {"verdict": "", "speedup": None, "variant": "baseline"},
+        place | {"verdict": "same", "speedup": 1.001},
+        place | {"verdict": "unresolved", "speedup": 0.984},
+        place | {"verdict": "faster", "speedup": 1.2, "metric": "step_device_ms"},
+    ]
+    (tmp_path / "reports/aa").mkdir(parents=True)
+    (tmp_path / "reports/aa/summary.json").write_text(json.dumps(STAMP | {"rows": rows}))
+    text = BLOCKS["against_itself"](tmp_path)
+    assert f"| m decode | 2 | 1 | 1 | 0 | 0 | {ratio(0.984)} | {ratio(1.001)} |" in text
+    assert "run 20261129-120000-0a1b2c3" in text
 
 
 def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """The shared-memory carve-out: asked for whenever Triton loads a kernel, and without a driver not at all."""
 
 import ctypes
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine.kernels._triton import triton
 from variants.kernels import carve_out
-from variants.kernels.add_squares import _add_squares_kernel, add_squares_triton
+from variants.kernels.norm_linear import _norm_linear_kernel, norm_linear_triton
+from variants.kernels.tiles import Tile
 
 
 class FakeDriver:
@@ -32,22 +33,30 @@ def hooks(monkeypatch):
     carve_out.use_one.cache_clear()
 
 
-def test_each_loaded_kernel_asks_for_all_of_the_shared_memory_once(hooks, monkeypatch):
+def files(folder, shared):
+    """What Triton's cache has of a kernel."""
+    (folder / "kernel.json").write_text(json.dumps({"name": "kernel", "shared": shared}))
+    return {"kernel.cubin": str(folder / "kernel.cubin"), "kernel.json": str(folder / "kernel.json")}
+
+
+def test_kernels_with_tiles_in_shared_memory_ask_for_all_of_it(hooks, monkeypatch, tmp_path):
     driver = FakeDriver()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     carve_out.use_one()
     carve_out.use_one()
     [on_load] = hooks
-    on_load(1, 4711, "kernel", (), "hash")
+    on_load(1, 4711, "held", files(tmp_path, 48 * 1024), "hash")
+    on_load(1, 4712, "gemv", files(tmp_path, 512), "hash")
+    on_load(1, 4713, "of another cache", {}, "hash")
     assert driver.asked == [(4711, 9, 100)]
 
 
-def test_a_driver_that_refuses_is_told_and_the_kernel_runs_on(hooks, monkeypatch, caplog):
+def test_a_driver_that_refuses_is_told_and_the_kernel_runs_on(hooks, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(status=1))
     carve_out.use_one()
     with caplog.at_level("WARNING", "fusebench.variants"):
-        hooks[0](1, 4711, "kernel")
-    assert "cuFuncSetAttribute gave 1" in caplog.text
+        hooks[0](1, 4711, "held", files(tmp_path, 48 * 1024))
+    assert "held keeps its own carve-out: cuFuncSetAttribute gave 1" in caplog.text
 
 
 def test_without_a_driver_nothing_is_asked(hooks, monkeypatch):
@@ -62,13 +71,13 @@ def test_without_a_driver_nothing_is_asked(hooks, monkeypatch):
 @pytest.mark.gpu
 def test_the_driver_took_it():
     carve_out.use_one()
-    # No other test has this width: the kernel is loaded here.
-    add_squares_triton(torch.ones(1, 1 << 13, device="cuda", dtype=torch.float16), None)
-    compiled = [k for cached in _add_squares_kernel.device_caches.values() for k in cached[0].values()]
-    value = ctypes.c_int()
-    function = ctypes.c_void_p(compiled[-1].function)
+    # No other test has this shape: the kernel is loaded here.
+    x, weight = (torch.ones(rows, 1 << 10, device="cuda", dtype=torch.float16) for rows in (8, 48))
+    norm_linear_triton(x, None, weight, None, 1e-3, tile=Tile("held", 8, 32, 1 << 10, num_warps=8, stages=1))
+    compiled = [k for cached in _norm_linear_kernel.device_caches.values() for k in cached[0].values()]
+    held = [k for k in compiled if k.metadata.shared >= carve_out.LEAST_SHARED_BYTES]
+    value, function = ctypes.c_int(), ctypes.c_void_p(held[-1].function)
     driver = ctypes.CDLL("libcuda.so.1")
     attribute = carve_out.PREFERRED_SHARED_MEMORY_CARVEOUT
     assert driver.cuFuncGetAttribute(ctypes.byref(value), attribute, function) == 0
     assert value.value == carve_out.ALL
-    assert triton.knobs.runtime.kernel_load_end_hook.calls
