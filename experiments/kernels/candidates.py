@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 
 from engine.kernels._triton import cdiv, next_power_of_2
 from variants.kernels.product import SLICES
-from variants.kernels.tiles import MAX_HELD_ROWS, MAX_SKINNY_ROWS, Tile, linear_tile
+from variants.kernels.tiles import HELD_A_THREAD, MAX_HELD_ROWS, MAX_SKINNY_ROWS, Tile, linear_tile
 
 MAX_SHARED_BYTES = 227 * 1024
 # What a product's epilogue needs beside the buffers of its loop.
 SCRATCH_BYTES = 4 * 1024
 MAX_GEMV_ROWS = 4
-# Weights that a thread may hold where the next are loaded beside them: each takes part of a register, twice.
-MAX_HELD_WEIGHTS = 128
 # Elements of K in a slice of the held path: what one instruction of the tensor cores takes.
 LEAST_SLICE = 16
 MOST_TILES = 24
@@ -89,12 +87,12 @@ def is_legal(tile: Tile, problem: Problem) -> bool:
     if not (2 <= tile.block_n <= 256 and 16 <= tile.block_k <= 4096 and 1 <= tile.num_warps <= 8 and tile.splits >= 1):
         return False
     if tile.path == "gemv":
-        return problem.rows <= min(tile.block_m, MAX_GEMV_ROWS) and _a_thread(tile, problem) <= MAX_HELD_WEIGHTS
+        return problem.rows <= min(tile.block_m, MAX_GEMV_ROWS) and _a_thread(tile, problem) <= HELD_A_THREAD
     fits = _buffers(tile, problem) + SCRATCH_BYTES <= MAX_SHARED_BYTES
     whole = tile.splits * tile.block_k <= max(tile.block_k, next_power_of_2(problem.k))
     if tile.path == "held":
         rows_fit = problem.rows <= tile.block_m <= MAX_HELD_ROWS and tile.block_m >= 8
-        registers_fit = _a_thread(tile, problem) * (1 if tile.once(problem.k) else 2) <= MAX_HELD_WEIGHTS
+        registers_fit = _a_thread(tile, problem) * (1 if tile.once(problem.k) else 2) <= HELD_A_THREAD
         slices_fit = tile.block_n >= 16 and tile.block_k >= LEAST_SLICE * SLICES
         return rows_fit and registers_fit and slices_fit and fits and whole
     if tile.path == "skinny" and not problem.rows <= tile.block_m <= MAX_SKINNY_ROWS:

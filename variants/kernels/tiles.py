@@ -15,7 +15,7 @@ from engine.kernels._triton import TensorDescriptor, cdiv, next_power_of_2
 MAX_TWO_ROW_WEIGHTS = 16 * 2**20
 # Larger weights stream for longer than their first reads take.
 MAX_HELD_WEIGHTS = 16 * 2**20
-# What a thread can hold of them, and the most parts of K that are worth their sum.
+# Weights that a thread can have in its registers, and the most parts of K that are worth their sum.
 HELD_A_THREAD = 128
 MAX_HELD_SPLITS = 4
 # Larger weights, prefetched for several kernels ahead, push each other out of L2 again.
