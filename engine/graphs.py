@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -46,6 +47,12 @@ class Graph:
     logits: Tensor | None
 
 
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """Where steps run before their capture. One for all: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
 Step = Callable[[], tuple[Tensor | None, Tensor | None]]
 
 
@@ -70,7 +77,7 @@ class GraphCache:
 
     def capture(self, key: GraphKey, step: Step) -> Graph:
         """Capture `step`, which reads static buffers only; it runs once before, so that all is compiled."""
-        stream = torch.cuda.Stream()
+        stream = _side_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()

@@ -3,10 +3,11 @@
 import logging
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.graphs import GraphCache, bucket_sizes, round_up
+from engine.graphs import GraphCache, GraphKey, bucket_sizes, round_up
 from engine.runner import table_widths
 
 
@@ -39,6 +40,20 @@ def test_table_widths_reach_the_longest_context(max_model_len: int, block_size: 
     assert widths == sorted(set(widths))
     assert widths[-1] == -(-max_model_len // block_size)
     assert round_up(widths[-1], widths) == widths[-1]
+
+
+@pytest.mark.gpu
+def test_captures_leave_no_workspace_behind_each() -> None:
+    """cuBLAS keeps one for every stream that it has seen."""
+    x = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
+    allocated_bytes = []
+    for number in range(6):
+        cache = GraphCache(enabled=True)
+        cache.capture(GraphKey("decode", number, 1, 1, True), lambda: (x @ x, None))
+        cache.clear()
+        torch.cuda.synchronize()
+        allocated_bytes.append(torch.cuda.memory_allocated())
+    assert allocated_bytes[-1] == allocated_bytes[1]
 
 
 def test_fallbacks_are_counted_and_the_first_of_each_is_logged(caplog: pytest.LogCaptureFixture) -> None:
