@@ -239,8 +239,8 @@ class Engine:
             return as_tokens(self.loaded.tokenizer.encode(prompt))
         tokens = as_tokens(prompt)
         vocab_size = self.loaded.config.vocab_size
-        bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
-        if bad is not None:
+        if not (min(tokens) >= 0 and max(tokens) < vocab_size):
+            bad = next(token for token in tokens if not 0 <= token < vocab_size)
             raise RequestError(f"token id {bad} lies outside the vocabulary of {vocab_size}")
         return tokens
 

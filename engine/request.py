@@ -144,6 +144,6 @@ def as_tokens(prompt: Sequence[int]) -> list[int]:
     if len(prompt) == 0:
         raise RequestError("the prompt is empty: give at least one token")
     try:
-        return [operator.index(token) for token in prompt]
+        return list(map(operator.index, prompt))
     except TypeError as error:
         raise RequestError(f"a prompt is text or a list of token ids: {error}") from error
