@@ -5,7 +5,7 @@ start makes its record the run's machine (shards/first.json), and the others com
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -89,9 +89,14 @@ def merged(manifest: Manifest, run: Path) -> Manifest:
             manifest,
             weights=record.weights | manifest.weights,
             weights_hash=record.weights_hash | manifest.weights_hash,
-            ceilings=manifest.ceilings or (record.ceilings if record.gpu == manifest.gpu else {}),
+            ceilings=_greatest(manifest.ceilings, record.ceilings if record.gpu == manifest.gpu else {}),
         )
     return manifest
+
+
+def _greatest(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Each rate as the better of the two reached it: what one GPU can do, another of its kind can."""
+    return {name: max(rates.get(name, 0.0) for rates in (one, other)) for name in {**one, **other}}
 
 
 def disagreements(records: Sequence[ShardRecord]) -> list[str]:

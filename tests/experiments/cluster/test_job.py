@@ -7,7 +7,7 @@ import pytest
 
 from experiments.cluster import job as job_module
 from experiments.cluster.job import ShardJob, only
-from experiments.cluster.records import ShardRecord, read_records
+from experiments.cluster.records import ShardRecord, merged, read_records, write_record
 from experiments.cluster.shards import Shard, make_shards
 from experiments.compose import compose
 from experiments.environment import Code, Environment, Gpu
@@ -218,3 +218,17 @@ def test_an_error_is_written_only_once_the_job_itself_is_safe(
             store.write_cell(CellResult(cell, Status.ERROR, "the worker was killed by SIGTERM"))
         store.write_cell(CellResult(cell, Status.SKIPPED, "no wait for what tells of no crash"))
     assert [r.status for r in read_run(launched.path)[1]] == [Status.SKIPPED]
+
+
+def test_the_best_that_a_gpu_of_the_run_reached_is_the_runs_ceiling(tmp_path: Path, node: Node) -> None:
+    """Each shard measures its own; one that measured a cold GPU must not raise every share of the floor."""
+    launched = Launched(tmp_path)
+    manifest = replace(read_manifest(launched.path), gpu="X", machine={"cpu": "a CPU"})
+    for name, gpu, read, flop in (
+        ("01-00", "X", 4.2e12, 8e14),
+        ("01-01", "X", 4.5e12, 7e14),
+        ("01-02", "Y", 9e12, 9e14),
+    ):
+        ceilings = {"read_bytes_per_s": read, "bf16_flop_per_s": flop}
+        write_record(launched.path, ShardRecord(name, "one", "0", "", (), (), gpu, {}, {}, ceilings=ceilings))
+    assert merged(manifest, launched.path).ceilings == {"read_bytes_per_s": 4.5e12, "bf16_flop_per_s": 8e14}
