@@ -82,6 +82,23 @@ def test_a_sweep_is_told_to_end_before_the_limit(tmp_path: Path) -> None:
     assert 110 <= int(budget.split("=")[1]) <= 120
 
 
+def test_lanes_run_side_by_side_on_a_gpu_each(tmp_path: Path) -> None:
+    stub = '#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" "$@" >>"$ASKED"\nmkdir -p results\n'
+    (tmp_path / "variants/kernels").mkdir(parents=True)
+    (tmp_path / "variants/kernels/tiles.json").touch()
+    asked = asked_by(tmp_path, "offline", "kernels", "//", "ablation", "//", "aa", stub=stub)
+    lanes = {(gpu, "name=" + name) for gpu, name in (("0", "offline"), ("1", "ablation"), ("2", "aa"))}
+    assert lanes <= {(words[0], word) for words in asked for word in words}
+    assert [words[0] for words in asked if "experiments.kernels" in words] == ["0"]
+    with tarfile.open(tmp_path / "out/lanes.tar.xz") as packed:
+        assert "variants/kernels/tiles.json" in packed.getnames()
+
+
+def test_the_worst_of_the_lanes_is_the_status(tmp_path: Path) -> None:
+    stub = STUB + "case $2 in experiments.trace) exit 3 ;; esac\n"
+    assert len(asked_by(tmp_path, "trace", "//", "kernels", stub=stub, status=3)) == 2
+
+
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     (tmp_path / "asked").touch()
     assert asked_by(tmp_path, "headlines", status=2) == []
