@@ -166,6 +166,8 @@ class Attention(QkvPost):
 
     OP: ClassVar[str] = "attention"
     RUNG: ClassVar[str] = "attention"
+    # The values of a head share their weights, and err together.
+    ENOUGH_VALUES: ClassVar[int] = 4096
     SHAPES: ClassVar[tuple[Shape, ...]] = ((9, 3, 64), (5, 1, 80))
 
     def attention_arguments(self) -> tuple[Any, ...]:

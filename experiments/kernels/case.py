@@ -47,7 +47,8 @@ class Case(ABC):
 
     `SHAPES` and `FEW_ROWS` are what Triton's interpreter can afford, `REAL_SHAPES` wait for a GPU. `ROWWISE` names the
     fields that have a row for each row of the outputs, `WEIGHTS` those that a model has once per layer. `RUNG` is the
-    kernel's switch. `FORM` is one of kernel_records.FORMS.
+    kernel's switch. `FORM` is one of kernel_records.FORMS. With `ENOUGH_VALUES` of the first output two typical errors
+    can be compared.
     """
 
     OP: ClassVar[str]
@@ -58,6 +59,7 @@ class Case(ABC):
     FEW_ROWS: ClassVar[tuple[int, ...]] = (1, 2, 3, 7, 17, 65)
     ROWWISE: ClassVar[tuple[str, ...]]
     WEIGHTS: ClassVar[tuple[str, ...]] = ()
+    ENOUGH_VALUES: ClassVar[int] = 256
 
     @classmethod
     def name(cls) -> str:

@@ -167,10 +167,10 @@ def attempt(reach: Reach, shape: Shape, rows: int) -> Trial:
 def _ratio(reach: Reach, shape: Shape, case: Case, found: tuple[Outputs, Outputs], oracle: Outputs) -> float:
     """The fused kernel's typical error over the unfused path's, from the outputs `found` of both if those suffice."""
     # What is only shown, for fp32, need not be right.
-    if enough(found[0]) or reach.dtype == torch.float32:
+    if enough(type(case), found[0]) or reach.dtype == torch.float32:
         mine, unfused = (case.typical_error(outputs, oracle) for outputs in found)
     else:
-        pool = reach.draw(shape, rows_for_enough(found[0], case.num_rows))
+        pool = reach.draw(shape, rows_for_enough(type(case), found[0], case.num_rows))
         # A launch in the interpreter takes as long for one row as for all.
         rows = pool.num_rows if reach.kernels == "interpreted" else case.num_rows
         runs: list[Callable[[Case], Any]] = [

@@ -123,18 +123,18 @@ def why_wrong(case: Case, outputs: Outputs, oracle: Outputs, unfused: float) -> 
     """
     error = case.error(outputs, oracle)
     measured = [Measured("", error, case.bound()), *case.others(outputs, oracle)]
-    if case.dtype != torch.float32 and enough(outputs):
+    if case.dtype != torch.float32 and enough(type(case), outputs):
         measured.append(Measured(MORE_THAN_UNFUSED, error, WORSE_THAN_UNFUSED * unfused))
     return next((_beyond(one) for one in measured if not one.ok), "")
 
 
 def _why_worse(bench: Bench, place: Place, outputs: Outputs, runs: dict[str, Run]) -> str:
     """That a fused kernel of few `outputs` is less accurate than the unfused path, over enough of them; else empty."""
-    dtype = getattr(torch, bench.dtype)
-    if enough(outputs) or dtype == torch.float32:
+    dtype, kind = getattr(torch, bench.dtype), forms(place.op)[place.form]
+    if enough(kind, outputs) or dtype == torch.float32:
         return ""
-    rows = rows_for_enough(outputs, place.rows)
-    case = forms(place.op)[place.form].draw(place.shape, rows, dtype, bench.device, plain=True)
+    rows = rows_for_enough(kind, outputs, place.rows)
+    case = kind.draw(place.shape, rows, dtype, bench.device, plain=True)
     mine, unfused = pooled_errors(case, place.rows, [runs[FUSED], runs[UNFUSED]])
     found = Measured(MORE_THAN_UNFUSED, mine, WORSE_THAN_UNFUSED * unfused)
     return "" if found.ok else _beyond(found)

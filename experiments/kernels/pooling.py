@@ -11,17 +11,15 @@ import torch
 
 from experiments.kernels.case import Case, Outputs
 
-ENOUGH_VALUES = 256
+
+def enough(kind: type[Case], outputs: Outputs) -> bool:
+    """Whether the first output alone has values enough for a case of this kind."""
+    return outputs[0].numel() >= kind.ENOUGH_VALUES
 
 
-def enough(outputs: Outputs) -> bool:
-    """Whether the first output alone has values enough."""
-    return outputs[0].numel() >= ENOUGH_VALUES
-
-
-def rows_for_enough(outputs: Outputs, rows: int) -> int:
+def rows_for_enough(kind: type[Case], outputs: Outputs, rows: int) -> int:
     """The multiple of `rows` that has values enough, where `rows` have these outputs."""
-    return rows * -(-ENOUGH_VALUES // max(1, outputs[0].numel()))
+    return rows * -(-kind.ENOUGH_VALUES // max(1, outputs[0].numel()))
 
 
 def pooled_errors(case: Case, rows: int, runs: Sequence[Callable[[Case], Any]]) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments import validate
 from experiments.kernel_records import GateRow, GateStatus
 from experiments.kernels import chains, gates
-from experiments.kernels.attention_cases import QkvPost
+from experiments.kernels.attention_cases import Attention, QkvPost
 from experiments.kernels.case import Case
 from experiments.kernels.cases import CASES, forms
 from experiments.kernels.chained_cases import ChainedNormLinear
@@ -147,6 +147,9 @@ def test_many_values_are_compared_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     assert parts == [(6, 3)]
     attempt(reach(LmHead), (150, 136), 1)
     assert parts == [(6, 3)], "nothing is held to an fp32 ratio"
+    # 1,152 values, but those of one head err together.
+    attempt(reach(Attention, dtype=torch.bfloat16), (9, 3, 64), 2)
+    assert parts[1:] == [(8, 2)]
 
 
 def test_each_gate_fails_what_it_is_for() -> None:
