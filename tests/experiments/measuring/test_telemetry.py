@@ -264,18 +264,18 @@ def test_workers_that_load_side_by_side_enter_the_gpu_one_by_one(monkeypatch: py
 
     monkeypatch.setattr(presence.torch, "zeros", open_context)
     monkeypatch.setattr(presence, "gpu_processes", lambda: set(on_gpu))
-    found: list[int | None] = []
+    found: dict[str, int | None] = {}
 
-    def enter() -> None:
-        found.append(enter_gpu(torch.device("cuda")))
+    def enter(who: str) -> None:
+        found[who] = enter_gpu(torch.device("cuda"))
 
-    first = threading.Thread(target=enter)
+    first = threading.Thread(target=enter, args=("first",))
     first.start()
     assert first_is_in.wait(30)
-    enter()
+    enter("second")
     second_may.set()
     first.join()
-    assert found == [7, 9]
+    assert found == {"first": 7, "second": 9}
     assert enter_gpu(CPU) is None
 
 
