@@ -94,11 +94,11 @@ def _load_tile(
 @triton.jit
 def _prefetch_tile(
     k_ptr, v_ptr, pages, start, high, cache_stride_block, cache_stride_pos,
-    D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Pull the keys and values of the positions from `start` on, those before `high`, into L2, a line a thread."""
     LINE: tl.constexpr = 128 // (k_ptr.dtype.element_ty.primitive_bitwidth // 8)
-    LINES: tl.constexpr = (D + LINE - 1) // LINE
+    LINES: tl.constexpr = (BLOCK_D + LINE - 1) // LINE
     n, line = tl.arange(0, TILE)[:, None], tl.arange(0, LINES)[None, :] * LINE
     live = (start + n < high) & (line < D)
     page = pages.to(tl.int64) * cache_stride_block
@@ -176,6 +176,33 @@ def _merge(parts_ptr, lse_ptr, o_ptr, G, D, d, d_mask, SPLITS: tl.constexpr, ROW
     tl.store(o_ptr + g[:, None] * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _leave(
+    best, total, acc, o_ptr, parts_ptr, lse_ptr, tickets_ptr, pair, split, G, D: tl.constexpr, g, d, d_mask,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The output of a (sequence, key head) pair, or this part of it; the last of SPLITS to come merges them."""
+    # No key at all (a padded row, or a part past the end): zeros, weight 2^-inf.
+    o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    o_ptr += pair * G * D
+    mask = (g < G) & d_mask[None, :]
+    if SPLITS == 1:
+        tl.store(o_ptr + g * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=mask)
+    else:
+        parts_ptr += pair * SPLITS * G * D
+        lse_ptr += pair * SPLITS * G
+        i = tl.arange(0, g.shape[0])
+        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(total))
+        tl.store(parts_ptr + (split * G + g) * D + d[None, :], o, mask=mask)
+        tl.store(lse_ptr + split * G + i, lse, mask=i < G)
+        # Every thread's part is written before the ticket is drawn, and visible to whoever draws the last one.
+        tl.debug_barrier()
+        if tl.atomic_add(tickets_ptr + pair, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            _merge(parts_ptr, lse_ptr, o_ptr, G, D, d, d_mask, SPLITS, ROWS, CHUNK)
+            # Ready for the next launch.
+            tl.store(tickets_ptr + pair, 0)
+
+
 # The width of the tables changes from step to step and must not cause a new compilation.
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode_qkv_attention_kernel(
@@ -244,7 +271,7 @@ def _decode_qkv_attention_kernel(
             start = (low + 1 + i) * TILE
             _prefetch_tile(
                 k_ptr, v_ptr, _load_pages(table_ptr, start, end, low + 1 + i < high, BLOCK_SIZE, TILE), start, end,
-                cache_stride_block, cache_stride_pos, D, BLOCK_SIZE, TILE,
+                cache_stride_block, cache_stride_pos, D, BLOCK_D, BLOCK_SIZE, TILE,
             )  # fmt: skip
         tl.extra.cuda.gdc_wait()
 
@@ -277,26 +304,10 @@ def _decode_qkv_attention_kernel(
             k, v, live = loaded_k, loaded_v, loaded_live
         best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
 
-    # No key at all (a padded row, or a part past the end): zeros, weight 2^-inf.
-    o = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    pair = b * M + kv_head
-    o_ptr += pair * G * D
-    mask = (g < G) & d_mask[None, :]
-    if SPLITS == 1:
-        tl.store(o_ptr + g * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=mask)
-    else:
-        parts_ptr += pair * SPLITS * G * D
-        lse_ptr += pair * SPLITS * G
-        i = tl.arange(0, BLOCK_G)
-        lse = tl.where(total == 0.0, float("-inf"), best + tl.log2(total))
-        tl.store(parts_ptr + (split * G + g) * D + d[None, :], o, mask=mask)
-        tl.store(lse_ptr + split * G + i, lse, mask=i < G)
-        # Every thread's part is written before the ticket is drawn, and visible to whoever draws the last one.
-        tl.debug_barrier()
-        if tl.atomic_add(tickets_ptr + pair, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
-            _merge(parts_ptr, lse_ptr, o_ptr, G, D, d, d_mask, SPLITS, ROWS, CHUNK)
-            # Ready for the next launch.
-            tl.store(tickets_ptr + pair, 0)
+    _leave(
+        best, total, acc, o_ptr, parts_ptr, lse_ptr, tickets_ptr, b * M + kv_head, split, G, D, g, d, d_mask,
+        SPLITS, ROWS, CHUNK,
+    )  # fmt: skip
 
 
 def attention_cut(

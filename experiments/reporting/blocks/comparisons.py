@@ -1,13 +1,12 @@
 """Committed runs whose question is not the headline's: what each rung is worth, and the baseline against itself."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.metrics import METRICS
 from experiments.reporting.blocks.headline import made
-from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, read_table, unusable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import BLANK, Column, Kind, Value, ratio
 
@@ -22,22 +21,25 @@ HOW = ("added", "left out")
 @block
 def rungs(root: Path) -> str:
     """Each rung in decode: what was expected, its speed-up added to nothing and left out of the whole, by batch."""
-    if not (root / RUNGS).is_file():
+    found = read_table(root, RUNGS, ("model", "workload", "batch", "length", "how", "rung", "speedup", "verdict"))
+    if not found:
         return NO_RUN
     expected = read(root, PREDICTIONS)
+    rows = [row for row in found if row["workload"] == "decode" and row["how"] in HOW]
     try:
-        with (root / RUNGS).open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["workload"] == "decode" and row["how"] in HOW]
-        measured = {(row["rung"], _cell(row), row["how"]): _speedup(row) for row in rows if row["speedup"]}
-        cells = list(dict.fromkeys(_cell(row) for row in rows))
-        columns = [Column("rung", "Rung"), Column("expected", "Expected")]
+        measured = {
+            (row["model"], row["rung"], _cell(row), row["how"]): _speedup(row) for row in rows if row["speedup"]
+        }
+        cells, models = (list(dict.fromkeys(names)) for names in (map(_cell, rows), (row["model"] for row in rows)))
+        columns = [Column("model", "Model"), Column("rung", "Rung"), Column("expected", "Expected")]
         columns += [Column(f"{cell} {how}", f"{cell}, {how}") for cell in cells for how in HOW]
         body: list[tuple[Value, ...]] = [
-            (rung, words, *(measured.get((rung, cell, how), BLANK) for cell in cells for how in HOW))
+            (model, rung, words, *(measured.get((model, rung, cell, how), BLANK) for cell in cells for how in HOW))
+            for model in models
             for rung, words in expected["rungs"].items()
         ]
         caption = f"{made(read(root, ABLATION))}. Expected: {expected['source']}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise unusable(RUNGS, error) from None
     return markdown(columns, body, caption)
 
@@ -72,6 +74,7 @@ def _counted(place: tuple[str, str], rows: Sequence[Mapping[str, Any]]) -> tuple
 
 
 def _cell(row: Mapping[str, str]) -> str:
+    """The cell's name without its model."""
     return cell_name("", row["workload"], int(row["batch"]), int(row["length"])).strip()
 
 

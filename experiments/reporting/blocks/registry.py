@@ -1,7 +1,8 @@
 """Where the documents' blocks are kept, and what they are made with."""
 
+import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ def read(root: Path, path: Path) -> dict[str, Any]:
         found: dict[str, Any] = read_json(root / path) if "crc32" in content else content
         return found
     except (OSError, ValueError, TypeError, Damaged) as error:
+        raise unusable(path, error) from None
+
+
+def read_table(root: Path, path: Path, needed: Collection[str]) -> list[dict[str, str]]:
+    """The rows of a report's table with these columns; none where it is not there. UserError where it is damaged."""
+    if not (root / path).is_file():
+        return []
+    try:
+        with (root / path).open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if missing := sorted(set(needed) - set(table.fieldnames or ())):
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            return list(table)
+    except (OSError, ValueError, csv.Error) as error:
         raise unusable(path, error) from None
 
 

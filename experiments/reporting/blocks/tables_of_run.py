@@ -1,11 +1,10 @@
 """Tables of the committed GPU run's report: what a step consists of, what fusion changed in it, what it keeps."""
 
-import csv
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from experiments.reporting.blocks.headline import NO_RUN, summary_of_run
-from experiments.reporting.blocks.registry import block, markdown, unusable
+from experiments.reporting.blocks.registry import block, markdown, read_table
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind, Value
 
@@ -89,18 +88,8 @@ def _cell(row: Row) -> str:
 
 
 def _rows(root: Path, name: str, needed: Collection[str]) -> list[Row]:
-    """The rows of a table with these columns; none where it is not there."""
-    path = root / TABLES / name
-    if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            if missing := sorted({*PLACE, *needed} - set(table.fieldnames or ())):
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            return list(table)
-    except (OSError, ValueError, csv.Error) as error:
-        raise unusable(TABLES / name, error) from None
+    """The rows of one of the report's tables with these columns, and those that name the cell."""
+    return [*read_table(root, TABLES / name, (*PLACE, *needed))]
 
 
 def _caption(root: Path) -> str | None:

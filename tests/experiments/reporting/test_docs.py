@@ -185,11 +185,14 @@ def test_a_rung_is_a_row_with_what_was_expected_and_both_ways_to_measure_it(tmp_
         "m,decode,1,128,left out,pdl,1.5239,faster\n"
         "m,decode,1,128,added,sum of the rungs,,\n"
         "m,prefill,1,2048,added,pdl,0.98,unresolved\n"
+        "n,decode,1,128,added,pdl,1.05,same\n"
     )
     text = BLOCKS["rungs"](tmp_path)
-    assert "| Rung | Expected | decode b=1 ctx 128, added | decode b=1 ctx 128, left out |" in text
-    assert f"| pdl | +10 % | {ratio(1.12)} faster | {ratio(1.5239)} faster |" in text
-    assert f"| lm_head | less | {BLANK} | {BLANK} |" in text
+    assert "| Model | Rung | Expected | decode b=1 ctx 128, added | decode b=1 ctx 128, left out |" in text
+    assert f"| m | pdl | +10 % | {ratio(1.12)} faster | {ratio(1.5239)} faster |" in text
+    assert f"| m | lm_head | less | {BLANK} | {BLANK} |" in text
+    # Another model's rows are its own.
+    assert f"| n | pdl | +10 % | {ratio(1.05)} same | {BLANK} |" in text
     assert "run 20261129-120000-0a1b2c3. Expected: Before." in text
     (tables / "ablation.csv").write_text("model,workload\nm,decode\n")
     with pytest.raises(UserError, match=r"ablation.csv cannot be used"):

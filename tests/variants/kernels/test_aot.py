@@ -172,7 +172,8 @@ CASES = [
         {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": HEADS_PER_PROGRAM, "PDL": True}, 4, PDL,
     ),
     decode_attention(2, 128, 1, cut=WHOLE), decode_attention(4, 128, 1, cut=WHOLE),
-    decode_attention(2, 128, 6, cut=Cut(6, ahead=1)),
+    # A head of 192 has three lines of cache, which is no power of two.
+    decode_attention(2, 128, 6, cut=Cut(6, ahead=1)), decode_attention(2, 192, 6, cut=Cut(6, ahead=1)),
     decode_attention(2, 128, 1), decode_attention(2, 128, 8), decode_attention(4, 128, 64, window=True),
     decode_attention(3, 64, 8), decode_attention(5, 80, 4), decode_attention(16, 128, 16),
     decode_attention(2, 256, 8), decode_attention(32, 128, 1),
