@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from experiments.kernels.candidates import MOST_TILES, Problem, candidates, in_turns, is_legal, neighbours
+from experiments.kernels.candidates import (
+    MOST_TILES,
+    SCRATCH_BYTES,
+    Problem,
+    _buffers,
+    candidates,
+    in_turns,
+    is_legal,
+    neighbours,
+)
+from tests.kernel_aot import MAX_SHARED_BYTES, compile_cases
+from tests.variants.kernels import test_aot as aot
 from variants.kernels.tiles import Tile
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
@@ -104,3 +115,17 @@ def test_neighbours_are_legal_and_differ_in_one_way() -> None:
 def test_lists_take_turns() -> None:
     assert list(in_turns(["abc", "d", "", "ef"])) == ["a", "d", "e", "b", "f", "c"]
     assert list(in_turns([])) == []
+
+
+@pytest.mark.parametrize(("path", "rows", "share"), [("skinny", (16, 32, 64), 0.5), ("held", (4, 8, 16), 0.3)])
+def test_the_largest_candidates_fit_a_multiprocessor(path: str, rows: tuple[int, ...], share: float) -> None:
+    """What is reckoned of a tile's shared memory is no less than what the compiler takes."""
+    asked = [problem(m, *SHAPES[0]) for m in rows]
+    owner = {tile: one for one in asked for tile in candidates(one) if tile.path == path}
+    largest = sorted(owner, key=lambda tile: _buffers(tile, owner[tile]))[-4:]
+    cases = [replace(aot.norm_linear(owner[t].rows, 4096, 1024, "residual_ptr", t), name=str(t)) for t in largest]
+    found = [resources.shared_bytes for resources in compile_cases(cases).values()]
+    assert len(found) == 4
+    reckoned = [_buffers(tile, owner[tile]) + SCRATCH_BYTES for tile in largest]
+    assert all(took <= most <= MAX_SHARED_BYTES for took, most in zip(found, reckoned, strict=True))
+    assert max(found) > share * MAX_SHARED_BYTES
