@@ -12,8 +12,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from engine.kernels._triton import cdiv, next_power_of_2
-from variants.kernels.product import SLICES
-from variants.kernels.tiles import HELD_A_THREAD, MAX_HELD_ROWS, MAX_SKINNY_ROWS, Tile, linear_tile
+from variants.kernels.tiles import HELD_A_THREAD, HELD_SLICES, MAX_HELD_ROWS, MAX_SKINNY_ROWS, Tile, linear_tile
 
 MAX_SHARED_BYTES = 227 * 1024
 # What a product's epilogue needs beside the buffers of its loop.
@@ -93,7 +92,7 @@ def is_legal(tile: Tile, problem: Problem) -> bool:
     if tile.path == "held":
         rows_fit = problem.rows <= tile.block_m <= MAX_HELD_ROWS and tile.block_m >= 8
         registers_fit = _a_thread(tile, problem) * (1 if tile.once(problem.k) else 2) <= HELD_A_THREAD
-        slices_fit = tile.block_n >= 16 and tile.block_k >= LEAST_SLICE * SLICES
+        slices_fit = tile.block_n >= 16 and tile.block_k >= LEAST_SLICE * HELD_SLICES
         return rows_fit and registers_fit and slices_fit and fits and whole
     if tile.path == "skinny" and not problem.rows <= tile.block_m <= MAX_SKINNY_ROWS:
         return False

@@ -9,9 +9,9 @@ are constants, are loaded or prefetched before `gdc_wait`.
 """
 
 from engine.kernels._triton import tl, triton
+from variants.kernels.tiles import HELD_SLICES
 
-# Parts of K that a program on the held path multiplies by themselves, one a warp or two.
-SLICES = tl.constexpr(8)
+SLICES = tl.constexpr(HELD_SLICES)
 
 
 @triton.jit

@@ -22,6 +22,8 @@ MAX_HELD_SPLITS = 4
 MAX_PREFETCH_BYTES = 9 * 2**20
 # Every program reads all of x, past any loop that could hide it.
 MAX_HELD_ROWS = 16
+# Parts of K that a held program multiplies by themselves, one a warp or two.
+HELD_SLICES = 8
 MAX_SKINNY_ROWS = 64
 # (block_m, block_n) of the wide path, most reuse first.
 WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
