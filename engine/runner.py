@@ -67,6 +67,7 @@ class Runner:
 
     def launch(self, decodes: list[Scheduled], prefills: list[Scheduled]) -> Pending:
         """Enqueue one step."""
+        decodes = inputs.longest_first(decodes)
         items = [*decodes, *prefills]
         sampling = [item for item in items if item.samples]
         params = [item.sequence.sampling for item in sampling]
