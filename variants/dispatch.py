@@ -36,8 +36,8 @@ MAX_ROWS = {
     "attention": (64, 64),
 }
 # From this many rows on they pay again, with kernels for Hopper, ...
-MIN_MANY_ROWS = {"norm_linear": (4096, 1024), "silu_epilogue": (1024, 512)}
-# ... and from this many cuBLAS adds the residual as it stores, in no time to speak of (docs/data/many_rows.json).
+MIN_MANY_ROWS = {"norm_linear": (4096, 4096), "silu_epilogue": (1024, 512)}
+# ... and from this many cuBLAS adds the residual as it stores (docs/data/many_rows.json).
 MIN_ADDED_ROWS = 1024
 
 
@@ -47,18 +47,13 @@ def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
     key = key_of(KERNELS[rung], n, k)
     if key in on_trial().fused:
         return on_trial().fused[key]
-    if many_rows_pay(rung, x_MK, weight_NK):
-        return True
-    bound = measured_for(x_MK).fused_up_to_rows.get(key)
+    measured = measured_for(x_MK)
+    if rung in MIN_MANY_ROWS:
+        least = measured.fused_from_rows.get(key, MIN_MANY_ROWS[rung][n * k > LARGE_WEIGHTS])
+        if num_rows >= least and supported(x_MK, weight_NK):
+            return True
+    bound = measured.fused_up_to_rows.get(key)
     return pays(rung, num_rows, n, k) if bound is None else num_rows <= bound
-
-
-def many_rows_pay(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
-    """Whether there are so many rows that the rung's other kernel, where GPU and shapes allow it, pays."""
-    least = MIN_MANY_ROWS.get(rung)
-    return (
-        least is not None and x_MK.shape[0] >= least[weight_NK.numel() > LARGE_WEIGHTS] and supported(x_MK, weight_NK)
-    )
 
 
 def product_adds(x_MK: Tensor) -> bool:

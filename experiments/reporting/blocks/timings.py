@@ -16,6 +16,7 @@ PREFILL = Path("docs/data/prefill_attention.json")
 STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
 CLOCKS = Path("docs/data/step_clocks.json")
+MANY_ROWS = Path("docs/data/many_rows.json")
 COLD = "cold"
 
 
@@ -64,6 +65,60 @@ def prefill_attention(root: Path) -> str:
         raise unusable(PREFILL, error) from None
     fixed = (Column("kernel", "Kernel, queries by keys"), Column("session", "Session", Kind.COUNT))
     return markdown((*fixed, *(Column(shape, shape, Kind.NUMBER) for shape in shapes)), rows, caption)
+
+
+@block
+def many_rows(root: Path) -> str:
+    """Products of many rows: gate and up in either way for Hopper, QKV, and a residual that cuBLAS adds."""
+    found = read(root, MANY_ROWS)
+    columns = (
+        Column("model", "Model"),
+        Column("rows", "Rows", Kind.COUNT),
+        Column("gate_up", "Gate, up: replaced, µs", Kind.NUMBER),
+        Column("shared", "Shared tiles, µs", Kind.NUMBER),
+        Column("turns", "Turns, µs", Kind.NUMBER),
+        Column("gain", "The better", Kind.RATIO),
+        Column("qkv", "QKV", Kind.RATIO),
+        Column("o", "o, added by cuBLAS", Kind.RATIO),
+        Column("down", "down, added by cuBLAS", Kind.RATIO),
+    )
+    try:
+        rows = []
+        for r in found["products"]:
+            old, shared, turns = (r["gate_up"][way] for way in ("replaced_us", "shared_us", "turns_us"))
+            gains = (r[site]["replaced_us"] / r[site]["added_by_cublas_us"] for site in ("o", "down"))
+            qkv = r["qkv"]["replaced_us"] / r["qkv"]["turns_us"]
+            rows.append((r["model"], r["rows"], old, shared, turns, old / min(shared, turns), qkv, *gains))
+        versions = f"torch {found['torch']}, Triton {found['triton']}"
+        made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}, commit {found['commit']}"
+        caption = f"By {made}: {found['note']}"
+    except (KeyError, TypeError) as error:
+        raise unusable(MANY_ROWS, error) from None
+    return markdown(columns, rows, caption)
+
+
+@block
+def row_order(root: Path) -> str:
+    """Decode attention over contexts of the offline workload, by the order of the rows."""
+    found = read(root, MANY_ROWS)
+    orders = ("random", "descending", "equal")
+    columns = (
+        Column("heads", "Heads"),
+        Column("batch", "Sequences", Kind.COUNT),
+        *(Column(order, f"{order.capitalize()}, µs", Kind.NUMBER) for order in orders),
+    )
+    try:
+        times = {(r["heads"], r["batch"], r["order"]): r["us"] for r in found["order"]["attention"]}
+        places = dict.fromkeys((heads, batch) for heads, batch, _ in times)
+        rows = [(heads, batch, *(times[heads, batch, order] for order in orders)) for heads, batch in places]
+        first, last = (", ".join(f"{x:,}" for x in found["order"][key]) for key in ("longest_first", "as_they_came"))
+        caption = (
+            f"{found['gpu']}, {found['date']}, commit {found['commit']}, one split; equal: the same bytes in equal"
+            f" contexts. {found['order']['workload']}: longest first {first}; as they came {last}."
+        )
+    except (KeyError, TypeError) as error:
+        raise unusable(MANY_ROWS, error) from None
+    return markdown(columns, rows, caption)
 
 
 @block

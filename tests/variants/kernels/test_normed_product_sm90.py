@@ -4,7 +4,6 @@ On a Hopper GPU the tests of `norm_linear` and `gate_up_silu` run them as well, 
 """
 
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +30,7 @@ from variants.kernels.normed_product_sm90 import (
 from variants.kernels.normed_product_sm90 import (
     normed_product_sm90 as launch,
 )
+from variants.kernels.tile_table import Measured
 
 EPS = 1e-6
 
@@ -122,7 +122,8 @@ def test_what_is_supported(as_on_hopper, monkeypatch):
 
 @with_gluon
 def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
-    monkeypatch.setattr(dispatch, "measured_for", lambda x: SimpleNamespace(fused_up_to_rows={}))
+    measured = Measured(fused_from_rows={"gate_up_silu 6144x512": 200})
+    monkeypatch.setattr(dispatch, "measured_for", lambda x: measured)
     large = {"k": 4096, "n": 24576}
 
     def pays(rung, rows, **shape):
@@ -130,8 +131,8 @@ def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
 
     assert [pays("silu_epilogue", rows) for rows in (32, 33, 1023, 1024, 2048)] == [True, False, False, True, True]
     assert [pays("silu_epilogue", rows, **large) for rows in (16, 17, 511, 512)] == [True, False, False, True]
-    assert not pays("norm_linear", 2048)
-    assert pays("norm_linear", 2048, **large)
+    assert [pays("silu_epilogue", rows, k=512) for rows in (33, 199, 200)] == [False, False, True]
+    assert [pays("norm_linear", rows, **large) for rows in (2048, 4096)] == [False, True]
     assert not pays("residual_epilogue", 2048, **large)
     assert not pays("silu_epilogue", 2048, device="cuda:1")
 
