@@ -59,7 +59,7 @@ class Worth:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A ladder at one point: the baseline's and the full variant's time, where there is one, what each rung is worth."""
+    """A ladder at one point: the baseline's time, the full variant's where there is one, what each rung is worth."""
 
     point: Point
     ladder: Ladder

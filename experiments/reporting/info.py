@@ -17,10 +17,10 @@ class RunInfo:
     """Who, where, what and how of a run. `workloads` are by name, `models` maps a name to its sizes.
 
     `variant_kinds`, `switches` and `switched_on` say what each variant is made of: its kind, the switches that it has,
-    and which of them and of its runtime flags are on. `by_process` are models too large for all engines at once: there each variant and round had a fresh
-    process. `controls` are variants that are the baseline under another name: any speed-up of theirs is noise. `shards`
-    are the processes that the run was spread over, wherever they ran. `peers` has what other engines are and chose, by
-    variant.
+    and which of them and of its runtime flags are on. `by_process` are models too large for all engines at once: there
+    each variant and round had a fresh process. `controls` are variants that are the baseline under another name: any
+    speed-up of theirs is noise. `shards` are the processes that the run was spread over, wherever they ran. `peers` has
+    what other engines are and chose, by variant.
     """
 
     experiment: str

@@ -40,10 +40,17 @@ def rungs(root: Path) -> str:
             Column("left_out", "Left out"),
         )
         foreseen = {
-            _place(row) for row in found if row["model"] in expected["models"] and row["workload"] in expected["workloads"]
+            _place(row)
+            for row in found
+            if row["model"] in expected["models"] and row["workload"] in expected["workloads"]
         }
         body: list[tuple[Value, ...]] = [
-            (place, rung, words if place in foreseen else BLANK, *(measured.get((place, rung, how), BLANK) for how in HOW))
+            (
+                place,
+                rung,
+                words if place in foreseen else BLANK,
+                *(measured.get((place, rung, how), BLANK) for how in HOW),
+            )
             for place in dict.fromkeys(map(_place, found))
             for rung, words in expected["rungs"].items()
         ]

@@ -14,7 +14,7 @@ MADE_UP = ("tiny", "head-")
 
 @block
 def model_bytes(_root: Path) -> str:
-    """What one decode step must read, and what a token of context takes, for every published model under configs/model."""
+    """What one decode step must read, and what a token of context takes, for each published model."""
     columns = (
         Column("model", "Model"),
         Column("weights_mb", "Weights read a step, MB", Kind.NUMBER),
