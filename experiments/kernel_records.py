@@ -1,4 +1,4 @@
-"""What `kernels`, `validate` and `tune` keep: plain values without torch, one JSON file in a folder per run."""
+"""What `kernels`, `validate`, `sanitize` and `tune` keep: plain values, one JSON file in a folder per run."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from experiments.errors import UserError
 from experiments.records import Status
 
 SCHEMA = 1
-KERNELS, VALIDATE = "kernels", "validate"
+KERNELS, VALIDATE, SANITIZE = "kernels", "validate", "sanitize"
 FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
 # A kernel in itself, and as it runs behind `linear_add`, which has added the residual and summed the squares.
 ALONE, CHAINED = "alone", "chained"
@@ -120,6 +120,43 @@ class GateRun:
     rows: tuple[GateRow, ...] = ()
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A section of launches under a tool of compute-sanitizer.
+
+    `launches` are of each kernel by name. `errors` is None where it did not end, or the tool gave no summary; `said`
+    are the first lines of what it said.
+    """
+
+    tool: str
+    section: str
+    launches: dict[str, int]
+    errors: int | None = None
+    warnings: int = 0
+    said: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was watched to its end."""
+        return self.errors is not None
+
+    @property
+    def clean(self) -> bool:
+        """Whether it ended and nothing was found."""
+        return self.errors == 0
+
+
+@dataclass(frozen=True)
+class SanitizeRun:
+    """A run of `fusebench sanitize`; `version` is compute-sanitizer's."""
+
+    schema: int
+    stamp: Stamp
+    version: str
+    rows: tuple[Watched, ...] = ()
+
+
 def name_of(op: str, form: str) -> str:
     """A kernel's name, with its form where that is not its plain one."""
     return op if form == ALONE else f"{op} {form}"
@@ -131,7 +168,7 @@ def new_stamp(command: str, device: str) -> Stamp:
     return Stamp(run_id_of(now, source), now.isoformat(timespec="seconds"), command, device, source, machine())
 
 
-def write_run(folder: Path, kind: str, run: KernelRun | GateRun) -> Path:
+def write_run(folder: Path, kind: str, run: KernelRun | GateRun | SanitizeRun) -> Path:
     """Replace <folder>/<kind>.json, whole or not at all."""
     path = folder / f"{kind}.json"
     write_json(path, plain.encode(run), indent=1)
