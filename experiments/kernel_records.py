@@ -1,6 +1,7 @@
 """What `kernels`, `validate`, `sanitize` and `tune` keep: plain values, one JSON file in a folder per run."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -80,6 +81,34 @@ class KernelRun:
     pdl: bool
     ceilings: dict[str, float] = field(default_factory=dict)
     rows: tuple[KernelRow, ...] = ()
+
+
+def merged(runs: Sequence[KernelRun]) -> KernelRun:
+    """Several runs of `fusebench kernels` as one; a place that two of them have is the later's.
+
+    UserError where they are not of one code on one kind of machine.
+    """
+    first, *others = runs
+    for run in others:
+        for what, mine, theirs in (
+            ("commits", first.stamp.code, run.stamp.code),
+            ("GPUs", first.stamp.gpu, run.stamp.gpu),
+            ("settings of pdl", first.pdl, run.pdl),
+        ):
+            if mine != theirs:
+                raise UserError(f"{first.stamp.run_id} and {run.stamp.run_id} are of two {what}: they are not merged")
+    stamp = replace(
+        first.stamp,
+        run_id=" and ".join(run.stamp.run_id for run in runs),
+        command="; ".join(dict.fromkeys(run.stamp.command for run in runs)),
+    )
+    rates = {name: max(run.ceilings[name] for run in runs if name in run.ceilings) for name in first.ceilings}
+    rows = {_place(row): row for run in runs for row in run.rows}
+    return replace(first, stamp=stamp, ceilings=rates, rows=tuple(rows.values()))
+
+
+def _place(row: KernelRow) -> tuple[object, ...]:
+    return row.model, row.op, row.form, row.site, row.rows, row.dtype, row.cache, row.contender
 
 
 class GateStatus(StrEnum):

@@ -10,7 +10,7 @@ import pytest
 from experiments import plain
 from experiments.durable import write_json
 from experiments.errors import UserError
-from experiments.kernel_records import FUSED, UNFUSED, KernelRun, read_run
+from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRun, read_run
 from experiments.records import Status
 from experiments.report import main
 from experiments.reporting.blocks import BLOCKS
@@ -345,6 +345,26 @@ def test_kernels_are_shown_cold_and_where_both_were_timed(tmp_path: Path) -> Non
     assert f"| {number(median(cold[UNFUSED]))} | {number(median(cold[FUSED]))} |" in lines[0]
     write_json(file, plain.encode(replace(run, rows=(*(row for row in kept if row.contender == UNFUSED), *failed))))
     assert "| norm_linear" not in BLOCKS["kernels"](tmp_path)
+
+
+def test_norm_linear_is_a_heat_map_of_every_model_over_each_contender(tmp_path: Path) -> None:
+    assert "No H200 run of all models" in BLOCKS["norm_linear"](tmp_path)
+    run = read_run(KernelRun, ROOT / "docs/data/kernels.json")
+    first = run.rows[0]
+    rows = [
+        replace(first, contender=contender, rows=m, samples_us=(us,), floor_us=2.0, cache="cold", status=Status.OK)
+        for m, contender, us in (
+            (1, UNFUSED, 6.0), (1, FUSED, 4.0), (1, COMPILED, 5.0), (8192, UNFUSED, 30.0), (8192, FUSED, 40.0),
+        )
+    ]  # fmt: skip
+    (tmp_path / "reports/kernels").mkdir(parents=True)
+    write_json(tmp_path / "reports/kernels/kernels.json", plain.encode(replace(run, rows=tuple(rows))))
+    text = BLOCKS["norm_linear"](tmp_path)
+    place = f"{first.model} | {first.site} {'x'.join(map(str, first.shape))} | {first.form} | cold"
+    assert "| Model | Weight | Form | L2 | Over | 1 | 8,192 |" in text
+    assert f"| {place} | cuBLAS + norm | {ratio(1.5)} | {ratio(0.75)} |" in text
+    assert f"| {place} | torch.compile | {ratio(1.25)} | {BLANK} |" in text
+    assert f"| {place} | roofline | 50.0 % | 5.0 % |" in text
 
 
 def test_readings_of_large_exports_carry_machine_and_command(tmp_path: Path) -> None:
