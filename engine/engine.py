@@ -142,6 +142,7 @@ class Engine:
             if decodes or prefills:
                 self.metrics.num_steps += 1
                 self.metrics.num_prefilled_tokens += sum(item.length for item in prefills)
+                self.metrics.num_decoded_tokens += len(decodes)
                 with span("phase/forward"):
                     launched = self.runner.launch(decodes, prefills)
             due, self._in_flight = (self._in_flight, launched) if self.config.overlap else (launched, None)

@@ -5,6 +5,7 @@ order, so the next upload cannot overtake a step that still reads.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -61,6 +62,15 @@ class Layout(NamedTuple):
 def packed_size(num_tokens: int, num_seqs: int, table_width: int) -> int:
     """Elements that the largest layout of an engine takes: seven fields, each padded to its alignment."""
     return 3 * num_tokens + num_seqs * (table_width + 4) + 1 + 7 * (ALIGNMENT - 1)
+
+
+def longest_first(decodes: Sequence[Scheduled]) -> list[Scheduled]:
+    """Decodes by falling context, older ones first among equals.
+
+    A GPU starts the blocks of a grid in the order of their rows: a long context that starts late ends alone. All
+    contexts grow together, so the order is the same from step to step until a request comes or goes.
+    """
+    return sorted(decodes, key=attrgetter("start"), reverse=True)
 
 
 def fill_decode(buffer: np.ndarray, layout: Layout, decodes: Sequence[Scheduled], dummy_row: int) -> np.ndarray:

@@ -14,10 +14,12 @@ def _compiled_before() -> Compilations:
 
 @dataclass
 class Metrics:
-    """Running totals. Prefilled tokens are those computed in prompt chunks, again after a preemption."""
+    """Running totals. Prefilled tokens are those computed in prompt chunks, again after a preemption; decoded ones all
+    others that a step computed."""
 
     num_steps: int = 0
     num_prefilled_tokens: int = 0
+    num_decoded_tokens: int = 0
     num_generated_tokens: int = 0
     num_requests: int = 0
     num_failed_requests: int = 0
@@ -29,6 +31,7 @@ class Metrics:
         values = {
             "steps": self.num_steps,
             "prefilled_tokens": self.num_prefilled_tokens,
+            "decoded_tokens": self.num_decoded_tokens,
             "generated_tokens": self.num_generated_tokens,
             "requests": self.num_requests,
             "failed_requests": self.num_failed_requests,

@@ -67,6 +67,7 @@ class Runner:
 
     def launch(self, decodes: list[Scheduled], prefills: list[Scheduled]) -> Pending:
         """Enqueue one step."""
+        decodes = inputs.longest_first(decodes)
         items = [*decodes, *prefills]
         sampling = [item for item in items if item.samples]
         params = [item.sequence.sampling for item in sampling]
@@ -164,6 +165,17 @@ class Runner:
         """Drop all graphs; the next steps capture anew."""
         self.graphs.clear()
         self._on_device = None
+
+    @on_every_rank
+    def capture_anew(self) -> None:
+        """Capture every graph that there is once more and replay it on padding: a trace names what it saw captured."""
+        keys = list(self.graphs.graphs)
+        self.forget_graphs()
+        for key in keys:
+            num_decode = key.num_seqs if key.kind == "decode" else 0
+            layout = Layout(key.num_tokens, key.num_seqs, num_decode, key.table_width)
+            self._ensure_captured(layout, key.greedy)
+            self._replay_padding(layout, key.greedy)
 
     # Decode-only steps.
 

@@ -129,12 +129,28 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class TracedRun:
+    """A whole run inside the window: `first` is the engine's number of its first step; what each step computed, in
+    sequences that decoded and tokens of prompts; milliseconds from the first request to the last answer."""
+
+    first: int
+    decodes: tuple[int, ...]
+    prefill_tokens: tuple[int, ...]
+    output_tokens: int
+    run_ms: float
+
+
+@dataclass(frozen=True)
 class Traced:
-    """The answer to Trace: how many replayed (or eager) steps the window holds, after the one that captured."""
+    """The answer to Trace: how many replayed (or eager) steps the window holds, after the one that captured.
+
+    `run` is there where they are a whole run's, of several kinds.
+    """
 
     cell: Cell
     steps: int
     rungs: tuple[Rung, ...] = ()
+    run: TracedRun | None = None
 
 
 @dataclass(frozen=True)

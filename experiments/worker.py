@@ -30,7 +30,7 @@ from experiments.measuring.serving import measure_serving
 from experiments.measuring.session import Session, free_memory
 from experiments.measuring.shared_prefix import measure_shared_prefix
 from experiments.measuring.telemetry import Evidence
-from experiments.measuring.tracing import rungs, trace
+from experiments.measuring.tracing import trace
 from experiments.measuring.verdict import verify
 from experiments.messages import (
     Answer,
@@ -43,7 +43,6 @@ from experiments.messages import (
     Rates,
     Ready,
     Trace,
-    Traced,
     Verified,
     Verify,
     WorkerChannel,
@@ -89,8 +88,7 @@ class Worker:
                 free_memory(self._session().device)
                 return Rates(rates)
             if isinstance(request, Trace):
-                steps = trace(self._session(), request)
-                return Traced(request.cell, steps, rungs(self._session().variant))
+                return trace(self._session(), request)
             if isinstance(request, Measure):
                 return Measured(self._measure(request))
             return Failed("error", f"unknown request {type(request).__name__}")

@@ -11,6 +11,7 @@ from functools import cache
 
 from torch import Tensor
 
+from variants.kernels.normed_product_sm90 import supported
 from variants.kernels.tile_table import key_of, measured_for, on_trial
 
 logger = logging.getLogger("fusebench.variants")
@@ -34,8 +35,10 @@ MAX_ROWS = {
     "lm_head": (16, 16),
     "attention": (64, 64),
 }
-# From this many rows on it pays again. Nowhere yet: the wide tiles are slower than cuBLAS and a pass over memory.
-MIN_PREFILL_ROWS: dict[str, int] = {}
+# From this many rows on they pay again, with kernels for Hopper, ...
+MIN_MANY_ROWS = {"norm_linear": (4096, 1024), "silu_epilogue": (1024, 512)}
+# ... and from this many cuBLAS adds the residual as it stores, in no time to speak of (docs/data/many_rows.json).
+MIN_ADDED_ROWS = 1024
 
 
 def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
@@ -44,8 +47,23 @@ def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
     key = key_of(KERNELS[rung], n, k)
     if key in on_trial().fused:
         return on_trial().fused[key]
+    if many_rows_pay(rung, x_MK, weight_NK):
+        return True
     bound = measured_for(x_MK).fused_up_to_rows.get(key)
     return pays(rung, num_rows, n, k) if bound is None else num_rows <= bound
+
+
+def many_rows_pay(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
+    """Whether there are so many rows that the rung's other kernel, where GPU and shapes allow it, pays."""
+    least = MIN_MANY_ROWS.get(rung)
+    return (
+        least is not None and x_MK.shape[0] >= least[weight_NK.numel() > LARGE_WEIGHTS] and supported(x_MK, weight_NK)
+    )
+
+
+def product_adds(x_MK: Tensor) -> bool:
+    """Whether the product with `x_MK` is large enough for the residual to be added by cuBLAS, in place."""
+    return x_MK.shape[0] >= MIN_ADDED_ROWS
 
 
 def attention_pays(num_rows: int) -> bool:
@@ -55,10 +73,7 @@ def attention_pays(num_rows: int) -> bool:
 
 def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
     """The same where nothing was measured."""
-    large = num_outputs * num_inputs > LARGE_WEIGHTS
-    if num_rows <= MAX_ROWS[rung][large]:
-        return True
-    return not large and num_rows >= MIN_PREFILL_ROWS.get(rung, num_rows + 1)
+    return num_rows <= MAX_ROWS[rung][num_outputs * num_inputs > LARGE_WEIGHTS]
 
 
 @cache

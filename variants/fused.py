@@ -25,9 +25,8 @@ from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import attention_pays, pays_here, turn_off
+from variants.dispatch import attention_pays, pays_here, product_adds, turn_off
 from variants.folding import fold_layers
-from variants.kernels import carve_out
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
@@ -44,9 +43,9 @@ SWITCHES: dict[str, bool] = {
     "lm_head": True,
 }
 KERNELS = {
-    "norm_linear": "_norm_linear_kernel",
+    "norm_linear": "_norm_linear_kernel*",
     "residual_epilogue": "_linear_add_kernel",
-    "silu_epilogue": "_gate_up_silu_kernel",
+    "silu_epilogue": "_gate_up_silu_kernel*",
     "qkv_post": "_qkv_post_kernel",
     "attention": "_decode_qkv_attention_kernel",
     "lm_head": "_tile_argmax_kernel",
@@ -103,6 +102,9 @@ class FusedOps(Ops):
             # Its epilogue would add the residual, and square the sum, once for each rank's part of the product.
             turn_off("residual_epilogue", "the product is summed over tensor-parallel ranks")
             return Stream(self.linear(x_TK, linear), residual_TH)
+        if self.switches["residual_epilogue"] and linear.bias_N is None and product_adds(x_TK):
+            # Nobody else reads the stream as it was. No mark: a trace does not tell this product from others.
+            return Stream(residual_TH.addmm_(x_TK, linear.weight_NK.t()), None)
         if not self.runs("residual_epilogue", x_TK, linear):
             return Stream(self.linear(x_TK, linear), residual_TH)
         y, square_sums = linear_add(x_TK, linear.weight_NK, linear.bias_N, residual_TH, self.pdl)
@@ -179,6 +181,4 @@ def whole(delta_TH: Tensor | None) -> Tensor:
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The fused engine with some of its rungs."""
     pdl = runtime.pdl and torch.cuda.is_available()
-    if pdl:
-        carve_out.use_one()
     return Variant(name, FusedOps(switches, pdl), fold_layers, runtime, switches, KERNELS)

@@ -13,7 +13,7 @@ from variants.folding import fold_layers
 from variants.kernels.norm_linear import norm_linear
 
 SWITCHES: dict[str, bool] = {}
-KERNELS = {"norm_linear": "_norm_linear_kernel"}
+KERNELS = {"norm_linear": "_norm_linear_kernel*"}
 
 
 class NormLinearOps(Ops):

@@ -329,14 +329,14 @@ def _prefill_kernel_sm90(
 
 
 @cache
-def _is_hopper(index: int) -> bool:
+def is_hopper(index: int) -> bool:
     return torch.cuda.get_device_capability(index) == (9, 0)
 
 
 def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, sliding_window: int | None) -> bool:
     """Whether `varlen_prefill_attention_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     return (
-        TensorDescriptor is not None and not INTERPRETED and q_TND.is_cuda and _is_hopper(q_TND.get_device())
+        TensorDescriptor is not None and not INTERPRETED and q_TND.is_cuda and is_hopper(q_TND.get_device())
         and q_TND.dtype in (torch.bfloat16, torch.float16) and q_TND.shape[2] in (64, 128)
         and q_TND.dtype == k_cache.dtype == v_cache.dtype and sliding_window is None
         # A part of 64 keys stays inside a page.

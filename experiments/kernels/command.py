@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from engine.kernels.prefill_attention_sm90 import is_hopper
 from experiments.command_line import run_or_help
 from experiments.durable import make_new_folder
 from experiments.environment import resolve_device, resolve_dtype
@@ -41,7 +42,7 @@ from experiments.kernel_records import (
 )
 from experiments.kernels.cases import forms, sites
 from experiments.kernels.compiling import Compilation, compile_on_gpu
-from experiments.kernels.linear_cases import LinearCase
+from experiments.kernels.linear_cases import LinearCase, NormLinear
 from experiments.kernels.measure import Bench, Place, measure
 from experiments.kernels.timing import l2_bytes, time_on_cpu, time_on_gpu
 from experiments.measuring.ceilings import measure_ceilings
@@ -49,6 +50,7 @@ from experiments.models import find_model
 from experiments.options import choose, parse_options, usage
 from experiments.records import Status
 from experiments.reporting.kernels import show_kernels
+from variants.kernels.tiles import MAX_SKINNY_ROWS
 
 # The file of a run of a thousand rows takes a third of a second.
 KEEP_S = 5.0
@@ -150,10 +152,13 @@ def _measured(done: KernelRun, folder: Path, todo: Sequence[Place], bench: Bench
 
 
 def ahead(todo: Sequence[Place], bench: Bench) -> list[Compilation]:
-    """What the fused products of these places run, each once."""
+    """What the fused products of these places run, each once; not Hopper's own of many rows, which are few."""
     jobs = []
+    own = bench.device.type == "cuda" and is_hopper(torch.cuda.current_device())
     for place in todo:
         kind = forms(place.op)[place.form]
+        if own and issubclass(kind, NormLinear) and place.rows > MAX_SKINNY_ROWS:
+            continue
         if issubclass(kind, LinearCase):
             dtype = getattr(torch, bench.dtype)
             tile = kind.tile_at(place.shape, place.rows, dtype, bench.device)

@@ -36,15 +36,20 @@ def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: i
 
 def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:
     """(samples, the engine that ran): graphs, a run's beginning to warm its shapes up, a run to be timed."""
-    workload = session.workloads[point.workload]
-    requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
-    # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
-    longest = workload.longest(point.batch, point.length, session.request.seed)
-    engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
+    engine, requests = prepare(session, point)
     engine.runner.warm_up(engine.runner.decode_sizes)
     begin(engine, requests)
     seconds, _ = undisturbed_result(engine, partial(run, engine, requests), ATTEMPTS)
     return {"output_tokens_per_s": [sum(sampling.max_tokens for _, sampling in requests) / seconds]}, engine
+
+
+def prepare(session: Session, point: Point) -> tuple[Engine, Requests]:
+    """An engine that holds all requests of the point, and these."""
+    workload = session.workloads[point.workload]
+    # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
+    longest = workload.longest(point.batch, point.length, session.request.seed)
+    engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
+    return engine, draw_requests(point.batch, workload, session.loaded.config.vocab_size)
 
 
 def begin(engine: Engine, requests: Requests) -> None:

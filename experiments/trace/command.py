@@ -1,4 +1,4 @@
-"""`fusebench trace`: run an experiment's decode and prefill cells under a profiler, apart from timing.
+"""`fusebench trace`: run an experiment's decode, prefill and offline cells under a profiler, apart from timing.
 
 Of each it keeps the kernel ledger, results/<experiment>/<run>/traces/<cell>.json. Raw traces hold the machine's
 environment, and are thrown away.
@@ -9,7 +9,7 @@ fusebench trace read=FILE [against=FILE]                  show an export or a le
 
     profiler=auto      nsys, torch, or auto: nsys where there are a GPU and nsys; ncu counts bandwidth, occupancy and
                        stall reasons of every kernel instead, into counters/<cell>.json
-    steps=8            steps in the window (1 for ncu)
+    steps=8            steps in the window (1 for ncu); an offline cell is a whole run, and on a GPU needs nsys
     run=latest         the run whose folder gets the ledgers: its id, `latest`, or `new`; without any run, a new one
     nsys=PATH ncu=PATH the one to use (else FUSEBENCH_NSYS or FUSEBENCH_NCU, PATH, the usual places)
     keep_raw=FOLDER    also keep the raw traces there. They are private: do not publish them
@@ -49,7 +49,8 @@ from experiments.trace.show_file import show_file
 from experiments.trace.tables import changes, counter_table, show, show_ledger
 from experiments.worker_process import WORKER_COMMAND
 
-TRACED_KINDS = ("decode", "prefill")
+STEP_KINDS = ("decode", "prefill")
+WHOLE_RUNS = ("offline",)
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,17 @@ def run_trace(
     if config.is_spread:
         raise UserError("trace runs on one GPU of this machine: leave out cluster and devices")
     prepared = prepare(config)
-    jobs = list(plan_jobs(prepared))
-    if not jobs:
-        raise UserError("nothing to trace: only decode and prefill cells are one step each")
+    device = prepared.config.device
     if config.dry_run:
+        jobs = list(plan_jobs(prepared))
         console.print("\n".join([f"{len(jobs)} cells:", *(job.cell.id for job in jobs)]), markup=False)
         return 0
-    profiler = choose_profiler(options, prepared.config.device, console)
+    profiler = choose_profiler(options, device, console)
+    # A whole run is too much for the PyTorch profiler's trace of a GPU, and for ncu.
+    whole = isinstance(profiler, Nsys) or device == "cpu"
+    jobs = list(plan_jobs(prepared, (*STEP_KINDS, *WHOLE_RUNS) if whole else STEP_KINDS))
+    if not jobs:
+        raise UserError("nothing to trace: decode and prefill cells can be traced, and offline cells by nsys")
     keep_raw = _make_keep_raw(options, console)
 
     def say(text: str) -> None:
@@ -108,16 +113,16 @@ def run_trace(
     return 1 if failed else 0
 
 
-def plan_jobs(prepared: Prepared) -> Iterator[Job]:
-    """Each decode and prefill point with each variant, once; a variant that is another under a second name is left out,
+def plan_jobs(prepared: Prepared, kinds: Sequence[str] = (*STEP_KINDS, *WHOLE_RUNS)) -> Iterator[Job]:
+    """Each point of these kinds with each variant, once; a variant that is another under a second name is left out,
     for its kernels are the same, and so is another engine, which has none of our ranges."""
-    kinds = {workload.name: workload.kind for workload in prepared.config.workloads}
+    kind_of = {workload.name: workload.kind for workload in prepared.config.workloads}
     variants: dict[tuple[object, ...], VariantConfig] = {}
     for variant in (variant for variant in prepared.config.variants if not variant.is_peer):
         variants.setdefault((variant.kind, tuple(sorted(variant.switches.items())), variant.runtime), variant)
     for model, plan in zip(prepared.models, prepared.plan.models, strict=True):
         for point in plan.points:
-            if kinds[point.workload] in TRACED_KINDS:
+            if kind_of[point.workload] in kinds:
                 yield from (Job(model, variant, Cell(point, variant.name, 0)) for variant in variants.values())
 
 

@@ -90,10 +90,32 @@ class RungRow:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The steps of one kind in a whole run: `prefill` computes tokens of prompts (and decodes), `decode` does not. What
+    no step launched, if anything, is a part of no steps, `other`.
+
+    window = sum over parts of work + within + before - overlap      work: all rows; before: idle until a step's first
+    `op_ms` has the work by op, or by phase where there is none.
+    """
+
+    name: str
+    steps: int
+    decoded_tokens: int
+    prefill_tokens: int
+    work_ms: float
+    within_ms: float
+    before_ms: float
+    op_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Ledger:
     """What `trace` stores for a cell. `traced_step_ms` is the median distance between the starts of two steps' work,
     `inflation` its ratio to the step time as measured without a profiler; a trace never stands in for a measurement.
-    `note` says what else was unlike a measured run."""
+    `note` says what else was unlike a measured run.
+
+    Of a whole run the rows are without layers and shapes, and there are `parts`, the output tokens, the milliseconds
+    from the first request to the last answer, and the host's by phase (`post` waits for the step before)."""
 
     schema: int
     cell: Cell | None
@@ -118,6 +140,10 @@ class Ledger:
     timeline: Timeline
     rungs: list[RungRow] = field(default_factory=list)
     note: str = ""
+    parts: list[Part] = field(default_factory=list)
+    output_tokens: int = 0
+    run_ms: float = 0.0
+    host_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def closure(self) -> float:

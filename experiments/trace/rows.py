@@ -59,6 +59,17 @@ def kernel_rows(window: Window, trace: Trace) -> list[KernelRow]:
     return sorted(rows, key=lambda row: (-row.total_us, row.name, row.layer or "", row.op or "", row.phase or ""))
 
 
+def folded(rows: list[KernelRow]) -> list[KernelRow]:
+    """The rows without layers, shapes and signatures: of a run with steps of every size there are too many."""
+    merged: dict[tuple[object, ...], KernelRow] = {}
+    for row in rows:
+        key = (row.name, row.kind, row.phase, row.op, row.covered)
+        plain = replace(row, layer=None, grid=[], block=[], registers=0, shared_bytes=0, signature="")
+        before = merged.get(key, replace(plain, count=0, total_us=0.0))
+        merged[key] = replace(plain, count=before.count + row.count, total_us=before.total_us + row.total_us)
+    return sorted(merged.values(), key=lambda row: (-row.total_us, row.name, row.op or "", row.phase or ""))
+
+
 def _sums(window: Window) -> Iterator[tuple[int, int, int]]:
     """Alike rows of the window, block by block: the first one, how many there are, and their nanoseconds."""
     for block in blocks(len(window.spec)):

@@ -54,7 +54,7 @@ class Tracer:
         check_content(trace, cell, self.config.device, self.nsys.version if self.nsys else "")
         profiler = "nsys" if self.nsys else "torch"
         note = EAGER if eager else ""
-        ledger = make_ledger(trace, attribute(trace), profiler, cell, traced.steps, untraced_step_ms, note)
+        ledger = make_ledger(trace, attribute(trace), profiler, cell, traced.steps, untraced_step_ms, note, traced.run)
         return replace(ledger, rungs=check_rungs(trace, ledger, traced.rungs))
 
     def _capture(self, folder: Path, model: Model, variant: VariantConfig, cell: Cell) -> tuple[Trace, Traced]:

@@ -1,30 +1,21 @@
 """From attributed device work to the ledger of one cell: sums by group, the union of busy time, the gaps."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from experiments.errors import UserError
+from experiments.messages import TracedRun
 from experiments.records import Cell
 from experiments.trace.attribution import FORWARD, Attribution, Owner
 from experiments.trace.grouping import blocks, group_codes, narrowed
 from experiments.trace.ledger import SCHEMA, Gaps, Ledger
+from experiments.trace.parts import host_ms, parts_of
 from experiments.trace.reader import Trace
-from experiments.trace.rows import Window, kernel_rows, timeline
+from experiments.trace.rows import Window, folded, kernel_rows, timeline
 from experiments.trace.schema import KINDS, NONE
+from experiments.trace.union import Busy, union
 
 _KERNELS = (KINDS.index("kernel"), KINDS.index("cpu_op"))
 _COPY_KINDS = (KINDS.index("memcpy"), KINDS.index("memset"))
-
-
-@dataclass(frozen=True)
-class Busy:
-    """The union of intervals on each device: busy and window nanoseconds, and every gap with the row after it."""
-
-    busy_ns: int
-    window_ns: int
-    gap_ns: np.ndarray
-    gap_row: np.ndarray
 
 
 def make_ledger(
@@ -35,12 +26,13 @@ def make_ledger(
     steps: int | None = None,
     untraced_step_ms: float | None = None,
     note: str = "",
+    run: TracedRun | None = None,
 ) -> Ledger:
     """Sum up one cell. Without step ranges the whole trace counts as the window and `steps` is 0.
 
     Only the cell's own steps count if the trace has cell ranges, and only those replayed if it has such a range. What
     the worker calls one step may take several of the engine's (a prompt in chunks): `steps` says how many it made.
-    UserError for a trace without any device work.
+    With a whole `run` its kinds of steps are summed up apart. UserError for a trace without any device work.
     """
     if not len(attribution.work):
         raise UserError("the trace holds no device work: no kernel ran inside the window")
@@ -75,9 +67,13 @@ def make_ledger(
         untraced_step_ms=untraced_step_ms,
         inflation=step_ms / untraced_step_ms if untraced_step_ms else None,
         gaps=_gaps(busy, firsts),
-        kernels=kernel_rows(window, trace),
+        kernels=folded(kernel_rows(window, trace)) if run else kernel_rows(window, trace),
         timeline=timeline(window, trace),
         note=note,
+        parts=parts_of(run, window, busy, firsts) if run else [],
+        output_tokens=run.output_tokens if run else 0,
+        run_ms=run.run_ms if run else 0.0,
+        host_ms=host_ms(trace) if run else {},
     )
 
 
@@ -124,27 +120,6 @@ def _counts(owners: list[Owner], cell: Cell | None) -> np.ndarray:
     replays = any(owner.replay for owner in owners)
     cell_id = cell.id if cell and cell.id in {owner.cell for owner in owners} else None
     return np.array([(owner.replay or not replays) and cell_id in (None, owner.cell) for owner in owners])
-
-
-def union(start: np.ndarray, end: np.ndarray, device: np.ndarray) -> Busy:
-    """Unite the intervals of each device; they come in order of start."""
-    busy_ns = window_ns = 0
-    gaps: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    for one in np.unique(device):
-        begin = reach = int(start[(device == one).argmax()])
-        for block in blocks(len(device)):
-            chosen = np.flatnonzero(device[block] == one).astype(np.int32) + block.start
-            own = start[chosen]
-            reaches = np.maximum.accumulate(np.append(reach, end[chosen]))
-            idle = np.maximum(own - reaches[:-1], 0)
-            after = np.flatnonzero(idle)
-            gaps.append(idle[after])
-            rows.append(chosen[after])
-            busy_ns -= int(idle.sum())
-            reach = int(reaches[-1])
-        window_ns += reach - begin
-    return Busy(busy_ns + window_ns, window_ns, np.concatenate(gaps), np.concatenate(rows))
 
 
 def _first_rows(window: Window) -> np.ndarray:

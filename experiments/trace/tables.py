@@ -107,6 +107,7 @@ def facts(ledger: Ledger) -> list[str]:
         f"schema {ledger.export_schema}",
         _inflation(ledger),
         _rungs(ledger),
+        *_run(ledger),
     ]
     return [line for line in (*lines, ledger.note) if line]
 
@@ -128,6 +129,20 @@ def _inflation(ledger: Ledger) -> str:
         f"traced step {ledger.traced_step_ms:.4g} ms, untraced {ledger.untraced_step_ms:.4g} ms: "
         f"tracing inflates it {ledger.inflation:.2f} times"
     )
+
+
+def _run(ledger: Ledger) -> list[str]:
+    """A whole run's kinds of steps, and what lies outside the device's window."""
+    if not ledger.run_ms:
+        return []
+    rate = 1e3 * ledger.output_tokens / ledger.run_ms
+    host = ", ".join(f"{name} {ms:.4g}" for name, ms in ledger.host_ms.items())
+    parts = (
+        f"{part.name}: {part.steps} steps, {part.decoded_tokens} tokens decoded, {part.prefill_tokens} prefilled; "
+        f"work {part.work_ms:.4g} ms, idle {part.within_ms:.4g} between kernels and {part.before_ms:.4g} before steps"
+        for part in ledger.parts
+    )
+    return [*parts, f"the run {ledger.run_ms:.4g} ms, {rate:,.0f} output tokens/s; the host by phase, ms: {host}"]
 
 
 def _rungs(ledger: Ledger) -> str:

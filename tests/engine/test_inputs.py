@@ -45,6 +45,14 @@ def test_every_layout_fits_the_buffer(num_seqs: int, data: st.DataObject, table_
     assert used.size <= sum(field.size + ALIGNMENT - 1 for field in fields.values())
 
 
+def test_long_contexts_come_first_and_equals_keep_their_order() -> None:
+    """One more token each, as after a step, changes nothing: a batch that stays needs no upload."""
+    contexts = [5, 90, 17, 90, 1, 17]
+    for later in (0, 1, 64):
+        decodes = [scheduled(row, start + later, 1, True, []) for row, start in enumerate(contexts)]
+        assert [item.sequence.row for item in inputs.longest_first(decodes)] == [1, 3, 2, 5, 0, 4]
+
+
 def test_a_mixed_step_reads_back_as_written() -> None:
     """A decode, a middle chunk and a last chunk, in a layout padded to more tokens and sequences."""
     items = [

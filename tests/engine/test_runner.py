@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine import SamplingParams
+from engine.launch import Launch
 from tests.engine.replay import graph_engine
 from tests.engine.tiny import GREEDY, PROMPTS, expected, prompt_of, run, serve, tiny_engine
 from tests.shipped import VARIANTS
@@ -47,6 +48,43 @@ def test_an_unchanged_batch_uploads_only_when_a_block_is_added(monkeypatch: pyte
     assert serve(engine, [PROMPTS[3]], GREEDY) == expected([PROMPTS[3]])
     # Two captures: their padding is uploaded as well.
     assert len(uploads) - engine.runner.graphs.num_captures <= 3
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingParams(temperature=1.0, seed=5, max_tokens=24)], ids=["greedy", "drawn"]
+)
+def test_rows_decode_longest_first_whoever_comes_and_goes(
+    overlap: bool, sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short prompts before long ones, finished, aborted and preempted requests: the order holds, so do the tokens."""
+    engine = graph_engine(overlap=overlap, num_kv_blocks=16, max_num_seqs=5, max_num_batched_tokens=40)
+    launched: list[list[int]] = []
+    launch = engine.runner.run
+
+    def watched(step: Launch) -> Any:
+        if step.packed is not None:
+            fields = step.layout.fields(step.packed)
+            positions = fields["positions"][: step.layout.num_decode].tolist()
+            launched.append([position for position in positions if position >= 0])
+        return launch(step)
+
+    monkeypatch.setattr(engine.runner, "run", watched)
+    ids = [engine.add_request(prompt, sampling) for prompt in PROMPTS[:5]]
+    gone = engine.add_request(prompt_of(50), sampling)
+    finished = {}
+    for at in range(400):
+        if at == 6:
+            ids += [engine.add_request(prompt, sampling) for prompt in PROMPTS[5:]]
+        if at == 9:
+            engine.abort(gone)
+        finished |= {output.request_id: output for output in engine.step() if output.finished}
+        engine.check_integrity()
+    assert [finished[i].token_ids for i in ids] == expected(PROMPTS, sampling)
+    assert finished[gone].finish_reason == "abort"
+    assert engine.snapshot()["preemptions"] > 0
+    assert max(map(len, launched)) > 2
+    assert all(positions == sorted(positions, reverse=True) for positions in launched)
 
 
 def test_every_step_without_a_graph_has_its_reason() -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import variants
 from engine import BASELINE, Runtime, UserError, ranges
 from engine.ops import Ops
+from engine.weights import Linear
 from tests.engine.tiny import GREEDY, PROMPTS, expected, serve, tiny_engine
 from tests.shipped import VARIANT_NAMES, VARIANTS
 from variants import build_variant, load_variant
@@ -51,6 +54,27 @@ def test_every_rung_alone_and_every_rung_left_out_gives_the_same_tokens(overridd
         switches = {name: (name == rung) == overridden for name in SWITCHES}
         variant = build_variant("ablation", "fused", switches, Runtime())
         assert serve(tiny_engine(variant), PROMPTS[:5], GREEDY) == expected(PROMPTS[:5]), switches
+
+
+def test_many_rows_get_their_residual_from_the_product_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, with and without the other rungs; a product with a bias of its own keeps the other way."""
+    from variants import dispatch
+    from variants.fused import SWITCHES
+
+    monkeypatch.setattr(dispatch, "MIN_ADDED_ROWS", 1)
+    added = []
+    addmm = Tensor.addmm_
+    monkeypatch.setattr(Tensor, "addmm_", lambda self, x, w: added.append(x) or addmm(self, x, w))
+    for switches in (SWITCHES, {name: name == "residual_epilogue" for name in SWITCHES}):
+        variant = build_variant("added", "fused", switches, Runtime())
+        assert serve(tiny_engine(variant), PROMPTS[:5], GREEDY) == expected(PROMPTS[:5])
+        assert added
+        added.clear()
+    linear = Linear(torch.randn(6, 4), torch.randn(6))
+    x, residual = torch.randn(3, 4), torch.randn(3, 6)
+    stream = VARIANTS["fused"].ops.linear_add(x, linear, residual)
+    assert not added
+    torch.testing.assert_close(stream.delta_TH, residual + F.linear(x, linear.weight_NK, linear.bias_N))
 
 
 def test_switches_default_to_the_kind_s_own() -> None:
@@ -179,7 +203,7 @@ def test_the_kernel_that_proves_a_rung_exists(name: str) -> None:
     """Under the name that a profiler shows; torch.compile's kernels have theirs from the compiler."""
     folder = Path(variants.__file__).parent / "kernels"
     source = "".join(file.read_text() for file in sorted(folder.glob("*.py")))
-    kernels = {kernel for kernel in VARIANTS[name].kernels.values() if kernel != "triton_*"}
+    kernels = {kernel.removesuffix("*") for kernel in VARIANTS[name].kernels.values() if kernel != "triton_*"}
     assert {kernel for kernel in kernels if f"\ndef {kernel}(" not in source} == set()
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
+from variants.kernels.normed_product_sm90 import normed_product_sm90, supported
 from variants.kernels.product import begin, load_partials, product, tile_index
 from variants.kernels.tile_table import choose_tile
-from variants.kernels.tiles import Tile, can_prefetch, descriptors
+from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, can_prefetch, descriptors
 
 
 # The number of rows changes from step to step and must not cause a new compilation.
@@ -62,6 +63,8 @@ def norm_gate_up_silu_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launcher of `_gate_up_silu_kernel`; see `norm_gate_up_silu`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_2IK.shape[0] // 2
+    if tile is None and m > MAX_SKINNY_ROWS and supported(x_TK, weight_2IK):
+        return normed_product_sm90(x_TK, residual_TK, weight_2IK, bias_2I, eps, partials_TP, True, pdl)
     h = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
     if m == 0:
         return h, x_TK if residual_TK is None else residual_TK

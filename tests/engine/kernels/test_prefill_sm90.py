@@ -96,7 +96,7 @@ def hopper_case(dtype=torch.bfloat16, d=128, block_size=64, cache_dtype=None, de
 def as_on_hopper(monkeypatch):
     """Fake tensors on a GPU that this machine need not have."""
     monkeypatch.setattr(prefill_attention_sm90, "INTERPRETED", False)
-    monkeypatch.setattr(prefill_attention_sm90, "_is_hopper", lambda index: index == 0)
+    monkeypatch.setattr(prefill_attention_sm90, "is_hopper", lambda index: index == 0)
     with FakeTensorMode():
         yield
 

@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import UserError
+from experiments.measuring.offline import prepare
 from experiments.measuring.tracing import trace
 from experiments.messages import Trace
 from experiments.records import Cell, Point
-from tests.experiments.measuring.sessions import session_of
+from tests.experiments.measuring.sessions import session_of, with_graphs
 
 
 @pytest.mark.parametrize(("workload", "length"), [("decode", 24), ("prefill", 24), ("decode", 4096)])
 def test_the_window_holds_the_steps(workload: str, length: int, tmp_path: Path) -> None:
     """As many as asked for, after the one that captures; at the model's last position too."""
     cell, path = Cell(Point("tiny", workload, 2, length), "baseline", 0), tmp_path / "trace.json"
-    assert trace(session_of(), Trace(cell, 3, "torch", str(path))) == 3
+    assert trace(session_of(), Trace(cell, 3, "torch", str(path))).steps == 3
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("cat") == "user_annotation"]
     names = [event["name"] for event in events]
     assert names.count(f"cell/{cell.id}") == 1
@@ -27,7 +28,31 @@ def test_the_window_holds_the_steps(workload: str, length: int, tmp_path: Path) 
     assert names.count(attention) == 2 * (1 + 3)
 
 
-def test_a_cell_that_is_not_one_step_is_refused() -> None:
-    """Its window would hold a whole run."""
-    with pytest.raises(UserError, match="a cell of kind offline is not one step"):
-        trace(session_of(), Trace(Cell(Point("tiny", "offline", 3, 0), "baseline", 0), 3))
+@pytest.mark.parametrize("graphs", [False, True])
+def test_an_offline_cell_is_a_whole_run(graphs: bool, tmp_path: Path) -> None:
+    """Every step of it, the kinds told apart; the graphs that it needs are captured before, layers and all."""
+    cell, path = Cell(Point("tiny", "offline", 3, 0), "baseline", 0), tmp_path / "trace.json"
+    session = with_graphs(session_of()) if graphs else session_of()
+    traced = trace(session, Trace(cell, 8, "torch", str(path)))
+    requests = prepare(session, cell.point)[1]
+    run = traced.run
+    assert run is not None
+    assert traced.steps == len(run.decodes) == len(run.prefill_tokens)
+    # The first token of each comes out of its prompt, all at once here.
+    assert run.prefill_tokens == (sum(len(prompt) for prompt, _ in requests), *(0,) * (traced.steps - 1))
+    assert sum(run.decodes) + len(requests) == run.output_tokens == sum(s.max_tokens for _, s in requests)
+    assert traced.steps == max(s.max_tokens for _, s in requests)
+    assert run.run_ms > 0
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("cat") == "user_annotation"]
+    replay = next(event for event in events if event["name"] == "replay")
+    inside = [event["name"] for event in events if event["ts"] >= replay["ts"]]
+    steps = [f"step/{run.first + i}" for i in range(traced.steps)]
+    assert [name for name in inside if name.startswith("step/")][: traced.steps] == steps
+    before = [event["name"] for event in events if event["ts"] < replay["ts"]]
+    assert before.count("layer/0") >= graphs * 2 * (1 + (traced.steps > 1))
+
+
+def test_ncu_takes_no_whole_run() -> None:
+    """It runs every kernel many times."""
+    with pytest.raises(UserError, match="a cell of kind offline cannot be traced by ncu"):
+        trace(session_of(), Trace(Cell(Point("tiny", "offline", 3, 0), "baseline", 0), 3, "ncu"))

@@ -1,7 +1,7 @@
 """Blocks of the documentation that are made from committed results."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
 
@@ -11,7 +11,7 @@ from experiments import plain
 from experiments.durable import write_json
 from experiments.errors import UserError
 from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRun, read_run
-from experiments.records import Status
+from experiments.records import Cell, Point, Status
 from experiments.report import main
 from experiments.reporting.blocks import BLOCKS
 from experiments.reporting.docs import ROOT, refresh, stale_blocks
@@ -19,6 +19,7 @@ from experiments.reporting.formats import BLANK, interval, number, ratio
 from experiments.reporting.rows import analyse
 from experiments.reporting.summary import summary_of
 from experiments.step_records import Kept, StepCell, StepRun, Tried
+from experiments.trace.ledger import Ledger, Part
 from tests.experiments.reporting.synthetic import Synthetic
 
 EMPTY = "# Title\n\n<!-- generated:headline -->\n<!-- /generated:headline -->\n\nafter\n"
@@ -413,3 +414,58 @@ def test_prefill_attention_is_a_row_a_kernel_and_a_column_a_shape(tmp_path: Path
     file.write_text("{}")
     with pytest.raises(UserError, match=r"docs/data/prefill_attention.json cannot be used"):
         BLOCKS["prefill_attention"](tmp_path)
+
+
+def _commit_offline_ledger(root: Path, variant: str, attention_ms: float) -> None:
+    run = root / "results/offline/20261129-120000-0a1b2c3"
+    (run / "traces").mkdir(parents=True, exist_ok=True)
+    write_json(run / "manifest.json", {"gpu": "NVIDIA H200"})
+    decode = Part(
+        "decode",
+        900,
+        90_000,
+        0,
+        attention_ms + 1009,
+        20,
+        30,
+        {"decode_attention": attention_ms, "linear": 1000, "rope": 9},
+    )
+    prefill = Part("prefill", 10, 500, 144_000, 400, 5, 45, {"linear": 400})
+    made: dict[str, object] = {field.name: 0 for field in fields(Ledger)}
+    parts = {"parts": plain.encode([decode, prefill]), "overlap_ms": 9, "output_tokens": 100_000}
+    window_ms = attention_ms + 1009 + 50 + 450 - 9
+    cell = plain.encode(Cell(Point("qwen3-0.6b", "offline", 256, 0), variant, 0))
+    content = made | parts | {"window_ms": window_ms, "run_ms": window_ms + 50, "cell": cell}
+    write_json(run / f"traces/qwen3-0.6b.offline.b256.l0.{variant}.r00.json", content)
+
+
+def test_the_offline_split_adds_up_to_the_run(tmp_path: Path) -> None:
+    """A row an operation, those below one per cent in one; idle and what lies around the device's window stay."""
+    assert "No trace of an offline run is committed yet" in BLOCKS["offline_split"](tmp_path)
+    _commit_offline_ledger(tmp_path, "baseline", 2400.0)
+    _commit_offline_ledger(tmp_path, "fused", 2000.0)
+    text = BLOCKS["offline_split"](tmp_path)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    assert rows[0] == ["Steps", "What", "baseline, ms", "share", "fused, ms", "share"]
+    found = {(row[0], row[1]): row[2:] for row in rows[1:]}
+    assert found["decode", "decode_attention"] == ["2,400", "60.8 %", "2,000", "56.3 %"]
+    assert found["decode", "1 more"][0] == "9.000"
+    assert found["prefill", "idle until the step is launched"][0] == "45.00"
+    assert found["all", "before the first kernel and after the last"][0] == "50.00"
+    assert found["all", "the run"] == ["3,950", "100.0 %", "3,550", "100.0 %"]
+    for column in (0, 2):
+        *numbers, total = (float(row[column].replace(",", "")) for row in found.values())
+        assert sum(numbers) == pytest.approx(total)
+    assert "900 decode steps with 100 sequences decoding; 10 prefill steps with 50.0 sequences decoding and" in text
+    assert "25,316 output tokens/s while traced" in text
+    assert "NVIDIA H200, run 20261129-120000-0a1b2c3" in text
+
+
+def test_a_damaged_offline_ledger_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "results/offline/20261129-120000-0a1b2c3/traces"
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text(json.dumps({"cell": {"variant": "fused"}}))
+    with pytest.raises(UserError, match="results/offline cannot be used"):
+        BLOCKS["offline_split"](tmp_path)

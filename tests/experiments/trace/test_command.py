@@ -184,9 +184,40 @@ def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_offline_alone_is_nothing_to_trace(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="only decode and prefill cells"):
-        run(tmp_path, "workloads=[offline]")
+def test_offline_without_nsys_is_nothing_to_trace() -> None:
+    """A GPU's whole run, eager and in a Chrome trace, would take gigabytes."""
+    prepared = prepare(compose([*SMALL, "workloads=[offline]", "variants=[baseline]"]))
+    assert [job.cell.point.batch for job in command.plan_jobs(prepared)] == [256]
+    assert list(command.plan_jobs(prepared, command.STEP_KINDS)) == []
+
+
+def test_a_whole_run_is_told_apart_by_what_its_steps_compute(tmp_path: Path) -> None:
+    """With an engine: prompts, then decodes; every step and token, by operation, and no layers."""
+    lengths = ("workload.offline.input_tokens=[40,60]", "workload.offline.output_tokens=[3,9]")
+    overrides = (*SMALL, *lengths, "workloads=[offline]", "workload.offline.batches=[5]", "variants=[baseline]")
+    config = compose([*overrides, f"results_dir={tmp_path / 'results'}"])
+    console = Console(width=200, file=io.StringIO(), record=True)
+    assert command.run_trace(config, Options(), console) == 0
+    (ledger,) = ledgers(tmp_path).values()
+    parts = {part.name: part for part in ledger.parts}
+    assert [*parts][:2] == ["decode", "prefill"]
+    assert sum(part.steps for part in ledger.parts) == ledger.steps
+    assert sum(part.decoded_tokens for part in ledger.parts) + 5 == ledger.output_tokens
+    assert 5 * 40 <= parts["prefill"].prefill_tokens <= 5 * 60
+    assert parts["decode"].prefill_tokens == 0
+    assert "decode_attention" not in parts["prefill"].op_ms
+    assert "prefill_attention" not in parts["decode"].op_ms
+    closed = sum(part.work_ms + part.within_ms + part.before_ms for part in ledger.parts) - ledger.overlap_ms
+    assert closed == pytest.approx(ledger.window_ms)
+    assert ledger.run_ms > ledger.window_ms > 0
+    assert {"schedule", "forward", "post"} <= set(ledger.host_ms)
+    assert {row.layer for row in ledger.kernels} == {None}
+    printed = console.export_text()
+    assert "decode: " in printed
+    assert "output tokens/s; the host by phase" in printed
+    # And the report reads it.
+    (read,), problems = read_ledgers(next(tmp_path.glob("results/*/*/traces")))
+    assert (read.steps, problems) == (ledger.steps, [])
 
 
 def test_a_spread_sweep_is_not_traced(tmp_path: Path) -> None:

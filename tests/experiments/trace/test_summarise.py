@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.errors import UserError
+from experiments.messages import TracedRun
 from experiments.records import Cell, Point
 from experiments.trace.attribution import attribute
 from experiments.trace.ledger import Ledger, Timeline
@@ -53,6 +54,52 @@ def test_overlapping_streams_count_once(synthetic: Synthetic) -> None:
     assert sum(row.total_us for row in ledger.kernels) == pytest.approx(1e3 * (ledger.busy_ms + ledger.overlap_ms))
     assert (ledger.gaps.within_steps_us, ledger.gaps.between_steps_us) == pytest.approx((0.010, 0.060))
     assert (ledger.gaps.count, ledger.gaps.max_us) == (3, pytest.approx(0.060))
+
+
+def test_the_parts_of_a_run_are_its_window(synthetic: Synthetic) -> None:
+    """A step that prefills, one that decodes, and work between them that no step launched."""
+    export = synthetic()
+    export.range("replay", 900, 2000)
+    export.range("phase/schedule", 100, 400)
+    export.range("phase/schedule", 920, 950)
+    two_steps(export)
+    export.call(40, 960, 961)
+    export.kernel("stray", 40, 1070, 1080)
+    run = TracedRun(first=0, decodes=(3, 5), prefill_tokens=(64, 0), output_tokens=9, run_ms=0.5)
+    ledger = ledger_of(export.read(), run=run)
+    decode, prefill, other = ledger.parts
+    assert [(p.name, p.steps, p.decoded_tokens, p.prefill_tokens) for p in ledger.parts] == [
+        ("decode", 1, 5, 0), ("prefill", 1, 3, 64), ("other", 0, 0, 0),
+    ]  # fmt: skip
+    # Two gemms of 20 and a sampler of 5; 5 idle before the sampler; step 0 ends at 1050, the stray work at 1080.
+    nanoseconds = [(1e6 * p.work_ms, 1e6 * p.within_ms, 1e6 * p.before_ms) for p in ledger.parts]
+    for found, wanted in zip(nanoseconds, [(45, 5, 30), (45, 5, 0), (10, 20, 0)], strict=True):
+        assert found == pytest.approx(wanted)
+    assert {op: 1e6 * ms for op, ms in decode.op_ms.items()} == pytest.approx({"linear": 40, "sample": 5})
+    assert prefill.op_ms == decode.op_ms
+    assert {op: 1e6 * ms for op, ms in other.op_ms.items()} == pytest.approx({"-": 10})
+    window_ms = sum(p.work_ms + p.within_ms + p.before_ms for p in ledger.parts) - ledger.overlap_ms
+    assert (window_ms, ledger.closure) == (pytest.approx(ledger.window_ms), pytest.approx(1))
+    assert (ledger.output_tokens, ledger.run_ms) == (9, 0.5)
+    # Those before the run do not count.
+    assert ledger.host_ms == pytest.approx({"schedule": 30e-6, "forward": 40e-6, "sample": 20e-6})
+
+
+def test_rows_of_a_run_are_folded(synthetic: Synthetic) -> None:
+    """Layers and shapes are left out, and nothing is lost."""
+    export = synthetic()
+    for i in range(4):
+        at = 1000 + 100 * i
+        export.range("step/0" if i < 2 else "step/1", at, at + 50)
+        export.range(f"layer/{i}", at, at + 40)
+        export.range("op/linear", at, at + 40)
+        export.call(i, at + 5, at + 6)
+        export.kernel("gemm", i, at + 10, at + 30, gridX=i)
+    trace = export.read()
+    run = TracedRun(0, (1, 1), (0, 0), 2, 1.0)
+    (row,) = ledger_of(trace, run=run).kernels
+    assert (row.name, row.op, row.layer, row.count, row.total_us) == ("gemm", "linear", None, 4, pytest.approx(0.08))
+    assert len(ledger_of(trace).kernels) == 4
 
 
 def test_per_step_figures(synthetic: Synthetic) -> None:

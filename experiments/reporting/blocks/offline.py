@@ -1,0 +1,107 @@
+"""Where a whole offline run spends its time, from the committed ledgers of one."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.reporting.blocks.headline import OFFLINE
+from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.formats import Column, Kind, Value, number
+
+RUNS = Path("results/offline")
+NO_TRACE = (
+    "No trace of an offline run is committed yet: `fusebench trace experiment=offline` on an H200 makes this table.\n"
+)
+# Operations below this share of every variant's run are one row.
+LEAST_SHARE = 0.01
+KINDS = ("decode", "prefill", "other")
+
+Times = dict[tuple[str, str], float]
+
+
+@block
+def offline_split(root: Path) -> str:
+    """Milliseconds of a run by kind of step: operations, idle within steps, idle for the host."""
+    ledgers = {found["cell"]["variant"]: found for found in _ledgers(root)}
+    if not ledgers:
+        return NO_TRACE
+    try:
+        columns = [Column("steps", "Steps"), Column("what", "What")]
+        for variant in ledgers:
+            columns += [
+                Column(variant, f"{variant}, ms", Kind.NUMBER),
+                Column(f"{variant}_share", "share", Kind.PERCENT),
+            ]
+        times = {variant: _times(ledger) for variant, ledger in ledgers.items()}
+        return markdown(columns, list(_rows(times)), " ".join([*map(_facts, ledgers.values()), _caption(root)]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise unusable(RUNS, error) from None
+
+
+def _folder(root: Path) -> Path | None:
+    """The ledgers of the latest traced run, relative to the root."""
+    folders = sorted(path for path in (root / RUNS).glob("*/traces") if any(path.glob("*.json")))
+    return folders[-1].relative_to(root) if folders else None
+
+
+def _ledgers(root: Path) -> Iterator[dict[str, Any]]:
+    folder = _folder(root)
+    for path in sorted((root / folder).glob("*.json")) if folder else []:
+        yield read(root, path.relative_to(root))
+
+
+def _times(ledger: Mapping[str, Any]) -> Times:
+    """(kind of step, what) -> milliseconds; their sum is the run."""
+    times: Times = {}
+    for part in ledger["parts"]:
+        times |= {(part["name"], op): ms for op, ms in part["op_ms"].items()}
+        times[part["name"], "idle between kernels"] = part["within_ms"]
+        times[part["name"], "idle until the step is launched"] = part["before_ms"]
+    if ledger["overlap_ms"]:
+        times["all", "less what overlaps"] = -ledger["overlap_ms"]
+    times["all", "before the first kernel and after the last"] = ledger["run_ms"] - ledger["window_ms"]
+    return times
+
+
+def _rows(times: Mapping[str, Times]) -> Iterator[tuple[Value, ...]]:
+    run_ms = {variant: sum(own.values()) for variant, own in times.items()}
+    keys = list(dict.fromkeys(key for own in times.values() for key in own))
+    for kind in (*KINDS, "all"):
+        own_keys = [key for key in keys if key[0] == kind]
+        small = [k for k in own_keys if all(abs(t.get(k, 0.0)) < LEAST_SHARE * run_ms[v] for v, t in times.items())]
+        kept = [key for key in own_keys if key not in small or key[1].startswith("idle") or kind == "all"]
+        groups = [(key[1], [key]) for key in kept]
+        if rest := [key for key in small if key not in kept]:
+            groups.append((f"{len(rest)} more", rest))
+        for what, group in groups:
+            sums = {variant: sum(own.get(key, 0.0) for key in group) for variant, own in times.items()}
+            yield kind, what, *(value for v, ms in sums.items() for value in (ms, ms / run_ms[v]))
+    yield "all", "the run", *(value for ms in run_ms.values() for value in (ms, 1.0))
+
+
+def _facts(ledger: Mapping[str, Any]) -> str:
+    """Of one variant: its kinds of steps, and the rate under the profiler."""
+    parts = []
+    for part in (part for part in ledger["parts"] if part["steps"]):
+        decoding, prompts = (number(part[key] / part["steps"], 3) for key in ("decoded_tokens", "prefill_tokens"))
+        computed = f"{decoding} sequences decoding" + (f" and {prompts} tokens of prompts" if prompts != "0" else "")
+        parts.append(f"{part['steps']} {part['name']} steps with {computed}")
+    rate = number(1e3 * ledger["output_tokens"] / ledger["run_ms"])
+    return f"`{ledger['cell']['variant']}`: {'; '.join(parts)}, on average; {rate} output tokens/s while traced."
+
+
+def _caption(root: Path) -> str:
+    folder = _folder(root)
+    assert folder is not None
+    run_id = folder.parent.name
+    manifest = root / folder.parent / "manifest.json"
+    gpu = read(root, manifest.relative_to(root)).get("gpu") if manifest.is_file() else None
+    untraced = ""
+    if (root / OFFLINE).is_file() and (summary := read(root, OFFLINE))["run_id"] == run_id:
+        rates = (
+            f"{number(row['median'])} in `{row['variant']}`"
+            for row in summary["rows"]
+            if row["metric"] == "output_tokens_per_s" and row["status"] == "ok"
+        )
+        untraced = f" Untraced: {', '.join(rates)}."
+    return f"{gpu or 'GPU unknown'}, run {run_id}, Nsight Systems with CUDA-graph node tracing.{untraced}"
