@@ -32,10 +32,10 @@ from variants import load_variant
 
 PREFILL, ENGINE = "prefill", "engine"
 SECTIONS = (*CASES, PREFILL, ENGINE)
-# A gemv of one row and of two, held and skinny products, and wide ones, whose tiles TMA brings: one tile of rows, and two.
+# A gemv of one row and of two, held and skinny products, and wide ones by TMA: of one tile of rows, and of two.
 ROWS = (1, 2, 7, 40, 100, 130)
-# Small enough for one block of K, and so large that every path loops. Hopper's own products of many rows take the second
-# alone, of whole 16-byte units.
+# Small enough for one block of K, and so large that every path loops. Hopper's own products of many rows take only the
+# second, which are of whole 16-byte units.
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "norm_linear": ((75, 136), (96, 2200)),
     "linear_add": ((75, 1104), (96, 2200)),
