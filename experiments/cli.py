@@ -15,6 +15,7 @@ COMMANDS = {
     "kernels": "measure one kernel at a time against what it replaces and the roofline",
     "tune": "search tiles for the fused linear layers on this GPU, and where fusing pays",
     "validate": "hold kernels and variants to every numerics gate, and show the figures",
+    "sanitize": "watch every kernel under compute-sanitizer",
     "traffic": "the same traffic through several engines' schedulers and block managers, without a model",
     "generate": "run the engine on a prompt, streamed, with its speed",
     "fetch": "fetch a real model into the cache",

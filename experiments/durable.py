@@ -25,9 +25,7 @@ def write_json(path: Path, payload: Any, indent: int | None = None) -> None:
 
     NoSpace where the disk is full and UserError where the folder cannot be written; the old file stays in both.
     """
-    record = {"crc32": _checksum(payload), "content": payload}
-    separators = (",", ":") if indent is None else None
-    data = json.dumps(record, indent=indent, separators=separators, allow_nan=False).encode() + b"\n"
+    data = json_bytes(payload, indent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -39,6 +37,13 @@ def write_json(path: Path, payload: Any, indent: int | None = None) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise mendable(error, path) from error
+
+
+def json_bytes(payload: Any, indent: int | None = None) -> bytes:
+    """What `write_json` writes."""
+    record = {"crc32": _checksum(payload), "content": payload}
+    separators = (",", ":") if indent is None else None
+    return json.dumps(record, indent=indent, separators=separators, allow_nan=False).encode() + b"\n"
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,7 @@
-"""What `kernels`, `validate` and `tune` keep: plain values without torch, one JSON file in a folder per run."""
+"""What `kernels`, `validate`, `sanitize` and `tune` keep: plain values, one JSON file in a folder per run."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,7 @@ from experiments.errors import UserError
 from experiments.records import Status
 
 SCHEMA = 1
-KERNELS, VALIDATE = "kernels", "validate"
+KERNELS, VALIDATE, SANITIZE = "kernels", "validate", "sanitize"
 FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
 # A kernel in itself, and as it runs behind `linear_add`, which has added the residual and summed the squares.
 ALONE, CHAINED = "alone", "chained"
@@ -82,6 +83,34 @@ class KernelRun:
     rows: tuple[KernelRow, ...] = ()
 
 
+def merged(runs: Sequence[KernelRun]) -> KernelRun:
+    """Several runs of `fusebench kernels` as one; a place that two of them have is the later's.
+
+    UserError where they are not of one code on one kind of machine.
+    """
+    first, *others = runs
+    for run in others:
+        for what, mine, theirs in (
+            ("commits", first.stamp.code, run.stamp.code),
+            ("GPUs", first.stamp.gpu, run.stamp.gpu),
+            ("settings of pdl", first.pdl, run.pdl),
+        ):
+            if mine != theirs:
+                raise UserError(f"{first.stamp.run_id} and {run.stamp.run_id} are of two {what}: they are not merged")
+    stamp = replace(
+        first.stamp,
+        run_id=" and ".join(run.stamp.run_id for run in runs),
+        command="; ".join(dict.fromkeys(run.stamp.command for run in runs)),
+    )
+    rates = {name: max(run.ceilings[name] for run in runs if name in run.ceilings) for name in first.ceilings}
+    rows = {_place(row): row for run in runs for row in run.rows}
+    return replace(first, stamp=stamp, ceilings=rates, rows=tuple(rows.values()))
+
+
+def _place(row: KernelRow) -> tuple[object, ...]:
+    return row.model, row.op, row.form, row.site, row.rows, row.dtype, row.cache, row.contender
+
+
 class GateStatus(StrEnum):
     """How a gate went; `shown` figures have no bound."""
 
@@ -120,6 +149,43 @@ class GateRun:
     rows: tuple[GateRow, ...] = ()
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A section of launches under a tool of compute-sanitizer.
+
+    `launches` are of each kernel by name. `errors` is None where it did not end, or the tool gave no summary; `said`
+    are the first lines of what it said.
+    """
+
+    tool: str
+    section: str
+    launches: dict[str, int]
+    errors: int | None = None
+    warnings: int = 0
+    said: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was watched to its end."""
+        return self.errors is not None
+
+    @property
+    def clean(self) -> bool:
+        """Whether it ended and nothing was found."""
+        return self.errors == 0
+
+
+@dataclass(frozen=True)
+class SanitizeRun:
+    """A run of `fusebench sanitize`; `version` is compute-sanitizer's."""
+
+    schema: int
+    stamp: Stamp
+    version: str
+    rows: tuple[Watched, ...] = ()
+
+
 def name_of(op: str, form: str) -> str:
     """A kernel's name, with its form where that is not its plain one."""
     return op if form == ALONE else f"{op} {form}"
@@ -131,7 +197,7 @@ def new_stamp(command: str, device: str) -> Stamp:
     return Stamp(run_id_of(now, source), now.isoformat(timespec="seconds"), command, device, source, machine())
 
 
-def write_run(folder: Path, kind: str, run: KernelRun | GateRun) -> Path:
+def write_run(folder: Path, kind: str, run: KernelRun | GateRun | SanitizeRun) -> Path:
     """Replace <folder>/<kind>.json, whole or not at all."""
     path = folder / f"{kind}.json"
     write_json(path, plain.encode(run), indent=1)

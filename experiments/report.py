@@ -5,7 +5,8 @@ same results give the same bytes.
 
     experiment=NAME    which experiment; its results lie under results/NAME
     run=RUN_ID         which run; its latest unless given
-    runs=[RUN,RUN]     several runs side by side, instead: EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or a run's folder
+    runs=[RUN,RUN]     several runs side by side, instead: EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or a run's folder;
+                       runs of `fusebench kernels` become one
     name=NAME          where a report of several runs goes, under reports/ (side_by_side)
     results_dir=DIR    where results lie (results)
     reports_dir=DIR    where reports go (reports)
@@ -75,7 +76,7 @@ def _one(options: Options) -> int:
     from experiments.reporting.run import load_run
 
     if file := find_kernels(Path(options.results_dir), options.experiment, options.run or "latest"):
-        return _report_kernels(file, options)
+        return _report_kernels([file], options)
     run = load_run(Path(options.results_dir), options.experiment, options.run or "latest")
     if options.terminal:
         from experiments.reporting.terminal import show
@@ -89,25 +90,42 @@ def _one(options: Options) -> int:
     return 0
 
 
-def _report_kernels(file: Path, options: Options) -> int:
-    """The report of a run of `fusebench kernels`."""
+def _report_kernels(files: Sequence[Path], options: Options) -> int:
+    """The report of runs of `fusebench kernels`."""
+    from experiments.kernel_records import merged
     from experiments.reporting.files import write
     from experiments.reporting.kernels import build_kernels, load_kernels, show_kernels
 
-    run = load_kernels(file)
+    run = merged(list(map(load_kernels, files)))
     if options.terminal:
         show_kernels(run)
         return 0
-    folder = Path(options.reports_dir) / options.experiment
+    folder = Path(options.reports_dir) / (options.experiment or options.name)
     write(build_kernels(run), folder)
     print(f"{folder / 'report.md'}: run {run.stamp.run_id}, {len(run.rows):,} rows")
     return 0
+
+
+def _kernels_among(options: Options) -> list[Path]:
+    """The files of runs of `fusebench kernels` among those asked for; UserError where they are mixed with sweeps."""
+    from experiments.reporting.kernels import find_kernels
+
+    named = [name.partition("/") for name in options.runs]
+    found = [find_kernels(Path(options.results_dir), experiment, run or "latest") for experiment, _, run in named]
+    files = [file for file in found if file]
+    if files and len(files) < len(found):
+        raise UserError("runs has sweeps and runs of `fusebench kernels`; a report is of one kind")
+    if len(set(files)) < len(files):
+        raise UserError("runs names a run twice")
+    return files
 
 
 def _several(options: Options) -> int:
     from experiments.reporting.files import build_together, write
     from experiments.reporting.run import locate_run, read_folder
 
+    if files := _kernels_among(options):
+        return _report_kernels(files, options)
     paths = [locate_run(Path(options.results_dir), name) for name in options.runs]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("runs names a run twice")

@@ -71,7 +71,7 @@ def run_all(jobs: Iterable[J], work: Work[J], weight_bytes: int, ends_at: float)
         else:
             done.add(job)
         if not done and reasons.total() >= 2 * count + MOST_FAILURES:
-            raise UserError(f"tune: no tile compiles; most often: {reasons.most_common(1)[0][0]}")
+            raise UserError(f"no tile compiles; most often: {reasons.most_common(1)[0][0]}")
     took_s = time.monotonic() - begin
     print(f"{len(done)} of {len(jobs)} tiles compiled in {took_s:.0f} s by {count} processes", flush=True)
     for reason, times in reasons.most_common(3):

@@ -92,6 +92,13 @@ class LinearCase(Case):
         """The tile."""
         return choose_tile(self.OP, self.x_TK[:rows], self.weight_NK, self.MATRICES, self.CAN_SPLIT)
 
+    @classmethod
+    def tile_at(cls, shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> Tile:
+        """The tile that a launch of so many rows at a shape would choose; nothing of that size is made."""
+        n, k = shape
+        x, weight = (torch.empty(1, dtype=dtype, device=device).expand(size) for size in ((rows, k), (n, k)))
+        return choose_tile(cls.OP, x, weight, cls.MATRICES, cls.CAN_SPLIT)
+
     def heuristic_tile(self) -> Tile:
         """The tile where nothing was measured."""
         (rows, k), n = self.x_TK.shape, self.weight_NK.shape[0] // self.MATRICES

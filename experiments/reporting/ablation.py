@@ -3,6 +3,9 @@
 A rung is a switch, or a flag of the runtime. It is worth one thing added to nothing (or to the rungs that it needs) and
 another left out of the whole: rungs overlap (two that remove the same traffic) and depend on each other, so neither
 adds up to what all together gain. What is missing to that is shown as a bar of its own, never spread over the rungs.
+
+Where all engines of a large model do not fit on the GPU together, a run has some of the rungs only. Without a variant
+that has every switch on, nothing can be left out and there is no waterfall, but what was added has its worth.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +34,14 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Every rung of one kind of variant that was measured apart; `full` has them all."""
+    """Every rung of one kind of variant that was measured apart; `switches` are all that the kind has.
+
+    `full` has them all; empty where the run has no such variant.
+    """
 
     full: str
     rungs: tuple[Rung, ...]
+    switches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,17 +59,27 @@ class Worth:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A ladder at one point: the baseline's and the full variant's time, and what each rung is worth."""
+    """A ladder at one point: the baseline's time, the full variant's where there is one, what each rung is worth."""
 
     point: Point
-    full: str
+    ladder: Ladder
     baseline_ms: float
-    full_ms: float
+    full_ms: float | None
     worths: tuple[Worth, ...]
+
+    @property
+    def full(self) -> str:
+        """The variant that has every rung."""
+        return self.ladder.full
 
     def of(self, how: str) -> tuple[Worth, ...]:
         """The rungs added, or those left out of the whole."""
         return tuple(w for w in self.worths if w.rung.how == how)
+
+    def lacking(self, how: str) -> list[str]:
+        """The switches that were not measured so in this run."""
+        measured = {w.rung.name for w in self.of(how)}
+        return [name for name in self.ladder.switches if name not in measured]
 
 
 def ladders(info: RunInfo) -> list[Ladder]:
@@ -70,12 +87,15 @@ def ladders(info: RunInfo) -> list[Ladder]:
     found = []
     for kind in dict.fromkeys(info.variant_kinds[v] for v in info.variants if v != BASELINE):
         on = {v: frozenset(info.switched_on[v]) for v in info.variants if info.variant_kinds[v] == kind}
-        full = max(on, key=lambda v: len(on[v]))
-        names = [name for name in info.switched_on[full] if any(name not in those for those in on.values())]
+        switches = tuple(dict.fromkeys(name for v in on for name in info.switches[v]))
+        whole = [v for v in on if on[v].issuperset(switches)]
+        full = max(whole, key=lambda v: len(on[v]), default="")
+        every = dict.fromkeys(name for v in on for name in info.switched_on[v])
+        names = [name for name in every if any(name not in those for those in on.values())]
         start = {BASELINE: frozenset(info.switched_on.get(BASELINE, ()))} if BASELINE in info.variants else {}
         rungs = [r for name in names for r in (_added(name, on | start, full), _left_out(name, on, full)) if r]
         if len({r.name for r in rungs}) > 1:
-            found.append(Ladder(full, tuple(rungs)))
+            found.append(Ladder(full, tuple(rungs), switches))
     return found
 
 
@@ -87,7 +107,7 @@ def _added(name: str, on: dict[str, frozenset[str]], full: str) -> Rung | None:
 
 
 def _left_out(name: str, on: dict[str, frozenset[str]], full: str) -> Rung | None:
-    without = next((v for v in on if on[v] == on[full] - {name}), "")
+    without = next((v for v in on if full and on[v] == on[full] - {name}), "")
     return Rung(name, LEFT_OUT, without, full) if without else None
 
 
@@ -109,10 +129,10 @@ def _at_points(analysis: Analysis, ladder: Ladder) -> Iterator[Ablation]:
         if metric is None or metric.unit != "ms":
             continue
         times = {v: analysis.values.get((point, v, metric.name), {}) for v in analysis.run.variants}
-        first, last = times.get(BASELINE), times.get(ladder.full)
-        if first and last:
+        first, last = times.get(BASELINE), times.get(ladder.full, {})
+        if first and (last or not ladder.full):
             worths = tuple(_worth(rung, times) for rung in ladder.rungs)
-            yield Ablation(point, ladder.full, median(first.values()), median(last.values()), worths)
+            yield Ablation(point, ladder, median(first.values()), median(last.values()) if last else None, worths)
 
 
 def _worth(rung: Rung, times: Mapping[str, Mapping[int, float]]) -> Worth:

@@ -16,11 +16,11 @@ from experiments.stats import Looks
 class RunInfo:
     """Who, where, what and how of a run. `workloads` are by name, `models` maps a name to its sizes.
 
-    `variant_kinds` and `switched_on` say what each variant is made of: its kind, and which of its switches and runtime
-    flags are on. `by_process` are models too large for all engines at once: there each variant and round had a fresh
-    process. `controls` are variants that are the baseline under another name: any speed-up of theirs is noise. `shards`
-    are the processes that the run was spread over, wherever they ran. `peers` has what other engines are and chose, by
-    variant.
+    `variant_kinds`, `switches` and `switched_on` say what each variant is made of: its kind, the switches that it has,
+    and which of them and of its runtime flags are on. `by_process` are models too large for all engines at once: there
+    each variant and round had a fresh process. `controls` are variants that are the baseline under another name: any
+    speed-up of theirs is noise. `shards` are the processes that the run was spread over, wherever they ran. `peers` has
+    what other engines are and chose, by variant.
     """
 
     experiment: str
@@ -41,6 +41,7 @@ class RunInfo:
     controls: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     variant_kinds: dict[str, str] = field(default_factory=dict)
+    switches: dict[str, tuple[str, ...]] = field(default_factory=dict)
     switched_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
     workloads: dict[str, WorkloadConfig] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -102,6 +103,7 @@ def run_info(manifest: Mapping[str, Any], experiment: str = "", run_id: str = ""
         controls=_controls(variants),
         variants=tuple(v["name"] for v in variants),
         variant_kinds={v["name"]: str(v.get("kind", v["name"])) for v in variants},
+        switches={v["name"]: tuple(_mapping(v, "switches")) for v in variants},
         switched_on={v["name"]: _switched_on(v) for v in variants},
         workloads={w["name"]: _workload(w) for w in workloads},
         protocol=_mapping(config, "protocol"),

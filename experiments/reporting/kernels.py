@@ -1,13 +1,18 @@
-"""The report of a `fusebench kernels` run: one table, and a heat map of the speed-up for each model."""
+"""The report of a `fusebench kernels` run: one table, and a heat map of the speed-up for each model.
+
+The run itself is in it, for the documents: several that were merged have no other file.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from experiments import plain
+from experiments.durable import json_bytes
 from experiments.errors import UserError
 from experiments.kernel_floors import __doc__ as FLOORS
 from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, KernelRow, KernelRun, name_of, read_run
@@ -67,6 +72,10 @@ class Compared:
         row = self.rows.get(contender)
         return estimate(row.samples_us) if row and row.samples_us else None
 
+    def against_compiled(self) -> "Compared":
+        """The same beside torch.compile; what fused has over it is told, not judged."""
+        return replace(self, speedup=_speedup(self.rows, COMPILED), verdict="")
+
 
 def compare(run: KernelRun) -> list[Compared]:
     """Every place with its verdict, corrected over all comparisons of the run."""
@@ -83,8 +92,8 @@ def compare(run: KernelRun) -> list[Compared]:
     return compared
 
 
-def _speedup(rows: dict[str, KernelRow]) -> Estimate | None:
-    fused, unfused = rows[FUSED], rows.get(UNFUSED)
+def _speedup(rows: dict[str, KernelRow], over: str = UNFUSED) -> Estimate | None:
+    fused, unfused = rows[FUSED], rows.get(over)
     if fused.kernels == "twin" or unfused is None or not (fused.samples_us and unfused.samples_us):
         return None
     before, after = (dict(enumerate(row.samples_us)) for row in (unfused, fused))
@@ -117,14 +126,18 @@ def kernel_figures(compared: Sequence[Compared]) -> Iterator[Figure]:
     for model in dict.fromkeys(at.fused.model for at in timed):
         mine = [at for at in timed if at.fused.model == model]
         caches = dict.fromkeys(at.fused.cache for at in mine)
-        panels = tuple(Panel(cache, _heatmap([at for at in mine if at.fused.cache == cache])) for cache in caches)
+        panels = [Panel(cache, _heatmap([at for at in mine if at.fused.cache == cache])) for cache in caches]
+        for cache in caches:
+            against = [at.against_compiled() for at in mine if at.fused.cache == cache and at.time(COMPILED)]
+            panels += [Panel(f"{cache}, over torch.compile", _heatmap(against))] if against else []
         caption = (
-            f"Speed-up of each fused kernel over what it replaces, {model}: rows of the input across. Blue is faster, "
-            "orange slower, grey within 1 % of parity; the mark is the verdict."
+            f"Speed-up of each fused kernel over what it replaces (cuBLAS and the baseline's kernels), {model}, and "
+            "over torch.compile's max-autotune where that was timed: rows of the input across. Blue is faster, orange "
+            "slower, grey within 1 % of parity; the mark is the verdict, which is of what it replaces alone."
         )
         columns = tuple(column.name for column in COLUMNS)
         title = f"Speed-up of single kernels, {model}"
-        yield Figure(f"kernels_{model}", title, caption, caption, panels, (), columns, tuple(map(_line, mine)))
+        yield Figure(f"kernels_{model}", title, caption, caption, tuple(panels), (), columns, tuple(map(_line, mine)))
 
 
 def _heatmap(compared: Sequence[Compared]) -> Heatmap:
@@ -154,6 +167,7 @@ def build_kernels(run: KernelRun) -> dict[str, bytes]:
         "report.md": _page(run, table, figures),
         "tables/kernels.csv": to_csv([column.name for column in table.columns], table.rows),
         "tables/kernels.tex": to_latex(table),
+        f"{KERNELS}.json": json_bytes(plain.encode(run)),
     }
     for figure in figures:
         files[f"figures/{figure.name}.csv"] = to_csv(figure.columns, figure.records)

@@ -112,12 +112,15 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
-    elif command in ("kernels", "validate", "tune", "traffic", "calibrate"):
-        from experiments import calibrate, tune, validate
+    elif command in ("kernels", "validate", "sanitize", "tune", "traffic", "calibrate"):
+        from experiments import calibrate, sanitize, tune, validate
         from experiments.kernels import command as kernels
         from experiments.traffic import command as traffic
 
-        commands = {"kernels": kernels, "validate": validate, "tune": tune, "traffic": traffic, "calibrate": calibrate}
+        commands = {
+            "kernels": kernels, "validate": validate, "sanitize": sanitize, "tune": tune, "traffic": traffic,
+            "calibrate": calibrate,
+        }  # fmt: skip
         commands[command].parse(arguments)
     else:
         assert command == "doctor"

@@ -10,13 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from experiments import plain
+from experiments.compose import compose
 from experiments.config import DTYPES
+from experiments.memory import fit_together
+from experiments.models import find_model
+from experiments.reporting.ablation import ladders
+from experiments.reporting.info import run_info
 from experiments.validate import OPS
 from tests.house.test_documents import understand
 from tests.house.tree import ROOT
 
 GPU = ROOT / ".ci/gpu"
-STEPS = re.search(r"STEP\.\.\. +there: (.+)", GPU.read_text())
+STEPS = re.search(r"STEP\.\.\. +there: (.+\n# {5,}.+)", GPU.read_text())
+H200_BYTES = 143_771 * 2**20
 # Stands for Python: keeps what it is asked to run, one line a call.
 STUB = '#!/bin/sh\necho "$@" >>"$ASKED"\n'
 
@@ -43,7 +50,7 @@ def asked_by(tmp_path: Path, *steps: str, stub: str = STUB, status: int = 0, **v
 
 def test_every_step_asks_for_what_there_is(tmp_path: Path) -> None:
     assert STEPS
-    steps = STEPS[1].split()
+    steps = STEPS[1].replace("#", "").split()
     asked = asked_by(tmp_path, *steps)
     # Gates are compiled first, by kernel and dtype.
     assert len(asked) == len(steps) + len(OPS) * len(DTYPES[1:])
@@ -64,6 +71,19 @@ def test_a_sweep_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
     [asked] = asked_by(tmp_path, "headline")
     assert "resume=latest" in asked
     assert "name=headline" in asked
+
+
+def test_the_rungs_of_a_large_model_are_all_there_and_fit_on_one_gpu_run_by_run(tmp_path: Path) -> None:
+    steps = [f"rungs_{number}" for number in range(1, 5)]
+    asked = asked_by(tmp_path, *steps)
+    found = []
+    for arguments in asked:
+        config = compose([*arguments[2:], "dtype=bfloat16"])
+        assert fit_together(find_model("qwen3-8b"), config, H200_BYTES)
+        for ladder in ladders(run_info({"config": plain.encode(config)})):
+            found += [(rung.name, rung.how, rung.without) for rung in ladder.rungs]
+    [whole] = ladders(run_info({"config": plain.encode(compose(["experiment=ablation"]))}))
+    assert sorted(found) == sorted((rung.name, rung.how, rung.without) for rung in whole.rungs)
 
 
 def test_what_still_runs_at_the_limit_is_interrupted_and_packed(tmp_path: Path) -> None:

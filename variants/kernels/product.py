@@ -146,11 +146,11 @@ def _gemv_product(
     LANES: tl.constexpr = BLOCK_K // 8
     acc = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
     acc2 = tl.zeros([BLOCK_N, LANES, BLOCK_M], tl.float32)
-    squares = tl.zeros([LANES, BLOCK_M], tl.float32)
+    squares = tl.zeros([BLOCK_M] if ONCE else [LANES, BLOCK_M], tl.float32)
     if ONCE:
         acc, acc2, squares = _gemv_step(
             w, w2, acc, acc2, squares, x_ptr, residual_ptr, s_ptr, gamma_ptr, w2_ptr, x_stride, r_stride, s_stride,
-            tile_m, tile_n, M, k_low + cols, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+            tile_m, tile_n, M, k_low + cols, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, ONCE,
         )  # fmt: skip
     else:
         for low in range(k_low, k_high, BLOCK_K):
@@ -161,13 +161,13 @@ def _gemv_product(
                 next_w2 = tl.load(w2_ptr + w_rows + low + BLOCK_K, mask=next_mask, other=0.0)
             acc, acc2, squares = _gemv_step(
                 w, w2, acc, acc2, squares, x_ptr, residual_ptr, s_ptr, gamma_ptr, w2_ptr, x_stride, r_stride, s_stride,
-                tile_m, tile_n, M, k, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES,
+                tile_m, tile_n, M, k, k_high, BLOCK_M, BLOCK_N, BLOCK_K, SQUARES, ONCE,
             )  # fmt: skip
             w = next_w
             if w2_ptr is not None:
                 w2 = next_w2
     acc, acc2 = _sum_both(acc, acc2, w2_ptr is not None, 1)
-    return acc, acc2, tl.sum(squares, axis=0)
+    return acc, acc2, squares if ONCE else tl.sum(squares, axis=0)
 
 
 @triton.jit
@@ -189,11 +189,12 @@ def _sum_both(acc, acc2, DUAL: tl.constexpr, AXIS: tl.constexpr):
 def _gemv_step(
     w, w2, acc, acc2, squares, x_ptr, residual_ptr, s_ptr, gamma_ptr, w2_ptr, x_stride, r_stride, s_stride,
     tile_m, tile_n, M, k, k_high,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SQUARES: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """The sums [N, K / 8, M] and squares [K / 8, M] with the products at columns k.
 
-    Eight neighbours are summed within their thread; threads meet once, after the last step.
+    Eight neighbours are summed within their thread; threads meet once, after the last step. ONCE: squares are summed
+    here, to [M]. What is kept of them by lane makes the compiler spill (all of it, with two rows).
     """
     LANES: tl.constexpr = BLOCK_K // 8
     m, live = tl.arange(0, BLOCK_M), k < k_high
@@ -207,7 +208,9 @@ def _gemv_step(
         acc += _at_row(_sum_eights(w.to(tl.float32) * a, BLOCK_N, LANES), m, i)
         if w2_ptr is not None:
             acc2 += _at_row(_sum_eights(w2.to(tl.float32) * a, BLOCK_N, LANES), m, i)
-        if SQUARES:
+        if SQUARES and ONCE:
+            squares = tl.where(m == i, tl.sum(s.to(tl.float32) * s.to(tl.float32), axis=0), squares)
+        elif SQUARES:
             s = s.to(tl.float32)[None, :]
             squares += tl.reshape(_at_row(_sum_eights(s * s, 1, LANES), m, i), [LANES, BLOCK_M])
     return acc, acc2, squares

@@ -8,10 +8,15 @@ from experiments.metrics import METRICS
 from experiments.reporting.blocks.headline import made
 from experiments.reporting.blocks.registry import block, markdown, read, read_table, unusable
 from experiments.reporting.compact import cell_name
-from experiments.reporting.formats import BLANK, Column, Kind, Value, ratio
+from experiments.reporting.formats import BLANK, Column, Kind, Value, interval, ratio
 
-ABLATION = Path("reports/ablation/summary.json")
-RUNGS = Path("reports/ablation/tables/ablation.csv")
+# One run, and several side by side of a model whose engines do not fit on one GPU together.
+ABLATIONS = (Path("reports/ablation"), Path("reports/ablation_8b"))
+RUNGS = Path("tables/ablation.csv")
+NEEDED = (
+    "model", "workload", "batch", "length", "how", "rung", "speedup", "speedup_ci_low", "speedup_ci_high", "verdict",
+)  # fmt: skip
+CAPTION = "Speed-ups with their 95 % intervals, paired within their own run, verdicts corrected for all of that run."
 PREDICTIONS = Path("docs/data/rung_predictions.json")
 AA = Path("reports/aa/summary.json")
 NO_RUN = "No H200 run of it is committed yet.\n"
@@ -20,28 +25,49 @@ HOW = ("added", "left out")
 
 @block
 def rungs(root: Path) -> str:
-    """Each rung in decode: what was expected, its speed-up added to nothing and left out of the whole, by batch."""
-    found = read_table(root, RUNGS, ("model", "workload", "batch", "length", "how", "rung", "speedup", "verdict"))
+    """Each rung at each point: what was expected, its speed-up added to nothing and left out of the whole."""
+    found = [row for report in ABLATIONS for row in read_table(root, report / RUNGS, NEEDED) if row["how"] in HOW]
     if not found:
         return NO_RUN
     expected = read(root, PREDICTIONS)
-    rows = [row for row in found if row["workload"] == "decode" and row["how"] in HOW]
     try:
-        measured = {
-            (row["model"], row["rung"], _cell(row), row["how"]): _speedup(row) for row in rows if row["speedup"]
+        measured = {(_place(row), row["rung"], row["how"]): _worth(row) for row in found if row["speedup"]}
+        columns = (
+            Column("cell", "Cell"),
+            Column("rung", "Rung"),
+            Column("expected", "Expected"),
+            Column("added", "Added"),
+            Column("left_out", "Left out"),
+        )
+        foreseen = {
+            _place(row)
+            for row in found
+            if row["model"] in expected["models"] and row["workload"] in expected["workloads"]
         }
-        cells, models = (list(dict.fromkeys(names)) for names in (map(_cell, rows), (row["model"] for row in rows)))
-        columns = [Column("model", "Model"), Column("rung", "Rung"), Column("expected", "Expected")]
-        columns += [Column(f"{cell} {how}", f"{cell}, {how}") for cell in cells for how in HOW]
         body: list[tuple[Value, ...]] = [
-            (model, rung, words, *(measured.get((model, rung, cell, how), BLANK) for cell in cells for how in HOW))
-            for model in models
+            (
+                place,
+                rung,
+                words if place in foreseen else BLANK,
+                *(measured.get((place, rung, how), BLANK) for how in HOW),
+            )
+            for place in dict.fromkeys(map(_place, found))
             for rung, words in expected["rungs"].items()
         ]
-        caption = f"{made(read(root, ABLATION))}. Expected: {expected['source']}"
+        caption = f"{_all_made(root)}. {CAPTION} Expected: {expected['source']}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unusable(RUNGS, error) from None
+        raise unusable(ABLATIONS[0] / RUNGS, error) from None
     return markdown(columns, body, caption)
+
+
+def _all_made(root: Path) -> str:
+    """On what the runs behind the rungs were made, those alike but for their id at once."""
+    files = sorted(file for report in ABLATIONS for file in (root / report).glob("summary*.json"))
+    summaries = [read(root, file.relative_to(root)) for file in files]
+    alike: dict[str, list[str]] = {}
+    for run in sorted(summaries, key=lambda run: str(run["run_id"])):
+        alike.setdefault(made(run | {"run_id": ""}).removesuffix(", run "), []).append(run["run_id"])
+    return "; ".join(f"{words}, run{'s' * (len(ids) > 1)} {', '.join(ids)}" for words, ids in alike.items())
 
 
 @block
@@ -73,10 +99,10 @@ def _counted(place: tuple[str, str], rows: Sequence[Mapping[str, Any]]) -> tuple
     return " ".join(place), len(rows), *counts, min(ratios), max(ratios)
 
 
-def _cell(row: Mapping[str, str]) -> str:
-    """The cell's name without its model."""
-    return cell_name("", row["workload"], int(row["batch"]), int(row["length"])).strip()
+def _place(row: Mapping[str, str]) -> str:
+    return cell_name(row["model"], row["workload"], int(row["batch"]), int(row["length"]))
 
 
-def _speedup(row: Mapping[str, str]) -> str:
-    return f"{ratio(float(row['speedup']))} {row['verdict']}"
+def _worth(row: Mapping[str, str]) -> str:
+    low, high = (float(row[f"speedup_ci_{end}"]) if row[f"speedup_ci_{end}"] else None for end in ("low", "high"))
+    return f"{ratio(float(row['speedup']))} [{interval(low, high)}] {row['verdict']}"

@@ -1,11 +1,11 @@
-"""What was checked without a GPU: the statistics, the numerics gates, the compiled kernels."""
+"""What was checked: the statistics, the numerics gates, the compiled kernels, what compute-sanitizer found."""
 
 from collections import Counter
 from pathlib import Path
 
 from experiments import plain
 from experiments.calibration import Calibration
-from experiments.kernel_records import GateRun, read_run
+from experiments.kernel_records import GateRun, SanitizeRun, read_run
 from experiments.reporting.blocks.registry import block, markdown, read, unusable
 from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.formats import Column, Kind, to_markdown
@@ -13,6 +13,7 @@ from experiments.reporting.formats import Column, Kind, to_markdown
 CALIBRATION = Path("docs/data/calibration.json")
 VALIDATE = Path("docs/data/validate.json")
 RESOURCES = Path("docs/data/resources.json")
+SANITIZE = Path("docs/data/sanitize.json")
 
 
 @block
@@ -75,4 +76,33 @@ def resources(root: Path) -> str:
         for row in kept[group]
     ]
     caption = f"Compiled for {kept['target']} by Triton {kept['triton']}, commit {kept['commit'][:12]}."
+    return markdown(columns, rows, caption)
+
+
+@block
+def sanitizer(root: Path) -> str:
+    """What compute-sanitizer found in every kernel, by section and tool."""
+    if not (root / SANITIZE).is_file():
+        return "No run on a GPU is committed yet: `fusebench sanitize` makes this table.\n"
+    run = read_run(SanitizeRun, root / SANITIZE)
+    columns = (
+        Column("section", "Launched"),
+        Column("tool", "Tool"),
+        Column("kernels", "Kernels", Kind.COUNT),
+        Column("launches", "Launches", Kind.COUNT),
+        Column("errors", "Errors", Kind.COUNT),
+        Column("warnings", "Warnings", Kind.COUNT),
+        Column("said", "First words"),
+    )
+    rows = [
+        (row.section, row.tool or "none", len(row.launches), sum(row.launches.values()), row.errors, row.warnings,
+         row.said[0] if row.said and not row.clean else "")
+        for row in run.rows
+    ]  # fmt: skip
+    names, stamp = sorted({f"`{name}`" for row in run.rows for name in row.launches}), run.stamp
+    made = f"{stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}"
+    caption = (
+        f"`{stamp.command}`, compute-sanitizer {run.version}, {made}. No number of errors: it did not end. Kernels: "
+        f"{', '.join(names) or 'none'}."
+    )
     return markdown(columns, rows, caption)

@@ -13,6 +13,7 @@ from experiments.reporting.formats import Column, Kind, to_markdown
 HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
+SHAPES = Path("reports/shapes/summary.json")
 GOALS = Path("docs/data/goals.json")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
 
@@ -27,6 +28,12 @@ def headline(root: Path) -> str:
 def tensor_parallel(root: Path) -> str:
     """The committed run of one GPU against two."""
     return _run_table(root, TENSOR_PARALLEL)
+
+
+@block
+def shapes(root: Path) -> str:
+    """The committed run over sizes that nothing was tuned for."""
+    return _run_table(root, SHAPES)
 
 
 @block

@@ -8,11 +8,13 @@ from experiments.reporting.blocks.registry import block, markdown
 from experiments.reporting.formats import Column, Kind
 
 BF16_BYTES = 2
+# Files under configs/model that are no published model.
+MADE_UP = ("tiny", "head-")
 
 
 @block
 def model_bytes(_root: Path) -> str:
-    """What one decode step must read, and what a token of context takes, for every model under configs/model."""
+    """What one decode step must read, and what a token of context takes, for each published model."""
     columns = (
         Column("model", "Model"),
         Column("weights_mb", "Weights read a step, MB", Kind.NUMBER),
@@ -22,7 +24,7 @@ def model_bytes(_root: Path) -> str:
         Column("equal_tokens", "Tokens whose KV cache equals the weights", Kind.COUNT),
     )
     rows = []
-    for name in (name for name in names("model") if not name.startswith("tiny")):
+    for name in (name for name in names("model") if not name.startswith(MADE_UP)):
         sizes = load_yaml("model", name)
         weights = decode_work(sizes, [], BF16_BYTES).bytes
         kv = 2 * sizes["num_layers"] * sizes["num_kv_heads"] * sizes["head_dim"] * BF16_BYTES

@@ -1,17 +1,21 @@
 """Times taken apart from the headline: single kernels, prefill attention, the steps of the guide, reading a trace."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.kernel_records import FUSED, UNFUSED, KernelRow, KernelRun, read_run
+from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRow, KernelRun, read_run
 from experiments.records import Status
 from experiments.reporting.blocks.registry import block, markdown, read, unusable
 from experiments.reporting.compact import cell_name
-from experiments.reporting.formats import Column, Kind
+from experiments.reporting.formats import Column, Kind, Value, percent, ratio
 
-KERNELS = Path("docs/data/kernels.json")
+# The report's, which may be of several runs, in place of an older one.
+KERNELS = (Path("reports/kernels/kernels.json"), Path("docs/data/kernels.json"))
+# Numbers of rows that the table of all kernels shows.
+FEW_ROWS = (1, 8, 64)
+NO_HEAT = "No H200 run of all models is committed yet: the commands below make this table.\n"
 PREFILL = Path("docs/data/prefill_attention.json")
 STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
@@ -22,8 +26,9 @@ COLD = "cold"
 
 @block
 def kernels(root: Path) -> str:
-    """Each fused kernel beside what it replaces, weights cold in L2."""
-    run = read_run(KernelRun, root / KERNELS)
+    """Each fused kernel beside what it replaces, weights cold in L2, for models of which all kernels were timed."""
+    run = read_run(KernelRun, root / next(file for file in KERNELS if file == KERNELS[-1] or (root / file).is_file()))
+    whole = {row.model for row in run.rows if row.op != "norm_linear"} or {row.model for row in run.rows}
     columns = (
         Column("kernel", "Kernel"),
         Column("shape", "Weight"),
@@ -34,18 +39,55 @@ def kernels(root: Path) -> str:
         Column("speedup", "Speed-up", Kind.RATIO),
         Column("floor", "Floor, µs", Kind.NUMBER),
     )
-    timed = {(*_place(row), row.contender): row for row in run.rows if row.cache == COLD and row.status is Status.OK}
+    cold = [row for row in run.rows if row.cache == COLD and row.model in whole and row.rows in FEW_ROWS]
+    timed = {(*_place(row), row.contender): row for row in cold if row.status is Status.OK}
     body = []
-    for place in dict.fromkeys(_place(row) for row in run.rows if row.cache == COLD):
+    for place in dict.fromkeys(map(_place, cold)):
         old, new = timed.get((*place, UNFUSED)), timed.get((*place, FUSED))
         if old and new:
             before, after = median(old.samples_us), median(new.samples_us)
             op, shape, form, rows = place
             body.append((op, "x".join(map(str, shape)), form, rows, before, after, before / after, new.floor_us))
-    stamp = run.stamp
-    pdl = ", fused under dependent launch" if run.pdl else ""
-    caption = f"`{stamp.command}` on {stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}{pdl}; medians."
-    return markdown(columns, body, caption)
+    return markdown(columns, body, f"{_made(run)}; medians.")
+
+
+@block
+def norm_linear(root: Path) -> str:
+    """RMSNorm + Linear at every model's shapes by rows: the speed-up over cuBLAS and norm, and over torch.compile."""
+    if not (root / KERNELS[0]).is_file():
+        return NO_HEAT
+    run = read_run(KernelRun, root / KERNELS[0])
+    mine = [row for row in run.rows if row.op == "norm_linear" and row.samples_us]
+    times = {(_line(row), row.rows, row.contender): median(row.samples_us) for row in mine}
+    floors = {(_line(row), row.rows): row.floor_us for row in mine if row.contender == FUSED}
+    counts = sorted({row.rows for row in mine})
+    fixed = ("Model", "Weight", "Form", "L2", "Over")
+    columns = (*(Column(name.lower(), name) for name in fixed), *(Column(f"m{m}", f"{m:,}") for m in counts))
+    body: list[tuple[Value, ...]] = []
+    for line in dict.fromkeys(map(_line, mine)):
+        for over, contender in (("cuBLAS + norm", UNFUSED), ("torch.compile", COMPILED)):
+            gains = [_gain(times.get((line, m, contender)), times.get((line, m, FUSED))) for m in counts]
+            if any(gains):
+                body.append((*line, over, *gains))
+        shares = [_gain(floors.get((line, m)), times.get((line, m, FUSED)), percent) for m in counts]
+        if any(shares):
+            body.append((*line, "roofline", *shares))
+    return markdown(
+        columns, body, f"{_made(run)}. Medians of the others' times over fused's; of the roofline, its share."
+    )
+
+
+def _line(row: KernelRow) -> tuple[str, str, str, str]:
+    return row.model, f"{row.site} {'x'.join(map(str, row.shape))}", row.form, row.cache
+
+
+def _gain(before: float | None, after: float | None, shown: Callable[[float], str] = ratio) -> str | None:
+    return shown(before / after) if before and after else None
+
+
+def _made(run: KernelRun) -> str:
+    stamp, pdl = run.stamp, ", fused under dependent launch" if run.pdl else ""
+    return f"`{stamp.command}` on {stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}{pdl}"
 
 
 @block

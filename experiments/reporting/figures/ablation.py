@@ -20,12 +20,13 @@ LEGEND = (("measured", TOTAL), ("saves", SAVES), ("costs", COSTS), ("overlap: wh
 def ablation(analysis: Analysis) -> Iterator[Figure]:
     """What each rung is worth, added to nothing (or to what it needs) and left out of the whole, from variants that
     differ in it alone. Neither adds up to what all rungs gain together, because rungs overlap and depend on each other:
-    the grey bar is that difference, measured, not spread over the rungs. The mark is the verdict on the rung, ? is
-    unresolved."""
+    the grey bar is that difference, measured, not spread over the rungs; rungs that this run has not are in it too, and
+    named above it. The mark is the verdict on the rung, ? is unresolved."""
     twin = " (twin)" if analysis.run.is_twin else ""
     groups: dict[tuple[str, str, str], list[Ablation]] = defaultdict(list)
     for found in ablations(analysis):
-        groups[found.point.model, found.point.workload, found.full].append(found)
+        if found.full:
+            groups[found.point.model, found.point.workload, found.full].append(found)
     for (model, workload, full), points in groups.items():
         panels = [panel for a in points[:MAX_POINTS] for panel in _panels(a)]
         yield Figure(
@@ -44,20 +45,28 @@ def _records(a: Ablation) -> Iterator[tuple[Value, ...]]:
     place = (a.point.model, a.point.workload, a.point.batch, a.point.length)
     for w in a.worths:
         yield (*place, w.rung.how, w.rung.name, w.rung.without, w.rung.having, w.saved_ms)
-    yield (*place, "together", "all", BASELINE, a.full, a.baseline_ms - a.full_ms)
+    if a.full_ms is not None:
+        yield (*place, "together", "all", BASELINE, a.full, a.baseline_ms - a.full_ms)
 
 
 def _panels(a: Ablation) -> Iterator[Panel]:
     where = f"batch {a.point.batch}, length {a.point.length}"
     if added := a.of(ADDED):
-        yield Panel(f"{where}: each added", _waterfall(a, added, rest_last=True))
+        yield Panel(f"{where}: each added{_but_for(a, ADDED)}", _waterfall(a, added, rest_last=True))
     if left_out := a.of(LEFT_OUT):
-        yield Panel(f"{where}: each left out of {a.full}", _waterfall(a, left_out, rest_last=False))
+        title = f"{where}: each left out of {a.full}{_but_for(a, LEFT_OUT)}"
+        yield Panel(title, _waterfall(a, left_out, rest_last=False))
+
+
+def _but_for(a: Ablation, how: str) -> str:
+    lacking = a.lacking(how)
+    return f", but for {', '.join(lacking)}" if lacking else ""
 
 
 def _waterfall(a: Ablation, worths: Sequence[Worth], rest_last: bool) -> Bars:
     """From the baseline to the full variant: what is added starts at the one, what is left out ends at the other."""
-    rest_ms = a.baseline_ms - a.full_ms - sum(w.saved_ms or 0.0 for w in worths)
+    full_ms = a.full_ms if a.full_ms is not None else a.baseline_ms
+    rest_ms = a.baseline_ms - full_ms - sum(w.saved_ms or 0.0 for w in worths)
     said = f"{number(abs(rest_ms))} ms {'more' if rest_ms > 0 else 'less'} together than the sum of the rungs"
     steps = [(w.saved_ms or 0.0, _segment(w), _text(w)) for w in worths]
     steps.insert(
@@ -67,7 +76,7 @@ def _waterfall(a: Ablation, worths: Sequence[Worth], rest_last: bool) -> Bars:
     for saved_ms, segment, text in steps:
         bars.append(Bar(segment.name, (segment,), text, min(level_ms, level_ms - saved_ms)))
         level_ms -= saved_ms
-    return Bars("ms", (BarGroup("", (*bars, _total(a.full, a.full_ms))),))
+    return Bars("ms", (BarGroup("", (*bars, _total(a.full, full_ms))),))
 
 
 def _total(name: str, ms: float) -> Bar:

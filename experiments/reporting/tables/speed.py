@@ -111,8 +111,10 @@ def _ablation(a: Ablation, is_twin: bool) -> Iterator[tuple[Value, ...]]:
         yield (w.rung.how, w.rung.name, w.saved_ms, *level, verdict, w.rung.having, w.rung.without)
     for how in (ADDED, LEFT_OUT):
         if saved := [w.saved_ms for w in a.of(how) if w.saved_ms is not None]:
-            yield (how, "sum of the rungs", sum(saved), None, None, None, None, None, None)
-    yield ("together", "all", a.baseline_ms - a.full_ms, None, None, None, None, a.full, BASELINE)
+            name = f"sum of the rungs{' measured' * bool(a.lacking(how))}"
+            yield (how, name, sum(saved), None, None, None, None, None, None)
+    if a.full_ms is not None:
+        yield ("together", "all", a.baseline_ms - a.full_ms, None, None, None, None, a.full, BASELINE)
 
 
 _RESULT = (

@@ -13,9 +13,13 @@ from experiments import validate
 from experiments.cli import main
 from experiments.kernel_records import GateRow, GateRun, GateStatus, KernelRun, read_run
 from experiments.kernels import gates
+from experiments.kernels.cases import CASES
 from experiments.kernels.chained_cases import ChainedGateUpSilu
+from experiments.kernels.command import ahead, places
 from experiments.kernels.compiling import Compilation, compile_on_gpu
 from experiments.kernels.linear_cases import NormLinear
+from experiments.kernels.measure import Bench, _formula
+from experiments.kernels.timing import time_on_cpu
 from experiments.records import Status
 from variants.kernels.tiles import Tile
 
@@ -35,6 +39,31 @@ def test_kernels_are_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(r.error is not None and r.floor_us is None for r in run.rows)
     assert run.stamp.run_id == file.parent.name
     assert f"run={file.parent.name}" in capsys.readouterr().out
+
+
+def test_what_is_compiled_ahead_is_each_tile_of_each_product_once() -> None:
+    """Rows that share a tile share its compilation; qkv_post has no tile."""
+    bench = Bench(torch.device("cpu"), "bfloat16", time_on_cpu, 1, pdl=True)
+    todo = places(["qwen3-0.6b"], ["norm_linear", "qkv_post"], (1, 3, 8, 2048, 8192))
+    jobs = ahead(todo, bench)
+    assert len(jobs) == len(set(jobs))
+    assert {job.tile.path for job in jobs} >= {"gemv", "wide"}
+    assert len(jobs) < len([place for place in todo if place.op == "norm_linear"])
+    assert {(job.op, job.form, job.pdl) for job in jobs} == {
+        ("norm_linear", form, True) for form in ("alone", "chained")
+    }
+    for rows in (1, 3, 8):
+        case = NormLinear.blank((6144, 1024), rows, torch.bfloat16, torch.device("cpu"))
+        assert case.dispatch_class(rows) in {job.tile for job in jobs if job.shape == (6144, 1024)}
+
+
+@pytest.mark.parametrize("op", ["norm_linear", "linear_add", "gate_up_silu", "lm_head"])
+def test_torch_compile_can_trace_each_formula(op: str) -> None:
+    """Whole, as max-autotune is given it; the compiler itself needs a GPU here."""
+    case = CASES[op].draw(CASES[op].SHAPES[0], 2, torch.float32, torch.device("cpu"), plain=True)
+    traced = torch.compile(_formula, fullgraph=True, dynamic=False, backend="eager")
+    for one, other in zip(traced(case), _formula(case), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_wrong_kernel_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +112,7 @@ def test_a_cpu_tries_twins_and_the_interpreter_in_what_it_can() -> None:
         (["kernels", "ops=norm_liner"], "ops: there is no 'norm_liner'; did you mean 'norm_linear'"),
         (["kernels", "models=qwen3-0.6"], "qwen3-0.6b"),
         (["kernels", "rows=0"], "rows=0"),
+        (["kernels", "compile_rows=1"], "compile_rows is for compile=true"),
         (["kernels", "repeats=0"], "repeats=0 must be at least 1"),
         (["kernels", "device=cpu", "pdl=true"], "need a GPU"),
         (["validate", "level=kernel"], "level: there is no 'kernel'; did you mean 'kernels'"),

@@ -86,6 +86,23 @@ def test_the_ablation_experiment_measures_where_issue_four_asks() -> None:
     assert ("prefill", 1, 2048) in points
 
 
+def test_a_run_without_the_whole_has_what_was_added_and_no_waterfall() -> None:
+    """Some rungs of a model whose engines do not fit on the GPU together."""
+    variants = ("baseline", "only_a", "only_b", "ab")
+    made = _made(variants=variants, settings={v: _made().settings[v] for v in variants})
+    analysis = analyse(made.run())
+    (found,) = ablations(analysis)
+    assert (found.full, found.full_ms) == ("", None)
+    assert [(w.rung.name, w.rung.how, w.rung.without, w.rung.having) for w in found.worths] == [
+        ("a", ADDED, "baseline", "only_a"),
+        ("b", ADDED, "baseline", "only_b"),
+    ]
+    assert all(w.speedup and w.verdict for w in found.worths)
+    assert not [name for name in build_figures(analysis) if name.startswith("ablation")]
+    rungs = [row[5] for row in build_tables(analysis)["ablation"].rows]
+    assert rungs == ["a", "b", "sum of the rungs measured"]
+
+
 def test_savings_are_paired_and_recover_what_was_made() -> None:
     found = _only(_made(noise=0.001))
     shrink = 1 + 1 / 64
@@ -109,7 +126,10 @@ def test_waterfalls_lead_from_the_baseline_to_the_full_variant() -> None:
     analysis = analyse(_made().run())
     _, figure = build_figures(analysis)["ablation_fused_qwen3-0.6b_decode"]
     found = _only(_made())
-    assert [panel.title.partition(": ")[2] for panel in figure.panels] == ["each added", "each left out of fused"]
+    assert [panel.title.partition(": ")[2] for panel in figure.panels] == [
+        "each added",
+        "each left out of fused, but for b",
+    ]
     for panel in figure.panels:
         first, *steps, last = _bars(panel.chart)
         assert (_end(first), _end(last)) == (found.baseline_ms, found.full_ms)

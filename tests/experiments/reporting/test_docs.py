@@ -10,12 +10,12 @@ import pytest
 from experiments import plain
 from experiments.durable import write_json
 from experiments.errors import UserError
-from experiments.kernel_records import FUSED, UNFUSED, KernelRun, read_run
+from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRun, read_run
 from experiments.records import Cell, Point, Status
 from experiments.report import main
 from experiments.reporting.blocks import BLOCKS
 from experiments.reporting.docs import ROOT, refresh, stale_blocks
-from experiments.reporting.formats import BLANK, number, ratio
+from experiments.reporting.formats import BLANK, interval, number, ratio
 from experiments.reporting.rows import analyse
 from experiments.reporting.summary import summary_of
 from experiments.step_records import Kept, StepCell, StepRun, Tried
@@ -178,26 +178,50 @@ def test_a_rung_is_a_row_with_what_was_expected_and_both_ways_to_measure_it(tmp_
     tables.mkdir(parents=True)
     (tmp_path / "docs/data").mkdir(parents=True)
     (tmp_path / "reports/ablation/summary.json").write_text(json.dumps(STAMP | {"rows": []}))
-    expected = {"source": "Before.", "rungs": {"pdl": "+10 %", "lm_head": "less"}}
+    expected = {
+        "source": "Before.",
+        "models": ["m"],
+        "workloads": ["decode"],
+        "rungs": {"pdl": "+10 %", "lm_head": "less"},
+    }
     (tmp_path / "docs/data/rung_predictions.json").write_text(json.dumps(expected))
+    header = "model,workload,batch,length,how,rung,speedup,speedup_ci_low,speedup_ci_high,verdict\n"
     (tables / "ablation.csv").write_text(
-        "model,workload,batch,length,how,rung,speedup,verdict\n"
-        "m,decode,1,128,added,pdl,1.12,faster\n"
-        "m,decode,1,128,left out,pdl,1.5239,faster\n"
-        "m,decode,1,128,added,sum of the rungs,,\n"
-        "m,prefill,1,2048,added,pdl,0.98,unresolved\n"
-        "n,decode,1,128,added,pdl,1.05,same\n"
+        f"{header}m,decode,1,128,added,pdl,1.12,1.11,1.13,faster\n"
+        "m,decode,1,128,left out,pdl,1.5239,,,unresolved\n"
+        "m,decode,1,128,added,sum of the rungs,,,,\n"
+        "m,prefill,1,2048,added,pdl,0.98,0.9,1.05,unresolved\n"
     )
     text = BLOCKS["rungs"](tmp_path)
-    assert "| Model | Rung | Expected | decode b=1 ctx 128, added | decode b=1 ctx 128, left out |" in text
-    assert f"| m | pdl | +10 % | {ratio(1.12)} faster | {ratio(1.5239)} faster |" in text
-    assert f"| m | lm_head | less | {BLANK} | {BLANK} |" in text
-    # Another model's rows are its own.
-    assert f"| n | pdl | +10 % | {ratio(1.05)} same | {BLANK} |" in text
-    assert "run 20261129-120000-0a1b2c3. Expected: Before." in text
+    assert "| Cell | Rung | Expected | Added | Left out |" in text
+    words = f"{ratio(1.12)} [{interval(1.11, 1.13)}] faster | {ratio(1.5239)} [no interval] unresolved"
+    assert f"| m decode b=1 ctx 128 | pdl | +10 % | {words} |" in text
+    assert f"| m decode b=1 ctx 128 | lm_head | less | {BLANK} | {BLANK} |" in text
+    assert f"| m prefill 1x2048 | pdl | {BLANK} | {ratio(0.98)} [{interval(0.9, 1.05)}] unresolved | {BLANK} |" in text
+    assert "run 20261129-120000-0a1b2c3. Speed-ups with" in text
+    assert "Expected: Before." in text
+    _commit_runs_side_by_side(tmp_path / "reports/ablation_8b", header)
+    text = BLOCKS["rungs"](tmp_path)
+    words = f"{ratio(1.05)} [{interval(1.04, 1.06)}] same | {ratio(1.07)} [{interval(1.06, 1.08)}] faster"
+    assert f"| n decode b=1 ctx 128 | pdl | {BLANK} | {words} |" in text
+    assert (
+        "2026-11-29, run 20261129-120000-0a1b2c3; NVIDIA H200, bfloat16, commit ffff, 2026-11-29, runs r1, r2. " in text
+    )
     (tables / "ablation.csv").write_text("model,workload\nm,decode\n")
     with pytest.raises(UserError, match=r"ablation.csv cannot be used"):
         BLOCKS["rungs"](tmp_path)
+
+
+def _commit_runs_side_by_side(report: Path, header: str) -> None:
+    """Two runs, as `fusebench report runs=[...]` leaves them: a column for the run, a summary of each."""
+    (report / "tables").mkdir(parents=True)
+    for letter, run_id in (("A", "r1"), ("B", "r2")):
+        summary = STAMP | {"run_id": run_id, "commit": "ffff", "rows": []}
+        (report / f"summary.{letter}.json").write_text(json.dumps(summary))
+    (report / "tables/ablation.csv").write_text(
+        f"run,{header}A,n,decode,1,128,added,pdl,1.05,1.04,1.06,same\n"
+        "B,n,decode,1,128,left out,pdl,1.07,1.06,1.08,faster\n"
+    )
 
 
 def test_the_baseline_against_itself_is_counted_by_verdict(tmp_path: Path) -> None:
@@ -322,6 +346,26 @@ def test_kernels_are_shown_cold_and_where_both_were_timed(tmp_path: Path) -> Non
     assert f"| {number(median(cold[UNFUSED]))} | {number(median(cold[FUSED]))} |" in lines[0]
     write_json(file, plain.encode(replace(run, rows=(*(row for row in kept if row.contender == UNFUSED), *failed))))
     assert "| norm_linear" not in BLOCKS["kernels"](tmp_path)
+
+
+def test_norm_linear_is_a_heat_map_of_every_model_over_each_contender(tmp_path: Path) -> None:
+    assert "No H200 run of all models" in BLOCKS["norm_linear"](tmp_path)
+    run = read_run(KernelRun, ROOT / "docs/data/kernels.json")
+    first = run.rows[0]
+    rows = [
+        replace(first, contender=contender, rows=m, samples_us=(us,), floor_us=2.0, cache="cold", status=Status.OK)
+        for m, contender, us in (
+            (1, UNFUSED, 6.0), (1, FUSED, 4.0), (1, COMPILED, 5.0), (8192, UNFUSED, 30.0), (8192, FUSED, 40.0),
+        )
+    ]  # fmt: skip
+    (tmp_path / "reports/kernels").mkdir(parents=True)
+    write_json(tmp_path / "reports/kernels/kernels.json", plain.encode(replace(run, rows=tuple(rows))))
+    text = BLOCKS["norm_linear"](tmp_path)
+    place = f"{first.model} | {first.site} {'x'.join(map(str, first.shape))} | {first.form} | cold"
+    assert "| Model | Weight | Form | L2 | Over | 1 | 8,192 |" in text
+    assert f"| {place} | cuBLAS + norm | {ratio(1.5)} | {ratio(0.75)} |" in text
+    assert f"| {place} | torch.compile | {ratio(1.25)} | {BLANK} |" in text
+    assert f"| {place} | roofline | 50.0 % | 5.0 % |" in text
 
 
 def test_readings_of_large_exports_carry_machine_and_command(tmp_path: Path) -> None:

@@ -19,12 +19,14 @@ from experiments.kernel_records import (
     KernelRow,
     KernelRun,
     Stamp,
+    merged,
     read_run,
     write_run,
 )
 from experiments.records import Status
 from experiments.report import main as report
-from experiments.reporting.kernels import build_kernels, compare, kernel_table, show_kernels
+from experiments.reporting.charts.specs import Heatmap
+from experiments.reporting.kernels import build_kernels, compare, kernel_figures, kernel_table, show_kernels
 
 GPU = Environment("3.11.0", "Linux x86_64", "CPU", 2, Gpu("NVIDIA H200", "570", 1, 1), {"torch": "2.11.0"})
 STAMP = Stamp("run-1", "2026-01-01T00:00:00+00:00", "fusebench kernels", "cuda", Code("abcdef0", False, ""), GPU)
@@ -73,7 +75,7 @@ def test_places_are_compared_by_repeat() -> None:
 def test_a_report_is_a_table_and_a_heat_map_and_says_what_failed() -> None:
     files = build_kernels(RUN)
     assert set(files) == {
-        "report.md", "tables/kernels.csv", "tables/kernels.tex", "figures/kernels_qwen3-0.6b.csv",
+        "report.md", "kernels.json", "tables/kernels.csv", "tables/kernels.tex", "figures/kernels_qwen3-0.6b.csv",
         "figures/kernels_qwen3-0.6b.svg", "figures/kernels_qwen3-0.6b.png",
     }  # fmt: skip
     page = files["report.md"].decode()
@@ -91,6 +93,46 @@ def test_forms_are_places_of_their_own() -> None:
     shown = io.StringIO()
     show_kernels(both, Console(file=shown, width=250))
     assert "qwen3-0.6b norm_linear chained qkv 4096x1024" in shown.getvalue()
+
+
+def test_torch_compile_has_panels_of_its_own_and_no_verdict() -> None:
+    [figure] = kernel_figures(compare(RUN))
+    assert [panel.title for panel in figure.panels] == ["cold", "hot", "cold, over torch.compile"]
+    chart = figure.panels[2].chart
+    assert isinstance(chart, Heatmap)
+    [cell] = chart.cells.values()
+    assert (cell.value, cell.state) == (pytest.approx(1.25), "")
+
+
+def test_runs_of_one_code_are_merged_and_the_later_wins() -> None:
+    later = replace(
+        RUN, stamp=replace(STAMP, run_id="run-2", command="again"), rows=(*place(9.0, 3.0), *place(5.0, 4.0, model="m"))
+    )
+    both = merged([RUN, later])
+    assert both.stamp.run_id == "run-1 and run-2"
+    assert both.stamp.command == "fusebench kernels; again"
+    assert len(both.rows) == len(RUN.rows) + 2
+    found = {(at.fused.model, at.fused.rows, at.fused.cache): at.speedup for at in compare(both)}
+    gain = found["qwen3-0.6b", 1, "cold"]
+    assert gain is not None
+    assert gain.value == pytest.approx(3.0)
+    assert {at.fused.model for at in compare(both)} == {"qwen3-0.6b", "m"}
+    for other in (replace(later, pdl=True), replace(later, stamp=replace(STAMP, code=Code("ffffff", False, "")))):
+        with pytest.raises(UserError, match="they are not merged"):
+            merged([RUN, other])
+
+
+def test_the_report_command_merges_runs(tmp_path: Path) -> None:
+    for name, made in (("run-1", RUN), ("run-2", replace(RUN, rows=tuple(place(5.0, 4.0, model="m"))))):
+        folder = tmp_path / "results" / KERNELS / name
+        folder.mkdir(parents=True)
+        write_run(folder, KERNELS, replace(made, stamp=replace(STAMP, run_id=name)))
+    where = [f"results_dir={tmp_path}/results", f"reports_dir={tmp_path}/reports"]
+    assert report(["runs=[kernels/run-1,kernels/run-2]", "name=kernels", *where]) == 0
+    kept = read_run(KernelRun, tmp_path / "reports/kernels/kernels.json")
+    assert {row.model for row in kept.rows} == {"qwen3-0.6b", "m"}
+    assert (tmp_path / "reports/kernels/figures/kernels_m.svg").is_file()
+    assert report(["runs=[kernels/run-1,kernels/run-1]", "name=kernels", *where]) == 2
 
 
 def test_runs_from_before_there_were_forms_are_read(tmp_path: Path) -> None:

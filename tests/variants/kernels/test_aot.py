@@ -150,6 +150,12 @@ CASES = [
     gate_up(1, 4864, 896, "partials_ptr"),
     gate_up(16, 8960, 1536, "residual_ptr"),
     gate_up(64, 8960, 1536, "residual_ptr"),
+    # Small weights whose whole K one gemv program has, and squares itself; hidden 3584 under 18944 and 960 under 2560.
+    norm_linear(2, 960, 576, "partials_ptr"),
+    norm_linear_with_bias(1, 2048, 1536),
+    linear_add(8, 3584, 18944),
+    gate_up(8, 18944, 3584, "residual_ptr"),
+    gate_up(1, 2560, 960, "partials_ptr"),
     norm_linear(16, 6144, 4096, "residual_ptr", held(16, 16, 1024)),
     gate_up(8, 12288, 4096, "residual_ptr", held(8, 16, 512)),
     gate_up(8, 3072, 1024, "residual_ptr"),
@@ -178,7 +184,7 @@ CASES = [
     decode_attention(3, 64, 8), decode_attention(5, 80, 4), decode_attention(16, 128, 16),
     decode_attention(2, 256, 8), decode_attention(32, 128, 1),
     # 14 query heads on 2 key heads; heads of 96, whose halves are padded.
-    decode_attention(7, 64, 8), decode_attention(4, 96, 8),
+    decode_attention(7, 64, 8), decode_attention(4, 96, 8), decode_attention(7, 128, 8), decode_attention(6, 128, 8),
 ]  # fmt: skip
 
 

@@ -1,0 +1,151 @@
+"""`fusebench sanitize` with a shell script in compute-sanitizer's place; what it watches, in Triton's interpreter."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.kernels._triton import INTERPRETED
+from experiments import plain
+from experiments.cli import main
+from experiments.durable import write_json
+from experiments.kernel_records import SanitizeRun, Watched, new_stamp, read_run
+from experiments.kernels import launched
+from experiments.reporting.blocks import BLOCKS
+from experiments.sanitize import SECTIONS, what_it_said
+
+CLEAN = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n"
+WRONG = """========= COMPUTE-SANITIZER
+========= Invalid __global__ write of size 2 bytes
+=========     at _norm_linear_kernel+0x1230 in norm_linear.py:60
+=========
+========= ERROR SUMMARY: 3 errors
+"""
+RACES = "========= COMPUTE-SANITIZER\n========= RACECHECK SUMMARY: 5 hazards displayed (2 errors, 3 warnings)\n"
+# Answers to --version, keeps its arguments and the allocator's setting, prints what SAYS and ends as ENDS.
+STUB = """#!/bin/sh
+[ "$1" != --version ] || { echo "NVIDIA (R) Compute Sanitizer"; echo "Version 2025.3.1.0 (build 1)"; exit; }
+for file; do :; done
+printf '{"_some_kernel": 2}' >"$file"
+echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >>"$0.asked"
+printf '%s' "$SAYS"
+exit "${ENDS:-0}"
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """compute-sanitizer, and Python without a tool, both played by the script."""
+    path = tmp_path / "compute-sanitizer"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    monkeypatch.setattr("experiments.sanitize.sys.executable", str(path))
+    return path
+
+
+def kept(tmp_path: Path) -> SanitizeRun:
+    [file] = tmp_path.glob("results/sanitize/*/sanitize.json")
+    return read_run(SanitizeRun, file)
+
+
+def test_every_section_is_watched_by_every_tool(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAYS", CLEAN)
+    assert main(["sanitize", f"sanitizer={stub}", "tools=[memcheck,synccheck]", f"results_dir={tmp_path}/results"]) == 0
+    run = kept(tmp_path)
+    assert run.version == "2025.3.1.0"
+    assert [(row.tool, row.section) for row in run.rows] == [
+        (tool, section) for tool in ("memcheck", "synccheck") for section in SECTIONS
+    ]
+    assert all(row.clean and row.launches == {"_some_kernel": 2} for row in run.rows)
+    asked = Path(f"{stub}.asked").read_text().splitlines()
+    # Compiled once each, then watched; a tensor is an allocation of its own under memcheck, where there are no graphs.
+    assert len(asked) == 3 * len(SECTIONS)
+    assert sum(line.startswith("1 --tool memcheck") for line in asked) == len(SECTIONS) - 1
+    assert sum(line.startswith("1 ") for line in asked) == len(SECTIONS) - 1
+    assert "memcheck attention: 2 launches of 1 kernels, 0 errors, 0 warnings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("says", "ends", "errors"), [(WRONG, "9", 3), (CLEAN, "1", None), ("Device not supported\n", "0", None)]
+)
+def test_what_was_found_or_did_not_end_is_exit_code_1(
+    says: str, ends: str, errors: int | None, stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAYS", says)
+    monkeypatch.setenv("ENDS", ends)
+    asked = [f"sanitizer={stub}", "tools=memcheck", "sections=attention", f"results_dir={tmp_path}/results"]
+    assert main(["sanitize", *asked]) == 1
+    row = kept(tmp_path).rows[-1]
+    assert (row.tool, row.errors, row.clean) == ("memcheck", errors, False)
+
+
+def test_summaries_are_read() -> None:
+    assert what_it_said(CLEAN) == (0, 0, ())
+    assert what_it_said(RACES) == (2, 3, ())
+    errors, _, said = what_it_said(WRONG)
+    assert errors == 3
+    assert said == (
+        "Invalid __global__ write of size 2 bytes",
+        "at _norm_linear_kernel+0x1230 in norm_linear.py:60",
+    )
+    assert what_it_said("Device not supported")[0] is None
+
+
+def test_without_a_sanitizer_it_says_where_one_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("experiments.sanitize.INSTALL_PLACES", ())
+    assert main(["sanitize"]) == 2
+    assert "no compute-sanitizer answers here" in capsys.readouterr().err
+
+
+def test_the_sections_are_what_can_be_launched() -> None:
+    assert launched.SECTIONS == SECTIONS
+    assert launched.SHAPES.keys() == set(SECTIONS[:-2])
+
+
+@pytest.mark.skipif(not (INTERPRETED or torch.cuda.is_available()), reason="needs Triton")
+@pytest.mark.parametrize("op", ["norm_linear", "qkv_post"])
+def test_a_section_launches_its_kernels(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of `fused` in each form, and the baseline's."""
+    seen: list[str] = []
+    [kind, *others] = launched.forms(op).values()
+    for one in (kind, *others):
+        right = one.launch
+        monkeypatch.setattr(
+            one, "launch", lambda self, *a, right=right, **k: seen.append(type(self).__name__) or right(self, *a, **k)
+        )
+    monkeypatch.setattr(torch, "bfloat16", torch.float32 if INTERPRETED else torch.bfloat16)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.inference_mode():
+        launched.launch_op(op, kind.SHAPES[0], (1, 2), device)
+    assert set(seen) == {one.__name__ for one in (kind, *others)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("section", launched.SECTIONS)
+def test_each_section_runs(section: str) -> None:
+    launched.launch(section, torch.device("cuda"))
+    torch.cuda.synchronize()
+
+
+def test_the_documents_show_each_tool_and_what_it_said(tmp_path: Path) -> None:
+    assert "`fusebench sanitize` makes this table" in BLOCKS["sanitizer"](tmp_path)
+    clean = Watched("memcheck", "attention", {"_decode_kernel": 3, "_merge_kernel": 1}, 0, 0, ("a warning",))
+    lost = replace(clean, tool="racecheck", errors=None, said=("it took longer than 60 s",))
+    run = SanitizeRun(1, replace(new_stamp("fusebench sanitize", "cuda"), run_id="r"), "2025.3.1", (clean, lost))
+    (tmp_path / "docs/data").mkdir(parents=True)
+    write_json(tmp_path / "docs/data/sanitize.json", plain.encode(run))
+    text = BLOCKS["sanitizer"](tmp_path)
+    assert "| attention | memcheck | 2 | 4 | 0 | 0 |" in text
+    assert "| attention | racecheck | 2 | 4 |" in text
+    assert "it took longer than 60 s" in text
+    assert "a warning" not in text
+    assert "compute-sanitizer 2025.3.1" in text
+    assert "Kernels: `_decode_kernel`, `_merge_kernel`." in text
+    assert json.loads((tmp_path / "docs/data/sanitize.json").read_text())["content"]["schema"] == 1
