@@ -159,7 +159,8 @@ class Pool:
         return self._workers[variant]
 
     def _start(self, variant: str) -> WorkerProcess:
-        command = self._command or (PEER_COMMAND if self._variants[variant].is_peer else WORKER_COMMAND)
+        kind = self._variants[variant]
+        command = self._command or ((*PEER_COMMAND, kind.kind) if kind.is_peer else WORKER_COMMAND)
         return WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
 
     def _loads_alone(self, variant: str) -> bool:

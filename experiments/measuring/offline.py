@@ -12,7 +12,7 @@ import random
 import time
 from functools import partial
 
-from engine import Engine, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams
 from experiments.config import ProtocolConfig, WorkloadConfig
 from experiments.measuring.guard import undisturbed_result
 from experiments.measuring.session import MAX_BATCHED_TOKENS, Session
@@ -38,9 +38,11 @@ def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -
     """(samples, the engine that ran): graphs, a run's beginning to warm its shapes up, a run to be timed."""
     workload = session.workloads[point.workload]
     requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
-    # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
     longest = workload.longest(point.batch, point.length, session.request.seed)
-    engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
+    # Room for what was drawn, not for as many of the longest: other engines' caches lie beside it.
+    sizes = (len(prompt) + sampling.max_tokens for prompt, sampling in requests)
+    blocks = sum(-(-size // EngineConfig.block_size) for size in sizes)
+    engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS, num_kv_blocks=blocks)
     engine.runner.warm_up(engine.runner.decode_sizes)
     begin(engine, requests)
     seconds, _ = undisturbed_result(engine, partial(run, engine, requests), ATTEMPTS)

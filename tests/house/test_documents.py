@@ -112,12 +112,14 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
-    elif command in ("kernels", "validate", "tune", "traffic", "calibrate"):
+    elif command in ("kernels", "validate", "tune", "traffic", "calibrate", "measuring.overhead"):
         from experiments import calibrate, tune, validate
         from experiments.kernels import command as kernels
+        from experiments.measuring import overhead
         from experiments.traffic import command as traffic
 
         commands = {"kernels": kernels, "validate": validate, "tune": tune, "traffic": traffic, "calibrate": calibrate}
+        commands["measuring.overhead"] = overhead
         commands[command].parse(arguments)
     else:
         assert command == "doctor"
