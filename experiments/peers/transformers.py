@@ -73,6 +73,7 @@ class Transformers:
         return self._generate_continuously(prompts, num_tokens)
 
     def _generate_dense(self, prompts: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+        self.rest()  # While batching runs, the model's attention is that of its cache.
         ids_BT = torch.tensor(prompts, device=self._request.device)
         found_BT = self._model.generate(
             ids_BT,
@@ -98,9 +99,9 @@ class Transformers:
         # -1: no end token stops a request.
         generation = transformers.GenerationConfig(do_sample=False, eos_token_id=-1)
         batching = transformers.ContinuousBatchingConfig(
-            page_size=BLOCK_SIZE,
-            num_blocks=-(-self._request.kv_tokens // BLOCK_SIZE),
-            max_batch_tokens=MAX_BATCHED_TOKENS,
+            # Its blocks are of BLOCK_SIZE unasked; releases name the key differently.
+            num_blocks=-(-self._request.queued_tokens // BLOCK_SIZE),
+            max_batch_tokens=min(MAX_BATCHED_TOKENS, self._request.queued_tokens),
             allow_block_sharing=False,
         )
         return self._running.enter_context(
@@ -116,6 +117,7 @@ class Transformers:
 
     def logits(self, tokens_T: Tensor) -> Tensor:
         """See Peer."""
+        self.rest()
         logits_TV: Tensor = self._model(tokens_T[None]).logits[0]
         return logits_TV
 
