@@ -28,8 +28,8 @@ class LoadPeer:
     """The engine to build: `folder` has config.json, safetensors and a tokenizer.
 
     It must hold `max_num_seqs` sequences, each of up to `max_model_len` tokens, and `kv_tokens` tokens in all: the
-    largest cell fits in its cache at once. The largest set of requests of unequal lengths has `queued_tokens`. `path` is
-    the engine's checkout, where it is no package.
+    largest cell fits in its cache at once. Of requests of unequal lengths at most `queued_tokens` come together. `path`
+    is the engine's checkout, where it is no package.
     """
 
     folder: Path

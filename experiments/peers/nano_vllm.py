@@ -81,8 +81,7 @@ def load(request: LoadPeer) -> "NanoVllm":
 @contextmanager
 def _at_a_free_port() -> Iterator[None]:
     """Inside, `init_process_group` takes any free port instead of the one that it is told."""
-    import torch.distributed as dist
-
+    dist: Any = importlib.import_module("torch.distributed")
     told = dist.init_process_group
 
     def anywhere(backend: str, _address: str, *, world_size: int, rank: int) -> None:

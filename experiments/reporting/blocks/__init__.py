@@ -7,6 +7,7 @@ from experiments.reporting.blocks import (
     comparisons,
     evidence,
     headline,
+    peers,
     searches,
     sizes,
     tables_of_run,
@@ -15,4 +16,15 @@ from experiments.reporting.blocks import (
 )
 from experiments.reporting.blocks.registry import BLOCKS
 
-__all__ = ["BLOCKS", "comparisons", "evidence", "headline", "searches", "sizes", "tables_of_run", "timings", "traffic"]
+__all__ = [
+    "BLOCKS",
+    "comparisons",
+    "evidence",
+    "headline",
+    "peers",
+    "searches",
+    "sizes",
+    "tables_of_run",
+    "timings",
+    "traffic",
+]

@@ -9,7 +9,7 @@ import torch
 
 from experiments.compose import compose
 from experiments.measuring import overhead
-from experiments.measuring.overhead import IdleEngine, Overhead, Options, decode_overhead, main, measure_overhead
+from experiments.measuring.overhead import IdleEngine, Options, Overhead, decode_overhead, main, measure_overhead
 
 # A step of the fastest engine goal takes 360 us. The timed loop costs well under one; a loaded machine with cold caches
 # may take ten times that.
