@@ -10,6 +10,7 @@ if __name__ == "__main__":
     CHANNEL = worker_channel()
 
 import sys
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 
@@ -53,6 +54,7 @@ class PeerWorker:
                 return Measured(replace(result, kernels=session.kernels, verdict=self.verdict))
             return Failed("skipped", f"another engine is not asked to {type(request).__name__.lower()}")
         except Exception as error:
+            traceback.print_exc()  # Into the log: another engine's reasons are rarely told by the last line.
             return Failed(failure_kind(error), failure_reason(error))
 
     def _session(self) -> PeerSession:
