@@ -53,7 +53,7 @@ class WorkloadConfig:
 
     `length` is the prompt of a prefill, the context of a decode step. For `offline` and `serving` a batch is a number
     of requests, lengths are [0], and each request's prompt and answer are drawn from the two token ranges, ends
-    included. Where `models` is not empty, only those models run it.
+    included. Where `models` is not empty, only those models run it; `skip` names variants that do not, and says why.
 
     `decode`: with `sigma` above 0 the contexts of a batch are log-normal, `length` on average.
     `shared_prefix`: `batch` prompts whose first `prefix_tokens` are in the cache.
@@ -71,6 +71,7 @@ class WorkloadConfig:
     input_tokens: list[int] = field(default_factory=list)
     output_tokens: list[int] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    skip: dict[str, str] = field(default_factory=dict)
     sigma: float = 0.0
     prefix_tokens: int = 0
     rates: list[float] = field(default_factory=list)

@@ -6,7 +6,7 @@ they were loaded beside the prepared ones; the fp32 reference upcasts one matrix
 
 from experiments.config import REQUEST_KINDS, ExperimentConfig, WorkloadConfig
 from experiments.environment import Environment
-from experiments.floors import DTYPE_BYTES, decode_work
+from experiments.floors import DTYPE_BYTES, decode_work, nano_vllm_requests
 from experiments.models import Model
 
 GIB = 2**30
@@ -15,8 +15,8 @@ CONTEXT_BYTES = 1.5 * GIB
 WORKSPACE_BYTES = 6 * GIB
 USABLE = 0.92
 CORES_TO_LOAD = 2
-# Kinds of variant whose engine holds a cache for the largest cell for as long as it lives.
-KEEP_THEIR_CACHE = ("vllm", "nano_vllm")
+# Kinds of variant whose engine holds a cache for the largest cell for as long as it lives: tokens of a block of it.
+KEEP_THEIR_CACHE = {"vllm": 16, "nano_vllm": 256}
 
 
 def fit_together(model: Model, config: ExperimentConfig, gpu_memory_bytes: int) -> bool:
@@ -48,7 +48,8 @@ def warm_bytes(model: Model, config: ExperimentConfig) -> float:
 def idle_bytes(model: Model, config: ExperimentConfig) -> float:
     """Bytes that all variants' workers take while none does anything."""
     # Ours give their cache back after each cell.
-    kept = sum(variant.kind in KEEP_THEIR_CACHE for variant in config.variants) * _largest_cache(model, config)
+    blocks = [KEEP_THEIR_CACHE[variant.kind] for variant in config.variants if variant.kind in KEEP_THEIR_CACHE]
+    kept = sum(_largest_cache(model, config, block) for block in blocks)
     return len(config.variants) * (_weights(model, config.dtype) + CONTEXT_BYTES) + kept
 
 
@@ -64,19 +65,28 @@ def _weights(model: Model, dtype: str) -> float:
     return float(decode_work(model.sizes, [], DTYPE_BYTES[dtype]).bytes)
 
 
-def _largest_cache(model: Model, config: ExperimentConfig) -> float:
+def _largest_cache(model: Model, config: ExperimentConfig, block: int = 0) -> float:
+    """Of the largest cell; with `block` in whole blocks of so many tokens, and room for the tokens that are timed."""
     workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
-    dtype_bytes = DTYPE_BYTES[config.dtype]
-    largest = max(decode_work(model.sizes, _contexts(w), dtype_bytes).bytes for w in workloads)
+    dtype_bytes, timed = DTYPE_BYTES[config.dtype], config.protocol.windows * config.protocol.steps_per_window
+
+    def tokens(context: int) -> int:
+        return -(-(context + timed // 2 + 1) // block) * block if block else context
+
+    cells = ([tokens(context) for context in _contexts(workload)] for workload in workloads)
+    largest = max(decode_work(model.sizes, contexts, dtype_bytes).bytes for contexts in cells)
     return largest - _weights(model, config.dtype)
 
 
 def _contexts(workload: WorkloadConfig) -> list[int]:
     """Tokens in the cache of each sequence at the workload's largest point."""
+    if workload.kind == "offline":
+        most = max(batch for batch, _ in workload.pairs())
+        ranges = tuple(workload.input_tokens), tuple(workload.output_tokens)
+        return [sum(request) for request in nano_vllm_requests(most, prompt=ranges[0], output=ranges[1])]
     if workload.kind in REQUEST_KINDS:
         longest = workload.input_tokens[1] + workload.output_tokens[1]
-        most = max(batch for batch, _ in workload.pairs())
-        return [longest] * (min(most, workload.max_num_seqs) if workload.kind == "serving" else most)
+        return [longest] * min(max(batch for batch, _ in workload.pairs()), workload.max_num_seqs)
     # One more prompt puts a shared prefix into the cache. Ragged contexts add up to what equal ones do.
     first = workload.kind == "shared_prefix"
     batch, length = max(workload.pairs(), key=lambda pair: (pair[0] + first) * pair[1])

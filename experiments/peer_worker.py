@@ -1,4 +1,7 @@
-"""A worker process around another engine: the same messages over the same pipe. See experiments/peers/adapter.py."""
+"""A worker process around another engine: the same messages over the same pipe. See experiments/peers/adapter.py.
+
+Its argument is the kind of engine, which it imports at once: that takes seconds, while it waits for its turn to load.
+"""
 
 from experiments.messages import worker_channel
 
@@ -7,10 +10,14 @@ if __name__ == "__main__":
     CHANNEL = worker_channel()
 
 import sys
+import traceback
+from contextlib import suppress
 from dataclasses import replace
 
 from experiments.measuring.sensor import gpu_processes
+from experiments.measuring.session import free_memory
 from experiments.messages import Answer, Failed, Load, Measure, Measured, Ready, Verified, Verify
+from experiments.peers.adapter import adapter_of
 from experiments.peers.answers import verify_peer
 from experiments.peers.cells import measure
 from experiments.peers.session import PeerSession, open_peer
@@ -36,6 +43,8 @@ class PeerWorker:
             if isinstance(request, Verify):
                 self.verdict = verify_peer(session, protocol.verdict_tokens)
                 session.peer.rest()
+                # Our own weights were here to be judged by; the next worker to load needs their room.
+                free_memory(session.device)
                 return Verified(self.verdict)
             if isinstance(request, Measure):
                 point = request.cell.point
@@ -45,6 +54,7 @@ class PeerWorker:
                 return Measured(replace(result, kernels=session.kernels, verdict=self.verdict))
             return Failed("skipped", f"another engine is not asked to {type(request).__name__.lower()}")
         except Exception as error:
+            traceback.print_exc()  # Into the log: another engine's reasons are rarely told by the last line.
             return Failed(failure_kind(error), failure_reason(error))
 
     def _session(self) -> PeerSession:
@@ -62,5 +72,13 @@ class PeerWorker:
         return Ready(session.weights_words, session.weights_hash, session.kernels, facts=facts, gpu_pids=self.gpu_pids)
 
 
+def import_early(kind: str) -> None:
+    """Whatever goes wrong here goes wrong again in `load`, which tells."""
+    adapter = adapter_of(kind)
+    with suppress(Exception):
+        adapter.import_early()
+
+
 if __name__ == "__main__":
+    import_early(sys.argv[1])
     sys.exit(serve(CHANNEL, PeerWorker()))

@@ -159,7 +159,8 @@ class Pool:
         return self._workers[variant]
 
     def _start(self, variant: str) -> WorkerProcess:
-        command = self._command or (PEER_COMMAND if self._variants[variant].is_peer else WORKER_COMMAND)
+        kind = self._variants[variant]
+        command = self._command or ((*PEER_COMMAND, kind.kind) if kind.is_peer else WORKER_COMMAND)
         return WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
 
     def _loads_alone(self, variant: str) -> bool:
@@ -230,9 +231,10 @@ class Pool:
                 raise self._give_up(variant, event.what, what, status)
 
     def _lose(self, variant: str, unfit: Unfit) -> CannotMeasure:
-        """A worker that was lost while it loaded: the next one may live, and no other is tried after that."""
+        """A worker that was lost while it loaded: the next one may live, and no other is tried after that. What hung
+        for as long as it might is not waited for again."""
         self._lost_loads[variant] += 1
-        if self._lost_loads[variant] >= MOST_LOST_LOADS:
+        if self._lost_loads[variant] >= MOST_LOST_LOADS or unfit.status is Status.TIMEOUT:
             self._unfit.setdefault(variant, unfit)
         return CannotMeasure(unfit)
 

@@ -137,6 +137,7 @@ class Sweep:
         self._started = time.monotonic()
         self._foresight = Foresight()
         self._settling = Settling(prepared.config, prepared.plan)
+        self._left_out = {workload.name: workload.skip for workload in prepared.config.workloads}
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         for result in sorted(done, key=lambda result: result.cell.round):
             self._foresight.learn(result)
@@ -200,14 +201,19 @@ class Sweep:
 
     def _known(self, cell: Cell) -> str | None:
         """Why a cell need not be measured, as far as can be told already."""
-        return self._settling.why_skip(cell) or self._foresight.why_skip(cell)
+        return self._why_left_out(cell) or self._settling.why_skip(cell) or self._foresight.why_skip(cell)
+
+    def _why_left_out(self, cell: Cell) -> str | None:
+        """What the experiment says of a variant that is not to run the cell's workload."""
+        return self._left_out[cell.point.workload].get(cell.variant)
 
     def _finish(self, cell: Cell, pool: Pool, out_of_time: bool) -> None:
         self._display.begin(cell)
         started, start = datetime.now(UTC), time.monotonic()
         # A variant that is unfit as a whole has that as its reason, and tells nothing of a cell's size.
         foreseen = None if pool.is_unfit(cell.variant) else self._foresight.why_skip(cell)
-        why_skip = self._settling.why_skip(cell) or (OUT_OF_TIME if out_of_time else foreseen)
+        why_skip = self._why_left_out(cell) or self._settling.why_skip(cell)
+        why_skip = why_skip or (OUT_OF_TIME if out_of_time else foreseen)
         result = CellResult(cell, Status.SKIPPED, why_skip) if why_skip else pool.measure(cell)
         took_s = time.monotonic() - start
         if not result.started:

@@ -31,7 +31,7 @@ from experiments.records import Status
 
 # -P: a folder called `experiments` where the user stands must not be taken for ours.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "experiments.worker")
-PEER_COMMAND = (sys.executable, "-P", "-m", "experiments.peer_worker")
+PEER_COMMAND = (sys.executable, "-P", "-m", "experiments.peer_worker")  # And the kind of engine.
 ANSWERS = Ready | Verified | Rates | Measured | Traced | Failed | Progress
 EXIT_TIMEOUT_S = 10
 LOOK_S = 5.0

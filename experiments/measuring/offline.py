@@ -12,7 +12,7 @@ import random
 import time
 from functools import partial
 
-from engine import Engine, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams
 from experiments.config import ProtocolConfig, WorkloadConfig
 from experiments.measuring.guard import undisturbed_result
 from experiments.measuring.session import MAX_BATCHED_TOKENS, Session
@@ -48,8 +48,11 @@ def prepare(session: Session, point: Point) -> tuple[Engine, Requests]:
     workload = session.workloads[point.workload]
     # Not the longest drawn: more requests must never take less memory, or an out-of-memory could not be inferred.
     longest = workload.longest(point.batch, point.length, session.request.seed)
-    engine = session.engine(point.batch, longest, MAX_BATCHED_TOKENS)
-    return engine, draw_requests(point.batch, workload, session.loaded.config.vocab_size)
+    requests = draw_requests(point.batch, workload, session.loaded.config.vocab_size)
+    # Room for what was drawn, not for as many of the longest: other engines' caches lie beside it.
+    sizes = (len(prompt) + sampling.max_tokens for prompt, sampling in requests)
+    blocks = sum(-(-size // EngineConfig.block_size) for size in sizes)
+    return session.engine(point.batch, longest, MAX_BATCHED_TOKENS, num_kv_blocks=blocks), requests
 
 
 def begin(engine: Engine, requests: Requests) -> None:

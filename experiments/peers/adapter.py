@@ -2,8 +2,10 @@
 
 `adapter_of(kind)` finds experiments/peers/<kind>.py, which has
 
-    missing(path)    what is not here and how to get it, or None
-    load(request)    the engine, loaded and warm, as a `Peer`
+    BLOCK_SIZE        tokens of a block of its cache
+    missing(path)     what is not here and how to get it, or None
+    import_early()    its packages, before there is anything to load
+    load(request)     the engine, loaded and warm, as a `Peer`
 
 A peer needs one verb, `generate`: a decode cell is the difference of two calls, a prefill cell a call for one token, an
 offline cell one call with every request (cells.py).
@@ -26,7 +28,8 @@ class LoadPeer:
     """The engine to build: `folder` has config.json, safetensors and a tokenizer.
 
     It must hold `max_num_seqs` sequences, each of up to `max_model_len` tokens, and `kv_tokens` tokens in all: the
-    largest cell fits in its cache at once. `path` is the engine's checkout, where it is no package.
+    largest cell fits in its cache at once. Of requests of unequal lengths at most `queued_tokens` come together. `path`
+    is the engine's checkout, where it is no package.
     """
 
     folder: Path
@@ -39,6 +42,7 @@ class LoadPeer:
     max_model_len: int
     max_num_seqs: int
     kv_tokens: int
+    queued_tokens: int
 
     @property
     def kv_bytes(self) -> int:
@@ -70,8 +74,13 @@ class Peer(Protocol):
 class Adapter(Protocol):
     """A module of this package."""
 
+    BLOCK_SIZE: int
+
     def missing(self, path: str) -> str | None:
         """What has to be installed or named first, in one line; None where all is there."""
+
+    def import_early(self) -> None:
+        """Import its packages, if they are here, without touching a GPU."""
 
     def load(self, request: LoadPeer) -> Peer:
         """The engine of a folder."""

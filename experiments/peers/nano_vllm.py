@@ -1,4 +1,7 @@
-"""nano-vLLM from a checkout, unmodified. One engine a process, and a machine: its port is fixed.
+"""nano-vLLM from a checkout, unmodified. One engine a process.
+
+It opens a process group of one at a fixed port, so that a second engine on the machine could not start; here each is
+given a free one.
 
 It has no greedy sampling. A temperature as small as TEMPERATURE makes the likeliest token certain, unless two logits
 are equal or all but equal; then either is right by the verdict's rule of margins. All temperatures run the same code.
@@ -6,7 +9,8 @@ are equal or all but equal; then either is right by the verdict's rule of margin
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,11 @@ from experiments.environment import run_quietly
 from experiments.errors import Unsupported, UserError
 from experiments.peers.adapter import LoadPeer
 
+BLOCK_SIZE = 256
 TEMPERATURE = 1e-6
 FULL, EAGER = RuntimeConfig(cuda_graphs=True, compile=True), RuntimeConfig(cuda_graphs=False, compile=True)
-# Activations of its warm-up step and its graphs; it takes them off what it may use before it sizes the cache.
-WORKSPACE_BYTES = 6 * 2**30
+# Activations of its warm-up step and what kernels take; it takes them off what it may use before it sizes the cache.
+WORKSPACE_BYTES = 3 * 2**30
 INCLUDES = (
     "Token ids in; its detokeniser runs once per finished request and cannot be left out. generate(): scheduler and "
     f"host lists of each step, sampler at temperature {TEMPERATURE:g} (greedy is refused), progress counters. Its "
@@ -35,6 +40,11 @@ def missing(path: str) -> str | None:
     if not path:
         return "name a checkout of nano-vLLM: variant.nano_vllm.path=FOLDER"
     return None
+
+
+def import_early() -> None:
+    """What it takes of transformers; the rest is small, or needs its path."""
+    from transformers import AutoConfig, AutoTokenizer, Qwen3Config  # noqa: F401
 
 
 def load(request: LoadPeer) -> "NanoVllm":
@@ -53,15 +63,36 @@ def load(request: LoadPeer) -> "NanoVllm":
     path = Path(request.path).expanduser().resolve()
     sys.path.insert(0, str(path))
     nanovllm: Any = importlib.import_module("nanovllm")
-    engine = nanovllm.LLM(
-        str(request.folder),
-        enforce_eager=request.runtime == EAGER,
-        max_model_len=request.max_model_len,
-        # Its graphs come in sixteens, and a larger batch than the last one has none.
-        max_num_seqs=-(-request.max_num_seqs // 16) * 16,
-        **_memory(request),
-    )
-    return NanoVllm(engine, nanovllm.SamplingParams, path)
+    with _at_a_free_port():
+        engine = nanovllm.LLM(
+            str(request.folder),
+            enforce_eager=request.runtime == EAGER,
+            max_model_len=request.max_model_len,
+            # Its graphs come in sixteens, and a larger batch than the last one has none.
+            max_num_seqs=-(-request.max_num_seqs // 16) * 16,
+            **_memory(request),
+        )
+    peer = NanoVllm(engine, nanovllm.SamplingParams, path)
+    if (blocks := int(peer.counters()["kv_blocks"])) * BLOCK_SIZE < request.kv_tokens:
+        raise RuntimeError(f"it made a cache of {blocks} blocks, too few for the largest cell: it would preempt")
+    return peer
+
+
+@contextmanager
+def _at_a_free_port() -> Iterator[None]:
+    """Inside, `init_process_group` takes any free port instead of the one that it is told."""
+    dist: Any = importlib.import_module("torch.distributed")
+    told = dist.init_process_group
+
+    def anywhere(backend: str, _address: str, *, world_size: int, rank: int) -> None:
+        store = dist.TCPStore("localhost", 0, world_size, is_master=True)
+        told(backend, store=store, world_size=world_size, rank=rank)
+
+    dist.init_process_group = anywhere
+    try:
+        yield
+    finally:
+        dist.init_process_group = told
 
 
 def _memory(request: LoadPeer) -> dict[str, Any]:
@@ -81,10 +112,12 @@ class NanoVllm:
 
     def __init__(self, engine: Any, sampling: Any, path: Path) -> None:
         self._engine, self._sampling = engine, sampling
-        commit = (run_quietly("git", "-C", str(path), "rev-parse", "HEAD") or "unknown").strip()
+        # A copy without a history may name its commit in a file.
+        noted = path / "COMMIT"
+        commit = noted.read_text() if noted.is_file() else run_quietly("git", "-C", str(path), "rev-parse", "HEAD")
         changed = run_quietly("git", "-C", str(path), "status", "--porcelain", "--untracked-files=no")
         self.facts = {
-            "version": commit,
+            "version": (commit or "unknown").strip(),
             "unmodified": {None: "unknown", "": "yes"}.get(changed, "no"),
             "attention": _flash_attention(),
             "graphs": "none" if engine.model_runner.enforce_eager else "decode body only",

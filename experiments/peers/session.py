@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from engine import ModelConfig
-from experiments.config import BASELINE, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.config import BASELINE, REQUEST_KINDS, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.errors import Unsupported
 from experiments.measuring.offline import draw_requests
 from experiments.measuring.session import MAX_MODEL_LEN, Session, draw_prompts, free_memory
@@ -17,8 +17,10 @@ from experiments.peers.checkpoint import checkpoint_folder
 from experiments.peers.lengths import decode_lengths
 from experiments.records import Point
 
-# Other engines keep their caches in blocks of up to so many tokens.
-LARGEST_BLOCK = 256
+# An engine may keep some blocks for itself.
+SPARE_BLOCKS = 8
+# Random tokens of a verdict's prompt, at most.
+VERDICT_PROMPT = 256
 
 
 @dataclass
@@ -66,7 +68,7 @@ def open_peer(request: Load) -> PeerSession:
     folder = checkpoint_folder(ours)
     del ours
     free_memory(torch.device(request.device))
-    peer = adapter.load(_load_request(request, config, folder))
+    peer = adapter.load(_load_request(request, config, folder, adapter.BLOCK_SIZE))
     return PeerSession(request, peer, config, words, weights_hash)
 
 
@@ -74,15 +76,24 @@ def _baseline(request: Load) -> Session:
     return Session(replace(request, variant=VariantConfig(BASELINE, BASELINE)))
 
 
-def _load_request(request: Load, config: ModelConfig, folder: Path) -> LoadPeer:
+def _load_request(request: Load, config: ModelConfig, folder: Path, block_size: int) -> LoadPeer:
     workloads = {workload.name: workload for workload in request.workloads}
-    sizes = [_sizes(point, workloads[point.workload], request.protocol, config) for point in request.points]
+    asked = [point for point in request.points if request.variant.name not in workloads[point.workload].skip]
     # The verdict's prompts are short texts, or as many random tokens as they get answers.
-    sizes.append([LARGEST_BLOCK + request.protocol.verdict_tokens] * (2 * NUM_PROMPTS))
+    queued = [[VERDICT_PROMPT + request.protocol.verdict_tokens] * (2 * NUM_PROMPTS)]
+    equal: list[list[int]] = []
+    for point in asked:
+        workload = workloads[point.workload]
+        cells = queued if workload.kind in REQUEST_KINDS else equal
+        cells.append(_sizes(point, workload, request.protocol, config))
+    sizes = queued + equal
     longest = max(max(tokens) for tokens in sizes if tokens)
     max_model_len = min(config.max_position_embeddings, max(MAX_MODEL_LEN, longest))
-    # A token more each, since an engine may make room for the next one early.
-    blocks = max(sum(-(-(each + 1) // LARGEST_BLOCK) for each in tokens) for tokens in sizes)
+
+    def room(cells: list[list[int]]) -> int:
+        # A token more each, since an engine may make room for the next one early.
+        return block_size * (SPARE_BLOCKS + max(sum(-(-(each + 1) // block_size) for each in cell) for cell in cells))
+
     return LoadPeer(
         folder=folder,
         model=config,
@@ -93,7 +104,8 @@ def _load_request(request: Load, config: ModelConfig, folder: Path) -> LoadPeer:
         path=request.variant.path,
         max_model_len=max_model_len,
         max_num_seqs=max(len(tokens) for tokens in sizes),
-        kv_tokens=max(max_model_len, LARGEST_BLOCK * blocks),
+        kv_tokens=max(max_model_len, room(sizes)),
+        queued_tokens=room(queued),
     )
 
 

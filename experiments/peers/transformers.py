@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.measuring.session import MAX_BATCHED_TOKENS
 from experiments.peers.adapter import LoadPeer
 
-PAGE_SIZE = 256
+BLOCK_SIZE = 256
 DYNAMIC, STATIC = RuntimeConfig(cuda_graphs=False), RuntimeConfig(cuda_graphs=True, compile=True)
 INCLUDES = (
     "Token ids in and out, no tokeniser. Decode and prefill: generate() over one dense batch, its Python loop with "
@@ -26,6 +26,11 @@ def missing(path: str) -> str | None:
     return None
 
 
+def import_early() -> None:
+    """The class of any model, which is imported late by itself."""
+    from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: F401
+
+
 def load(request: LoadPeer) -> "Transformers":
     """The model in its default attention. `runtime` chooses the cache: dynamic and eager, or static and compiled."""
     if request.runtime not in (DYNAMIC, STATIC):
@@ -35,7 +40,10 @@ def load(request: LoadPeer) -> "Transformers":
         )
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(request.folder, dtype=getattr(torch, request.dtype))
+    # With accelerate the weights go to the device one by one, and never lie in the host's memory as a whole.
+    direct = {"device_map": request.device} if transformers.utils.is_accelerate_available() else {}
+    dtype = getattr(torch, request.dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(request.folder, dtype=dtype, **direct)
     model = model.to(request.device).eval()
     # Of its own accord a checkpoint's generation config samples, and stops at an end token.
     model.generation_config = transformers.GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -65,6 +73,7 @@ class Transformers:
         return self._generate_continuously(prompts, num_tokens)
 
     def _generate_dense(self, prompts: Sequence[list[int]], num_tokens: int) -> list[list[int]]:
+        self.rest()  # While batching runs, the model's attention is that of its cache.
         ids_BT = torch.tensor(prompts, device=self._request.device)
         found_BT = self._model.generate(
             ids_BT,
@@ -90,9 +99,9 @@ class Transformers:
         # -1: no end token stops a request.
         generation = transformers.GenerationConfig(do_sample=False, eos_token_id=-1)
         batching = transformers.ContinuousBatchingConfig(
-            page_size=PAGE_SIZE,
-            num_blocks=-(-self._request.kv_tokens // PAGE_SIZE),
-            max_batch_tokens=MAX_BATCHED_TOKENS,
+            # Its blocks are of BLOCK_SIZE unasked; releases name the key differently.
+            num_blocks=-(-self._request.queued_tokens // BLOCK_SIZE),
+            max_batch_tokens=min(MAX_BATCHED_TOKENS, self._request.queued_tokens),
             allow_block_sharing=False,
         )
         return self._running.enter_context(
@@ -108,6 +117,7 @@ class Transformers:
 
     def logits(self, tokens_T: Tensor) -> Tensor:
         """See Peer."""
+        self.rest()
         logits_TV: Tensor = self._model(tokens_T[None]).logits[0]
         return logits_TV
 

@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.peers.adapter import LoadPeer
 
 EXTRA = "vllm"
+BLOCK_SIZE = 16
 FULL, EAGER = RuntimeConfig(cuda_graphs=True, compile=True), RuntimeConfig(cuda_graphs=False)
 # Its own default on most GPUs; more where a cell has more.
 MAX_NUM_SEQS = 256
@@ -27,6 +28,11 @@ def missing(path: str) -> str | None:
     if importlib.util.find_spec("vllm") is None:
         return f"vllm is not installed; for its cells: pip install 'fusebench[{EXTRA}]'"
     return None
+
+
+def import_early() -> None:
+    """Its offline class, which brings nearly all of it."""
+    from vllm import LLM  # noqa: F401
 
 
 def load(request: LoadPeer) -> "Vllm":

@@ -165,6 +165,17 @@ def test_a_variant_that_cannot_be_loaded_costs_its_cells_only(
             assert result.status is Status.OK
 
 
+def test_a_variant_that_a_workload_leaves_out_has_rows_that_say_why(tmp_path: Path) -> None:
+    """Its worker is not even started where nothing else is asked of it."""
+    rules = [{"do": "exit", "on": "load", "variant": "fused"}]
+    found = sweep(tmp_path, "workload.decode.skip.fused='it takes minutes'", rules=rules)
+    for result in found.results.values():
+        left_out = result.cell.variant == "fused"
+        assert result.status is (Status.SKIPPED if left_out else Status.OK)
+        assert result.reason == ("it takes minutes" if left_out else "")
+    assert found.code == 0
+
+
 def test_a_load_that_fails_once_is_tried_again(tmp_path: Path) -> None:
     found = sweep(tmp_path, rules=[{"do": "kill", "on": "load", "variant": "fused", "times": 1}])
     assert set(found.statuses().values()) == OK

@@ -65,7 +65,6 @@ BAD = [
     (["models=[./no/folder]"], "there is no such folder"),
     (["variants=[baseline,vllm]", "variant.vllm.path=."], "vllm.path: only nano_vllm is run from a checkout"),
     (["variants=[baseline,nano_vllm]", "variant.nano_vllm.path=./docs"], "path=./docs holds no folder nanovllm"),
-    (["variants=[baseline,nano_vllm,a]", "variant.a={extends:nano_vllm}"], "nano_vllm under two names"),
     (["variants=[baseline,mine]", "variant.mine={extends:fused,kind:vllm}"], "mine.switches: vllm is another engine"),
     (["models=[missing.gguf]"], "there is no such file"),
 ]

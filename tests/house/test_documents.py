@@ -112,14 +112,15 @@ def understand(command: str, arguments: list[str]) -> None:
         from experiments.generate import parse as parse_generate
 
         parse_generate(arguments)
-    elif command in ("kernels", "validate", "sanitize", "tune", "traffic", "calibrate"):
+    elif command in ("kernels", "validate", "sanitize", "tune", "traffic", "calibrate", "measuring.overhead"):
         from experiments import calibrate, sanitize, tune, validate
         from experiments.kernels import command as kernels
+        from experiments.measuring import overhead
         from experiments.traffic import command as traffic
 
         commands = {
             "kernels": kernels, "validate": validate, "sanitize": sanitize, "tune": tune, "traffic": traffic,
-            "calibrate": calibrate,
+            "calibrate": calibrate, "measuring.overhead": overhead,
         }  # fmt: skip
         commands[command].parse(arguments)
     else:

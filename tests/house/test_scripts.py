@@ -22,8 +22,9 @@ from tests.house.test_documents import understand
 from tests.house.tree import ROOT
 
 GPU = ROOT / ".ci/gpu"
-STEPS = re.search(r"STEP\.\.\. +there: (.+\n# {5,}.+)", GPU.read_text())
+STEPS = re.search(r"STEP\.\.\. +there: ((?:.+\n# {20,})*.+)", GPU.read_text())
 H200_BYTES = 143_771 * 2**20
+AA_RUNS = 3
 # Stands for Python: keeps what it is asked to run, one line a call.
 STUB = '#!/bin/sh\necho "$@" >>"$ASKED"\n'
 
@@ -53,7 +54,7 @@ def test_every_step_asks_for_what_there_is(tmp_path: Path) -> None:
     steps = STEPS[1].replace("#", "").split()
     asked = asked_by(tmp_path, *steps)
     # Gates are compiled first, by kernel and dtype.
-    assert len(asked) == len(steps) + len(OPS) * len(DTYPES[1:])
+    assert len(asked) == len(steps) + AA_RUNS - 1 + len(OPS) * len(DTYPES[1:])
     for arguments in asked:
         module = arguments[arguments.index("-m") + 1]
         if module == "pytest":
@@ -65,11 +66,15 @@ def test_every_step_asks_for_what_there_is(tmp_path: Path) -> None:
     assert all((tmp_path / f"out/{step}.log").is_file() for step in steps)
 
 
-def test_a_sweep_goes_on_with_the_run_that_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("commit", "goes_on"), [("abcdef01", True), ("00000000", False)])
+def test_a_sweep_goes_on_with_the_run_of_its_commit(tmp_path: Path, commit: str, goes_on: bool) -> None:
+    """Runs that are committed came from earlier ones, and would refuse."""
     (tmp_path / "results/headline/20261125-000000-abcdef0").mkdir(parents=True)
-    (tmp_path / "results/headline/20261125-000000-abcdef0/manifest.json").touch()
+    (tmp_path / "results/headline/20261125-000000-abcdef0/manifest.json").write_text(' "commit": "abcdef01",\n')
+    (tmp_path / ".gpu").mkdir()
+    (tmp_path / ".gpu/commit").write_text(commit)
     [asked] = asked_by(tmp_path, "headline")
-    assert "resume=latest" in asked
+    assert ("resume=latest" in asked) == goes_on
     assert "name=headline" in asked
 
 
@@ -107,7 +112,7 @@ def test_lanes_run_side_by_side_on_a_gpu_each(tmp_path: Path) -> None:
     (tmp_path / "variants/kernels").mkdir(parents=True)
     (tmp_path / "variants/kernels/tiles.json").touch()
     asked = asked_by(tmp_path, "offline", "kernels", "//", "ablation", "//", "aa", stub=stub)
-    lanes = {(gpu, "name=" + name) for gpu, name in (("0", "offline"), ("1", "ablation"), ("2", "aa"))}
+    lanes = {(gpu, "name=" + name) for gpu, name in (("0", "offline"), ("1", "ablation"), ("2", "aa_3"))}
     assert lanes <= {(words[0], word) for words in asked for word in words}
     assert [words[0] for words in asked if "experiments.kernels" in words] == ["0"]
     with tarfile.open(tmp_path / "out/lanes.tar.xz") as packed:

@@ -19,6 +19,7 @@ NEEDED = (
 CAPTION = "Speed-ups with their 95 % intervals, paired within their own run, verdicts corrected for all of that run."
 PREDICTIONS = Path("docs/data/rung_predictions.json")
 AA = Path("reports/aa/summary.json")
+AA_RUNS = "reports/aa_*/summary.json"
 NO_RUN = "No H200 run of it is committed yet.\n"
 HOW = ("added", "left out")
 
@@ -72,31 +73,45 @@ def _all_made(root: Path) -> str:
 
 @block
 def against_itself(root: Path) -> str:
-    """The baseline against itself in another process: how many points were called what, how far ratios are from 1."""
-    if not (root / AA).is_file():
+    """The baseline against itself in another process: how many points were called what, how far ratios are from 1.
+
+    One row a run and workload; the three runs of `.ci/gpu aa`, or while there are none the one before them.
+    """
+    paths = [path.relative_to(root) for path in sorted(root.glob(AA_RUNS))] or [AA]
+    runs = [read(root, path) for path in paths if (root / path).is_file()]
+    if not runs:
         return NO_RUN
-    run = read(root, AA)
     try:
-        rows = [row for row in run["rows"] if row["verdict"] and METRICS[row["metric"]].primary]
         columns = (
+            Column("run", "Run"),
             Column("workload", "Workload"),
+            Column("rounds", "Rounds"),
             Column("points", "Points", Kind.COUNT),
             *(Column(verdict, verdict, Kind.COUNT) for verdict in ("same", "unresolved", "faster", "slower")),
             Column("least", "Least ratio", Kind.RATIO),
             Column("greatest", "Greatest ratio", Kind.RATIO),
         )
-        places = list(dict.fromkeys((row["model"], row["workload"]) for row in rows))
-        body = [_counted(place, [r for r in rows if (r["model"], r["workload"]) == place]) for place in places]
-        caption = f"{made(run)}. One run, verdicts corrected for all its points."
+        body = [row for run in runs for row in _counts(run)]
+        caption = f"{'; '.join(map(made, runs))}. Verdicts corrected for all points of a run."
     except (KeyError, TypeError, ValueError) as error:
-        raise unusable(AA, error) from None
+        raise unusable(paths[0], error) from None
     return markdown(columns, body, caption)
+
+
+def _counts(run: Mapping[str, Any]) -> list[tuple[Value, ...]]:
+    rows = [row for row in run["rows"] if row["verdict"] and METRICS[row["metric"]].primary]
+    places = dict.fromkeys((row["model"], row["workload"]) for row in rows)
+    return [
+        (run["run_id"], *_counted(place, [r for r in rows if (r["model"], r["workload"]) == place])) for place in places
+    ]
 
 
 def _counted(place: tuple[str, str], rows: Sequence[Mapping[str, Any]]) -> tuple[Value, ...]:
     counts = [sum(row["verdict"] == verdict for row in rows) for verdict in ("same", "unresolved", "faster", "slower")]
     ratios = [row["speedup"] for row in rows if row["speedup"] is not None]
-    return " ".join(place), len(rows), *counts, min(ratios), max(ratios)
+    least, most = min(row["n"] for row in rows), max(row["n"] for row in rows)
+    rounds = f"{least} to {most}" if least < most else str(most)
+    return " ".join(place), rounds, len(rows), *counts, min(ratios), max(ratios)
 
 
 def _place(row: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ CALIBRATION = Path("docs/data/calibration.json")
 VALIDATE = Path("docs/data/validate.json")
 RESOURCES = Path("docs/data/resources.json")
 SANITIZE = Path("docs/data/sanitize.json")
+OVERHEAD = Path("docs/data/overhead.json")
 
 
 @block
@@ -58,6 +59,45 @@ def gates(root: Path) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
     made = f"on {stamp.gpu or stamp.machine.cpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}"
     return markdown(columns, rows, f"`{stamp.command}` {made}: {counts}.")
+
+
+@block
+def overhead(root: Path) -> str:
+    """What the harness adds to a decode step at batch 1, measured by leaving it out."""
+    if not (root / OVERHEAD).is_file():
+        return "No H200 measurement is committed yet: `.ci/gpu overhead` on one makes results/overhead.json.\n"
+    kept = read(root, OVERHEAD)
+    columns = (
+        Column("variant", "Variant"),
+        Column("bare", "Bare step, µs", Kind.NUMBER),
+        Column("timed", "Timed step, µs", Kind.NUMBER),
+        Column("added", "Added, µs", Kind.NUMBER),
+        Column("share", "Share"),
+        Column("interval", "95 % interval"),
+        Column("guard", "Outside the clock, µs a window", Kind.NUMBER),
+    )
+    try:
+        rows = [
+            (
+                *(row[name] for name in ("variant", "bare_us", "timed_us", "added_us")),
+                _share(row["ratio"]),
+                f"{_share(row['ratio_low'])} to {_share(row['ratio_high'])}",
+                row["guard_us"],
+            )
+            for row in kept["rows"]
+        ]
+        pairs = len(kept["rows"][0]["pairs"])
+        caption = (
+            f"{kept['gpu'] or 'a CPU'}, {kept['model']}, one sequence from {kept['context']} tokens on, {pairs} pairs "
+            f"of windows of {kept['steps']} steps, commit {kept['commit'][:12]}, {kept['created'][:10]}."
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise unusable(OVERHEAD, error) from None
+    return markdown(columns, rows, caption)
+
+
+def _share(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.3f} %"
 
 
 @block

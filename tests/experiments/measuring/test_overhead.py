@@ -1,10 +1,15 @@
 """What the harness costs inside a timed region: little, and known."""
 
+import json
+from pathlib import Path
+from statistics import median
+
 import pytest
 import torch
 
+from experiments.compose import compose
 from experiments.measuring import overhead
-from experiments.measuring.overhead import IdleEngine, Overhead, decoding_engine, measure_overhead
+from experiments.measuring.overhead import IdleEngine, Options, Overhead, decode_overhead, main, measure_overhead
 
 # A step of the fastest engine goal takes 360 us. The timed loop costs well under one; a loaded machine with cold caches
 # may take ten times that.
@@ -13,11 +18,11 @@ MOST_US = 5.0
 
 def test_the_timed_loop_costs_little(capsys: pytest.CaptureFixture[str]) -> None:
     """Over steps that do nothing, so that the difference is all there is."""
-    found = measure_overhead(IdleEngine(), steps=2000, windows=9)
+    found = measure_overhead(IdleEngine(), steps=2000, pairs=9)
     with capsys.disabled():
-        print(f" [{found.timed_us - found.bare_us:.3f} us per step, {found.guard_us:.0f} us per window] ", end="")
-    assert 0 < found.bare_us
-    assert found.timed_us - found.bare_us < MOST_US
+        print(f" [{found.added_us:.3f} us per step, {median(found.guard_us):.0f} us per window] ", end="")
+    assert 0 < min(found.bare_us)
+    assert found.added_us < MOST_US
 
 
 def test_work_inside_the_loop_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,25 +46,44 @@ def test_work_inside_the_loop_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> 
         return result
 
     monkeypatch.setattr(overhead, "run_window", meddle)
-    found = measure_overhead(engine, steps=500, windows=5)
-    assert found.timed_us - found.bare_us > MOST_US
+    assert measure_overhead(engine, steps=500, pairs=5).added_us > MOST_US
 
 
-def test_a_real_engine_runs_all_its_steps() -> None:
-    """As on a GPU, where the share is what counts."""
-    engine = decoding_engine("tiny", steps=2 * 3 * 4)
-    found = measure_overhead(engine, steps=4, windows=3)
-    assert engine.metrics.num_steps == overhead.SETTLE + 2 * 3 * 4
-    assert found.bare_us > 100
+def test_every_window_of_a_real_engine_starts_from_the_same_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the share is what counts; and the file has what was printed."""
+    contexts: list[list[int]] = []
+    decoding = overhead.decoding
+
+    def noted(session: object, engine: object, point: object, start: list[int], steps: int) -> object:
+        contexts.append([*start, steps])
+        return decoding(session, engine, point, start, steps)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(overhead, "decoding", noted)
+    assert main(["model=tiny", "pairs=3", "steps=4", f"out={tmp_path / 'overhead.json'}"]) == 0
+    # A warm-up and three pairs of each variant.
+    assert contexts == [[overhead.CONTEXT, overhead.SETTLE + 4]] * (2 * 7)
+    kept = json.loads((tmp_path / "overhead.json").read_text())
+    assert [row["variant"] for row in kept["rows"]] == ["baseline", "fused"]
+    for row in kept["rows"]:
+        assert len(row["pairs"]) == 3
+        assert row["bare_us"] == median(bare for bare, _ in row["pairs"])
+        assert row["ratio_low"] < row["ratio"] < row["ratio_high"]
+        assert f"{row['bare_us']:.3f} us bare" in capsys.readouterr().out or row["variant"] == "fused"
 
 
-def test_the_share_is_that_of_a_timed_step() -> None:
-    assert Overhead(99.0, 100.0, 5.0).share == pytest.approx(0.01)
+def test_the_ratio_is_of_pairs() -> None:
+    """However much the pairs differ among themselves."""
+    found = Overhead([100.0, 200.0, 400.0], [101.0, 202.0, 404.0], [5.0])
+    assert found.ratio.value == pytest.approx(1.01)
+    assert found.added_us == pytest.approx(2.0)
 
 
 @pytest.mark.gpu
 def test_the_harness_takes_less_than_a_five_hundredth_of_a_step_at_batch_one() -> None:
     """Issue 5's bound, on the headline's smallest cell."""
-    engine = decoding_engine("qwen3-0.6b", 2 * overhead.WINDOWS * overhead.STEPS)
-    assert engine.device.type == torch.device("cuda").type
-    assert measure_overhead(engine).share < 0.002
+    assert torch.cuda.is_available()
+    [baseline] = compose(["variants=[baseline]"]).variants
+    found = decode_overhead("qwen3-0.6b", baseline, Options.steps, Options.pairs)
+    assert found.ratio.value < 1.002

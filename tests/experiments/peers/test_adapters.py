@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ import torch
 from engine import SamplingParams
 from engine.loading import load_model_yaml
 from engine.loading.export import hf_config
-from experiments.config import RuntimeConfig
+from experiments.config import PEERS, RuntimeConfig
+from experiments.memory import KEEP_THEIR_CACHE
 from experiments.messages import Failed, Measure, Measured, Ready, Trace, Verified, Verify
-from experiments.peer_worker import PeerWorker
+from experiments.peer_worker import PeerWorker, import_early
+from experiments.peers import nano_vllm
+from experiments.peers.adapter import adapter_of
 from experiments.records import Cell, CellResult, Status
 from tests.engine.checkpoints import tiny_checkpoint
 from tests.experiments.measuring.sessions import session_of
@@ -181,6 +185,46 @@ def test_nano_vllm_runs_every_cell_from_a_checkout(checkout: Path, qwen3: str) -
     assert results["offline"].counters == {"kv_blocks": 40.0, "block_size": 256.0}
     assert worker.session is not None
     assert worker.session.peer.generate(PROMPTS, [9, 9]) == our_tokens(qwen3, 9)
+
+
+def test_a_copy_without_a_history_says_which_commit_it_is(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    (checkout / "COMMIT").write_text("bb823b3\n")
+    assert loaded("nano_vllm", path=str(checkout))[1].facts["version"] == "bb823b3"
+
+
+def test_nano_vllm_opens_its_group_at_a_free_port() -> None:
+    """Its own is another engine's already."""
+    import torch.distributed as dist
+
+    with socket.socket() as taken, nano_vllm._at_a_free_port():
+        taken.bind(("localhost", 0))
+        taken.listen()
+        address = f"tcp://localhost:{taken.getsockname()[1]}"
+        dist.init_process_group("gloo", address, world_size=1, rank=0)
+    try:
+        assert dist.get_world_size() == 1
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_cache_too_small_for_the_largest_cell_is_an_error(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would preempt, and be timed doing so."""
+    monkeypatch.setattr(nano_vllm.NanoVllm, "counters", lambda self: {"kv_blocks": 2.0})
+    answer = PeerWorker().answer(load_peer("nano_vllm", path=str(checkout)))
+    assert isinstance(answer, Failed)
+    assert "a cache of 2 blocks, too few" in answer.reason
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_blocks_are_what_the_harness_reckons_with(kind: str) -> None:
+    assert adapter_of(kind).BLOCK_SIZE == KEEP_THEIR_CACHE.get(kind, adapter_of(kind).BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_an_engine_that_is_not_here_is_no_trouble_to_import_early(kind: str) -> None:
+    """Its worker says so when it is to load it."""
+    import_early(kind)
 
 
 def test_a_changed_checkout_is_told(checkout: Path) -> None:

@@ -82,6 +82,23 @@ def test_a_cell_at_the_last_position_is_moved_back_and_a_short_one_starts_at_one
     assert decode_lengths(Point("m", "decode", 1, 1), PROTOCOL, 100).prompt == 1
 
 
+def mixed_s(prompts: int, per_step: int, answer: int) -> float:
+    """Seconds of an engine that prefills so many prompts a step and decodes whoever has begun: a second a sequence."""
+    begun = [index // per_step for index in range(prompts)]
+    steps = max(begun) + answer
+    return float(sum(sum(start < step < start + answer for start in begun) for step in range(steps)))
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_prefills_mixed_with_decodes_cancel(batch: int) -> None:
+    """The step of a whole batch remains, though the first prompts decode while the last are prefilled."""
+    lengths = decode_lengths(Point("m", "decode", batch, 1024), replace(PROTOCOL, windows=2, steps_per_window=24), 4096)
+    per_step = 16_384 // lengths.prompt
+    assert lengths.short > batch // per_step
+    more_s = mixed_s(batch, per_step, lengths.long) - mixed_s(batch, per_step, lengths.short)
+    assert more_s / lengths.steps == batch
+
+
 def test_a_decode_cell_is_the_step_alone(peer: Clocked) -> None:
     """Prefill and first steps cancel: 8 more steps, each STEP_S. The windows' 0.4 s are spent after one pair."""
     samples, counters = measure(session_of(peer), DECODE, PROTOCOL)
@@ -103,11 +120,13 @@ def test_a_prefill_cell_is_a_call_for_one_token(peer: Clocked) -> None:
     assert {len(prompt) for prompt in peer.prompts} == {24}
 
 
-def test_an_offline_cell_counts_the_output_tokens_of_one_call(peer: Clocked) -> None:
-    """Of the second: the first one warms up."""
+def test_an_offline_cell_counts_the_output_tokens_of_one_call(peer: Clocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second: the first one, all prompts and the beginning of the answers, warms up."""
+    monkeypatch.setattr(cells, "WARM_UP_TOKENS", 3)
     samples, _ = measure(session_of(peer), OFFLINE, PROTOCOL)
-    asked = peer.calls[-1]
-    assert peer.calls == [asked] * 2
+    warm_up, asked = peer.calls
+    assert warm_up == tuple(min(tokens, 3) for tokens in asked)
+    assert max(asked) > 3
     assert len(asked) == OFFLINE.batch
     assert samples == {"output_tokens_per_s": [sum(asked) / (PREFILL_S + STEP_S * (max(asked) - 1))]}
 

@@ -226,18 +226,67 @@ def _commit_runs_side_by_side(report: Path, header: str) -> None:
 
 def test_the_baseline_against_itself_is_counted_by_verdict(tmp_path: Path) -> None:
     assert "No H200 run" in BLOCKS["against_itself"](tmp_path)
-    place = {"model": "m", "workload": "decode", "metric": "step_ms", "variant": "control"}
+    place = {"model": "m", "workload": "decode", "metric": "step_ms", "variant": "control", "n": 3}
     rows = [
         place | {"verdict": "", "speedup": None, "variant": "baseline"},
         place | {"verdict": "same", "speedup": 1.001},
-        place | {"verdict": "unresolved", "speedup": 0.984},
+        place | {"verdict": "unresolved", "speedup": 0.984, "n": 4},
         place | {"verdict": "faster", "speedup": 1.2, "metric": "step_device_ms"},
     ]
     (tmp_path / "reports/aa").mkdir(parents=True)
     (tmp_path / "reports/aa/summary.json").write_text(json.dumps(STAMP | {"rows": rows}))
+    counted = f"m decode | 3 to 4 | 2 | 1 | 1 | 0 | 0 | {ratio(0.984)} | {ratio(1.001)} |"
+    assert f"| 20261129-120000-0a1b2c3 | {counted}" in BLOCKS["against_itself"](tmp_path)
+    for run in ("1", "2"):
+        (tmp_path / f"reports/aa_{run}").mkdir()
+        (tmp_path / f"reports/aa_{run}/summary.json").write_text(json.dumps(STAMP | {"run_id": run, "rows": rows}))
     text = BLOCKS["against_itself"](tmp_path)
-    assert f"| m decode | 2 | 1 | 1 | 0 | 0 | {ratio(0.984)} | {ratio(1.001)} |" in text
+    assert f"| 1 | {counted}\n| 2 | {counted}" in text
+    assert "20261129-120000" not in text
+
+
+def test_other_engines_are_held_against_what_was_quoted(tmp_path: Path) -> None:
+    """More than five per cent stands out; a cell that was not measured says how it ended."""
+    assert "No H200 run" in BLOCKS["peers"](tmp_path)
+    (tmp_path / "docs/data").mkdir(parents=True)
+    quoted = {"model": "m", "workload": "decode", "batch": 256, "context": 1024, "vllm": 2.0, "nano_vllm": 4.0}
+    (tmp_path / "docs/data/peers.json").write_text(json.dumps({"source": "Once.", "cells": [quoted]}))
+    place = {"model": "m", "workload": "decode_long", "batch": 256, "context": 1024, "metric": "step_ms"}
+    medians = {"baseline": 1.5, "fused": 1.25, "transformers": None, "nano_vllm": 4.16, "vllm": 1.8}
+    rows = [
+        place | {"variant": name, "median": median, "status": "ok" if median else "timeout"}
+        for name, median in medians.items()
+    ]
+    rows.append(place | {"variant": "fused", "metric": "step_device_ms", "median": 9.0, "status": "ok"})
+    rows.append(place | {"variant": "vllm", "workload": "prefill", "batch": 1, "median": 3.0, "status": "ok"})
+    (tmp_path / "reports/peers_large").mkdir(parents=True)
+    (tmp_path / "reports/peers_large/summary.json").write_text(json.dumps(STAMP | {"rows": rows}))
+    text = BLOCKS["peers"](tmp_path)
+    assert "| m decode b=256 ctx 1024 | 1.500 | 1.250 | timeout | 1.800 | 4.160 | **-10.0 %** | +4.0 % |" in text
+    assert f"| m prefill 1x1024 | {BLANK} | {BLANK} | {BLANK} | 3.000 | {BLANK} | {BLANK} | {BLANK} |" in text
     assert "run 20261129-120000-0a1b2c3" in text
+    assert "Quoted: Once." in text
+    (tmp_path / "reports/peers_large/summary.json").write_text(json.dumps(STAMP | {"rows": [{}]}))
+    with pytest.raises(UserError, match="cannot be used"):
+        BLOCKS["peers"](tmp_path)
+
+
+def test_what_the_harness_costs_is_shown_with_its_interval(tmp_path: Path) -> None:
+    assert "No H200 measurement" in BLOCKS["overhead"](tmp_path)
+    row = {
+        "variant": "baseline", "bare_us": 1400.0, "timed_us": 1401.4, "added_us": 1.4, "ratio": 1.001,
+        "ratio_low": 0.9999, "ratio_high": 1.0021, "guard_us": 90.0, "pairs": [[1400.0, 1401.4]],
+    }  # fmt: skip
+    kept = {"model": "m", "context": 128, "steps": 64, "gpu": "NVIDIA H200", "commit": "0a1b2c3d4e5f6"}
+    (tmp_path / "docs/data").mkdir(parents=True)
+    path = tmp_path / "docs/data/overhead.json"
+    path.write_text(json.dumps(kept | {"created": "2026-11-29T00:00:00", "rows": [row]}))
+    text = BLOCKS["overhead"](tmp_path)
+    assert "+0.100 % | -0.010 % to +0.210 % | 90.00 |" in text
+    assert "NVIDIA H200, m, one sequence from 128 tokens on, 1 pairs of windows of 64 steps" in text
+    path.write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="cannot be used"):
+        BLOCKS["overhead"](tmp_path)
 
 
 def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:
