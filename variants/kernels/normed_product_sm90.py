@@ -37,7 +37,7 @@ if TensorDescriptor is not None:
 ROWS_OF_TILE, STEP_COLUMNS = 128, 64
 # Rows of the weight in a tile, of warpgroups that take turns and that share.
 TURNS_N, SHARED_N = 128, 256
-MIN_SHARED_ROWS, MIN_SHARED_K = 4096, 4096
+MIN_SHARED_ROWS, MIN_SHARED_K = 2048, 4096
 # Of 227 KiB: barriers need a few.
 SHARED_BYTES = 226 * 1024
 BLOCK_M = gl.constexpr(ROWS_OF_TILE)

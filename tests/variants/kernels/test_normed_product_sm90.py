@@ -149,9 +149,9 @@ def test_launchers_take_it_from_65_rows_on(as_on_hopper, monkeypatch):
 def test_who_shares_a_tile():
     assert share_tiles(128, 1024, silu=True)
     assert not share_tiles(129, 1024, silu=True)
-    assert share_tiles(8192, 4096, silu=True)
+    assert share_tiles(2048, 4096, silu=True)
     assert not share_tiles(8192, 1024, silu=True)
-    assert not share_tiles(2048, 4096, silu=True)
+    assert not share_tiles(1024, 4096, silu=True)
     assert not share_tiles(8192, 4096, silu=False)
 
 
