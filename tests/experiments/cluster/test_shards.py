@@ -74,6 +74,8 @@ def models(shards: tuple[Shard, ...]) -> list[list[str]]:
 def test_models_stay_whole_where_it_balances() -> None:
     assert models(make_shards(make_plan([8, 7, 6]), make_plan([8, 7, 6]).cells, 3)) == [["m0"], ["m1"], ["m2"]]
     assert models(make_shards(make_plan([4, 4]), make_plan([4, 4]).cells, 2)) == [["m0"], ["m1"]]
+    # The headline's: seven points, seven and six.
+    assert models(make_shards(make_plan([7, 7, 6]), make_plan([7, 7, 6]).cells, 2)) == [["m0"], ["m1", "m2"]]
     # Two thirds and one third is no balance.
     thirds = make_shards(make_plan([4, 4, 4]), make_plan([4, 4, 4]).cells, 2)
     assert [len(shard.points) for shard in thirds] == [6, 6]
