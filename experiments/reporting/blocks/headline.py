@@ -1,6 +1,6 @@
 """The committed GPU run, alone and beside the goals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
+PEERS = (Path("reports/peers_small/summary.json"), Path("reports/peers_large/summary.json"))
 GOALS = Path("docs/data/goals.json")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
 
@@ -38,15 +39,13 @@ def shapes(root: Path) -> str:
 
 @block
 def goals(root: Path) -> str:
-    """The cells of the goals: the peers as quoted, the bars, and `fused` of the committed run beside them."""
-    quoted, runs = read(root, GOALS), _committed(root, HEADLINE, OFFLINE)
-    results = _rows(runs)
-    measured = {
-        # A prefill beyond some models' positions is a workload of its own.
-        (row["model"], row["workload"].removesuffix("_long"), row["batch"], row["context"]): row["median"]
-        for row in results
-        if row["variant"] == lead_of(results) and METRICS[row["metric"]].primary
-    }
+    """The cells of the goals: the peers as quoted, the bars, and `fused` of the newest run that has the cell."""
+    quoted = read(root, GOALS)
+    runs = sorted(_committed(root, HEADLINE, OFFLINE, *PEERS), key=lambda run: run["created"])
+    try:
+        newest = {place: found for run in runs for place, found in _fused(run).items()}
+    except (KeyError, TypeError) as error:
+        raise unusable(HEADLINE, error) from None
     columns = (
         Column("cell", "Cell"),
         Column("vllm", "vLLM 0.26", Kind.NUMBER),
@@ -54,16 +53,28 @@ def goals(root: Path) -> str:
         Column("bar", "first bar", Kind.NUMBER),
         Column("goal", "goal", Kind.NUMBER),
         Column("fused", "fused", Kind.NUMBER),
+        Column("rounds", "rounds", Kind.COUNT),
+        Column("commit", "commit"),
     )
     rows = []
     for cell in quoted["cells"]:
         place = (cell["model"], cell["workload"], cell["batch"], cell["context"])
-        rows.append(
-            (cell_name(*place), cell["vllm"], cell["nano_vllm"], cell["bar"], cell["goal"], measured.get(place))
-        )
-    ran = " and ".join(f"run {run['run_id']}" for run in runs) or "no H200 run is committed yet"
+        found = newest.get(place, (None, None, None))
+        rows.append((cell_name(*place), cell["vllm"], cell["nano_vllm"], cell["bar"], cell["goal"], *found))
+    ran = ", ".join(f"run {run['run_id']}" for run in runs) or "no H200 run is committed yet"
     caption = f"Decode and prefill in ms, offline in output tokens/s; fused: {ran}. {quoted['source']}"
     return markdown(columns, rows, caption)
+
+
+def _fused(run: Mapping[str, Any]) -> dict[tuple[str, str, int, int], tuple[float, int, str]]:
+    """(median, rounds, commit) of `fused` by place. A cell that not all models have is of a workload of its own."""
+    return {
+        (row["model"], row["workload"].removesuffix("_long"), row["batch"], row["context"]): (
+            row["median"], row["n"], run["commit"][:7],
+        )
+        for row in run["rows"]
+        if row["variant"] == "fused" and row["status"] == "ok" and METRICS[row["metric"]].primary
+    }  # fmt: skip
 
 
 def _run_table(root: Path, *paths: Path) -> str:

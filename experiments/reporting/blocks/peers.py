@@ -6,12 +6,12 @@ from typing import Any
 
 from experiments.config import BASELINE, PEERS
 from experiments.metrics import METRICS
+from experiments.reporting.blocks.headline import PEERS as RUNS
 from experiments.reporting.blocks.headline import made
 from experiments.reporting.blocks.registry import block, markdown, read, unusable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import BLANK, Column, Kind, Value
 
-RUNS = (Path("reports/peers_small/summary.json"), Path("reports/peers_large/summary.json"))
 QUOTED = Path("docs/data/peers.json")
 NO_RUN = "No H200 run of it is committed yet: `.ci/gpu peers_small // peers_large` on two of them makes it.\n"
 TITLES = {"transformers": "transformers", "nano_vllm": "nano-vLLM", "vllm": "vLLM"}
