@@ -8,7 +8,8 @@
     lm_head            final norm, LM head and argmax without logits in memory
 
 With all of them a layer's two norms cost neither a kernel nor a pass over memory. `runtime.pdl` lets each kernel load
-its weights while the one before it still runs.
+its weights while the one before it still runs. With many rows `norm_linear` and `silu_epilogue` run as other kernels
+(variants/kernels/normed_product_sm90.py), and cuBLAS adds the residual.
 """
 
 from collections.abc import Mapping
