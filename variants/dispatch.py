@@ -2,8 +2,9 @@
 
 Where `fusebench tune` has measured a shape on this GPU, its bound decides (variants/kernels/tile_table.py). Otherwise
 the bounds below do. They were set on an H200: attention's in the whole step (docs/data/whole_step_search.json), those
-for many rows by docs/data/many_rows.json, the others each fused kernel in a CUDA graph against what it replaces, weights
-cold in L2. Those timings were not kept (docs/challenges.md) and are to be measured again. Other GPUs use the same.
+for many rows by docs/data/many_rows.json, the others each fused kernel in a CUDA graph against what it replaces,
+weights cold in L2. Those timings were not kept (docs/challenges.md) and are to be measured again. Other GPUs use the
+same.
 """
 
 import logging
