@@ -48,8 +48,8 @@ def warm_bytes(model: Model, config: ExperimentConfig) -> float:
 def idle_bytes(model: Model, config: ExperimentConfig) -> float:
     """Bytes that all variants' workers take while none does anything."""
     # Ours give their cache back after each cell.
-    blocks = [KEEP_THEIR_CACHE[variant.kind] for variant in config.variants if variant.kind in KEEP_THEIR_CACHE]
-    kept = sum(_largest_cache(model, config, block) for block in blocks)
+    kinds = [variant.kind for variant in config.variants if variant.kind in KEEP_THEIR_CACHE]
+    kept = sum(_largest_cache(model, config, KEEP_THEIR_CACHE[kind]) for kind in kinds)
     return len(config.variants) * (_weights(model, config.dtype) + CONTEXT_BYTES) + kept
 
 
@@ -65,13 +65,16 @@ def _weights(model: Model, dtype: str) -> float:
     return float(decode_work(model.sizes, [], DTYPE_BYTES[dtype]).bytes)
 
 
-def _largest_cache(model: Model, config: ExperimentConfig, block: int = 0) -> float:
-    """Of the largest cell; with `block` in whole blocks of so many tokens, and room for the tokens that are timed."""
+def _largest_cache(model: Model, config: ExperimentConfig, block_tokens: int = 0) -> float:
+    """Bytes for the largest cell; with `block_tokens` in whole blocks, with room for the tokens that are timed."""
     workloads = [workload for workload in config.workloads if workload.is_for(model.name)]
-    dtype_bytes, timed = DTYPE_BYTES[config.dtype], config.protocol.windows * config.protocol.steps_per_window
+    dtype_bytes = DTYPE_BYTES[config.dtype]
+    timed_tokens = config.protocol.windows * config.protocol.steps_per_window
 
     def tokens(context: int) -> int:
-        return -(-(context + timed // 2 + 1) // block) * block if block else context
+        if not block_tokens:
+            return context
+        return -(-(context + timed_tokens // 2 + 1) // block_tokens) * block_tokens
 
     cells = ([tokens(context) for context in _contexts(workload)] for workload in workloads)
     largest = max(decode_work(model.sizes, contexts, dtype_bytes).bytes for contexts in cells)
@@ -82,8 +85,8 @@ def _contexts(workload: WorkloadConfig) -> list[int]:
     """Tokens in the cache of each sequence at the workload's largest point."""
     if workload.kind == "offline":
         most = max(batch for batch, _ in workload.pairs())
-        ranges = tuple(workload.input_tokens), tuple(workload.output_tokens)
-        return [sum(request) for request in nano_vllm_requests(most, prompt=ranges[0], output=ranges[1])]
+        prompt, output = tuple(workload.input_tokens), tuple(workload.output_tokens)
+        return [sum(request) for request in nano_vllm_requests(most, prompt=prompt, output=output)]
     if workload.kind in REQUEST_KINDS:
         longest = workload.input_tokens[1] + workload.output_tokens[1]
         return [longest] * min(max(batch for batch, _ in workload.pairs()), workload.max_num_seqs)

@@ -108,14 +108,12 @@ def _report_kernels(files: Sequence[Path], options: Options) -> int:
 
 def _kernels_among(options: Options) -> list[Path]:
     """The files of runs of `fusebench kernels` among those asked for; UserError where they are mixed with sweeps."""
-    from experiments.reporting.kernels import find_kernels
+    from experiments.reporting.kernels import locate_kernels
 
-    named = [name.partition("/") for name in options.runs]
-    found = [find_kernels(Path(options.results_dir), experiment, run or "latest") for experiment, _, run in named]
-    files = [file for file in found if file]
-    if files and len(files) < len(found):
+    files = [file for name in options.runs if (file := locate_kernels(Path(options.results_dir), name))]
+    if files and len(files) < len(options.runs):
         raise UserError("runs has sweeps and runs of `fusebench kernels`; a report is of one kind")
-    if len(set(files)) < len(files):
+    if len({file.resolve() for file in files}) < len(files):
         raise UserError("runs names a run twice")
     return files
 

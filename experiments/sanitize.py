@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -108,10 +109,7 @@ def watch(sanitizer: Path, tool: str, section: str, scratch: Path, timeout_s: fl
     if tool == "memcheck" and section != "engine":
         environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     try:
-        done = subprocess.run(
-            [*watched, *program], env=environ, capture_output=True, text=True, errors="replace", timeout=timeout_s,
-            check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        done = run_whole([*watched, *program], environ, timeout_s)
     except subprocess.TimeoutExpired:
         return Watched(tool, section, {}, said=(f"it took longer than {timeout_s:g} s",), seconds=timeout_s)
     launches = json.loads(counts.read_text()) if counts.is_file() else {}
@@ -120,6 +118,21 @@ def watch(sanitizer: Path, tool: str, section: str, scratch: Path, timeout_s: fl
     if done.returncode not in (0, FOUND) or not launches:
         errors, said = None, said or tuple((done.stdout + done.stderr).strip().splitlines()[-MOST_LINES:])
     return Watched(tool, section, launches, errors, warnings, said, time.monotonic() - began)
+
+
+def run_whole(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a program; TimeoutExpired once it and all that it started are killed."""
+    with subprocess.Popen(
+        command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            # What a tool watches is a process of its own: it would keep the GPU, and our pipes open.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def what_it_said(text: str) -> tuple[int | None, int, tuple[str, ...]]:

@@ -330,6 +330,7 @@ def _prefill_kernel_sm90(
 
 @cache
 def is_hopper(index: int) -> bool:
+    """Whether the CUDA device of this index runs sm_90a's instructions."""
     return torch.cuda.get_device_capability(index) == (9, 0)
 
 

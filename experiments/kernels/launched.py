@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,14 @@ def launch(section: str, device: torch.device) -> None:
 
 
 def launch_op(op: str, shape: Shape, rows: Sequence[int], device: torch.device) -> None:
-    """A fused kernel in its forms, chained by dependent launch, and what it replaces; rows apart, with a bias."""
-    for kind in forms(op).values():
-        for count in rows:
-            case = kind.draw(shape, count, torch.bfloat16, device)
-            case.fresh().launch("triton", pdl=True)
-            case.fresh().launch("triton", pdl=True)
-    case.fresh().launch_unfused("triton")
+    """A fused kernel in its forms, and once what it replaces; inputs have gaps between rows, and a bias."""
+    kinds = list(forms(op).values())
+    for kind, count in product(kinds, rows):
+        case = kind.draw(shape, count, torch.bfloat16, device)
+        # Twice: the second is a dependent launch behind the first.
+        case.fresh().launch("triton", pdl=True)
+        case.fresh().launch("triton", pdl=True)
+    kinds[-1].draw(shape, max(rows), torch.bfloat16, device).launch_unfused("triton")
 
 
 def attend(dim: int, device: torch.device) -> None:

@@ -244,6 +244,15 @@ def find_kernels(results_dir: Path, experiment: str, run_id: str) -> Path | None
     raise UserError(f"run={run_id} is no run in {folder}; there are {', '.join(f.parent.name for f in files)}")
 
 
+def locate_kernels(results_dir: Path, name: str) -> Path | None:
+    """The same of a run named EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or by the folder's own path."""
+    own = Path(name) / f"{KERNELS}.json"
+    if own.is_file():
+        return own
+    experiment, _, run_id = name.partition("/")
+    return find_kernels(results_dir, experiment, run_id or "latest")
+
+
 def load_kernels(file: Path) -> KernelRun:
     """The stored run."""
     return read_run(KernelRun, file)

@@ -84,17 +84,12 @@ def run_trace(
     if config.is_spread:
         raise UserError("trace runs on one GPU of this machine: leave out cluster and devices")
     prepared = prepare(config)
-    device = prepared.config.device
     if config.dry_run:
         jobs = list(plan_jobs(prepared))
         console.print("\n".join([f"{len(jobs)} cells:", *(job.cell.id for job in jobs)]), markup=False)
         return 0
-    profiler = choose_profiler(options, device, console)
-    # A whole run is too much for the PyTorch profiler's trace of a GPU, and for ncu.
-    whole = isinstance(profiler, Nsys) or device == "cpu"
-    jobs = list(plan_jobs(prepared, (*STEP_KINDS, *WHOLE_RUNS) if whole else STEP_KINDS))
-    if not jobs:
-        raise UserError("nothing to trace: decode and prefill cells can be traced, and offline cells by nsys")
+    profiler = choose_profiler(options, prepared.config.device, console)
+    jobs = jobs_under(profiler, prepared, console)
     keep_raw = _make_keep_raw(options, console)
 
     def say(text: str) -> None:
@@ -111,6 +106,19 @@ def run_trace(
         console.print(f"{len(failed)} of {len(jobs)} cells failed: {', '.join(failed)}", markup=False)
     console.print(f"The report: fusebench report experiment={config.name} run={run.path.name}", markup=False)
     return 1 if failed else 0
+
+
+def jobs_under(profiler: Nsys | Ncu | None, prepared: Prepared, console: Console) -> list[Job]:
+    """The jobs that this profiler can do; what it cannot is said. UserError where none is left."""
+    # A whole run is too much for the PyTorch profiler's trace of a GPU, and for ncu.
+    whole = isinstance(profiler, Nsys) or prepared.config.device == "cpu"
+    planned = list(plan_jobs(prepared))
+    jobs = planned if whole else list(plan_jobs(prepared, STEP_KINDS))
+    if not jobs:
+        raise UserError("nothing to trace: decode and prefill cells can be traced, and offline cells by nsys")
+    if left_out := len(planned) - len(jobs):
+        console.print(f"offline cells are whole runs, which need nsys: {left_out} left out", markup=False)
+    return jobs
 
 
 def plan_jobs(prepared: Prepared, kinds: Sequence[str] = (*STEP_KINDS, *WHOLE_RUNS)) -> Iterator[Job]:

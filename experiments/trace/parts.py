@@ -7,7 +7,6 @@ from experiments.trace.attribution import REPLAY
 from experiments.trace.ledger import Part
 from experiments.trace.reader import Trace
 from experiments.trace.rows import Window
-from experiments.trace.schema import NONE
 from experiments.trace.union import Busy
 
 NAMES = ("decode", "prefill", "other")
@@ -19,8 +18,8 @@ def parts_of(run: TracedRun, window: Window, busy: Busy, firsts: np.ndarray) -> 
     decodes, prefill_tokens = np.array(run.decodes), np.array(run.prefill_tokens)
     kind_of_step = (prefill_tokens > 0).astype(np.int64)
     kind = np.full(len(window.step), NAMES.index("other"), dtype=np.int64)
-    # The last step of an engine only collects: nobody launched it.
-    inside = (window.step != NONE) & (window.step < run.first + len(decodes))
+    # The last step of an engine only collects: nobody launched it. Earlier ones are there without a `replay` range.
+    inside = (window.step >= run.first) & (window.step < run.first + len(decodes))
     kind[inside] = kind_of_step[window.step[inside] - run.first]
     work_ms, op_ms = _by_op(window, kind)
     before = np.isin(busy.gap_row, firsts)

@@ -1,5 +1,7 @@
 """From attributed device work to the ledger of one cell: sums by group, the union of busy time, the gaps."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from experiments.errors import UserError
@@ -7,7 +9,7 @@ from experiments.messages import TracedRun
 from experiments.records import Cell
 from experiments.trace.attribution import FORWARD, Attribution, Owner
 from experiments.trace.grouping import blocks, group_codes, narrowed
-from experiments.trace.ledger import SCHEMA, Gaps, Ledger
+from experiments.trace.ledger import SCHEMA, Gaps, Ledger, Part
 from experiments.trace.parts import host_ms, parts_of
 from experiments.trace.reader import Trace
 from experiments.trace.rows import Window, folded, kernel_rows, timeline
@@ -32,7 +34,7 @@ def make_ledger(
 
     Only the cell's own steps count if the trace has cell ranges, and only those replayed if it has such a range. What
     the worker calls one step may take several of the engine's (a prompt in chunks): `steps` says how many it made.
-    With a whole `run` its kinds of steps are summed up apart. UserError for a trace without any device work.
+    A whole `run` adds what is said of it (see `with_run`). UserError for a trace without any device work.
     """
     if not len(attribution.work):
         raise UserError("the trace holds no device work: no kernel ran inside the window")
@@ -47,7 +49,7 @@ def make_ledger(
     step_ms = _step_ms(window, busy, firsts, max(1, engine_steps // per))
     launched = np.zeros(len(trace.calls), dtype=bool)
     launched[window.call[window.call != NONE]] = True
-    return Ledger(
+    ledger = Ledger(
         schema=SCHEMA,
         cell=cell,
         profiler=profiler,
@@ -67,14 +69,19 @@ def make_ledger(
         untraced_step_ms=untraced_step_ms,
         inflation=step_ms / untraced_step_ms if untraced_step_ms else None,
         gaps=_gaps(busy, firsts),
-        kernels=folded(kernel_rows(window, trace)) if run else kernel_rows(window, trace),
+        kernels=kernel_rows(window, trace),
         timeline=timeline(window, trace),
         note=note,
-        parts=parts_of(run, window, busy, firsts) if run else [],
-        output_tokens=run.output_tokens if run else 0,
-        run_ms=run.run_ms if run else 0.0,
-        host_ms=host_ms(trace) if run else {},
     )
+    return with_run(ledger, run, parts_of(run, window, busy, firsts), host_ms(trace)) if run else ledger
+
+
+def with_run(ledger: Ledger, run: TracedRun, parts: list[Part], host_ms: dict[str, float]) -> Ledger:
+    """The ledger of a whole run: its kinds of steps apart, and rows without layers and shapes."""
+    return replace(
+        ledger, kernels=folded(ledger.kernels), parts=parts, output_tokens=run.output_tokens, run_ms=run.run_ms,
+        host_ms=host_ms,
+    )  # fmt: skip
 
 
 def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window:

@@ -1,6 +1,7 @@
 """`fusebench sanitize` with a shell script in compute-sanitizer's place; what it watches, in Triton's interpreter."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,20 @@ def test_what_was_found_or_did_not_end_is_exit_code_1(
     assert main(["sanitize", *asked]) == 1
     row = kept(tmp_path).rows[-1]
     assert (row.tool, row.errors, row.clean) == ("memcheck", errors, False)
+
+
+def test_what_takes_too_long_is_killed_with_what_it_started(stub: Path, tmp_path: Path) -> None:
+    """Else it would be waited for: it holds the pipe that the tool's output is read from."""
+    hangs = f'[ "$1" != --tool ] || {{ sleep 60 & echo $! >{tmp_path}/pid; wait; }}\n'
+    stub.write_text(STUB.replace("printf '%s'", f"{hangs}printf '%s'"))
+    began = time.monotonic()
+    asked = [f"sanitizer={stub}", "tools=racecheck", "sections=attention", f"results_dir={tmp_path}/results"]
+    assert main(["sanitize", *asked, "timeout_s=1"]) == 1
+    assert time.monotonic() - began < 30
+    [row] = kept(tmp_path).rows
+    assert (row.ended, row.said) == (False, ("it took longer than 1 s",))
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
 
 
 def test_summaries_are_read() -> None:

@@ -136,3 +136,11 @@ def test_what_several_gpus_take_is_packed(tmp_path: Path) -> None:
     stub = STUB + "case $3 in wheel) exit 1 ;; esac\n"
     download, _ = asked_by(tmp_path, "pack", stub=stub, status=1)
     assert set(extras["cluster"]) <= set(download)
+
+
+def test_a_broken_archive_of_vllm_is_not_taken_for_it_by_the_next_call(tmp_path: Path) -> None:
+    (tmp_path / ".gpu/v").mkdir(parents=True)
+    (tmp_path / ".gpu/v/vllm.tar.xz").write_bytes(b"half")
+    (tmp_path / "asked").touch()
+    assert asked_by(tmp_path, "peers_small", status=1) == []
+    assert not (tmp_path / "site-peers").exists()

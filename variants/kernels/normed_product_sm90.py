@@ -234,11 +234,15 @@ def share_tiles(m: int, k: int, silu: bool) -> bool:
     return silu and (m <= ROWS_OF_TILE or (m >= MIN_SHARED_ROWS and k >= MIN_SHARED_K))
 
 
+def result_box(block_n: int, silu: bool) -> tuple[int, int]:
+    """Rows and columns of the result that a warpgroup stores at once."""
+    return ROWS_OF_TILE if block_n == TURNS_N else ROWS_OF_TILE // 2, block_n // 2 if silu else block_n
+
+
 def num_stages(block_n: int, silu: bool) -> int:
-    """As many as shared memory holds beside two results."""
-    rows = ROWS_OF_TILE if block_n == TURNS_N else ROWS_OF_TILE // 2
-    results = 2 * rows * (block_n // 2 if silu else block_n)
-    return (SHARED_BYTES // 2 - results) // ((ROWS_OF_TILE + block_n) * STEP_COLUMNS)
+    """As many as shared memory holds beside two results, of elements of two bytes."""
+    rows, columns = result_box(block_n, silu)
+    return (SHARED_BYTES // 2 - 2 * rows * columns) // ((ROWS_OF_TILE + block_n) * STEP_COLUMNS)
 
 
 def normed_product_sm90(
@@ -256,7 +260,7 @@ def normed_product_sm90(
         squares = squares.sum(1, keepdim=True)
     (m, k), n = s.shape, weight_NK.shape[0]
     block_n = block_n or (SHARED_N if share_tiles(m, k, silu) else TURNS_N)
-    turns, (columns, block_c) = block_n == TURNS_N, (n // 2, block_n // 2) if silu else (n, block_n)
+    columns, (box_rows, block_c) = n // 2 if silu else n, result_box(block_n, silu)
     y = torch.empty((m, columns), dtype=s.dtype, device=s.device)
     if m == 0:
         return y, s
@@ -264,8 +268,8 @@ def normed_product_sm90(
     kernel = _gate_up_silu_kernel_sm90 if silu else _norm_linear_kernel_sm90
     kernel[(min(tiles, num_sms(s)),)](
         _boxes(s, ROWS_OF_TILE, STEP_COLUMNS), _boxes(weight_NK, block_c, STEP_COLUMNS),
-        _boxes(y, ROWS_OF_TILE if turns else ROWS_OF_TILE // 2, block_c), squares, bias_N, m, columns, k, eps,
-        BLOCK_N=block_n, STAGES=num_stages(block_n, silu), TURNS=turns, num_warps=4, maxnreg=MAX_REGISTERS,
+        _boxes(y, box_rows, block_c), squares, bias_N, m, columns, k, eps,
+        BLOCK_N=block_n, STAGES=num_stages(block_n, silu), TURNS=block_n == TURNS_N, num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return y, s
 

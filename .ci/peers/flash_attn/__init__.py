@@ -1,6 +1,6 @@
 """The two functions of flash-attn that nano-vLLM calls, on the FlashAttention 3 that vLLM brings.
 
-For a GPU machine where flash-attn cannot be built. On the path of `.ci/gpu peers` only.
+For a GPU machine where flash-attn cannot be built. On nano-vLLM's path in `.ci/gpu peers_small` and `peers_large` only.
 """
 
 import torch

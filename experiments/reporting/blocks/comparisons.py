@@ -18,7 +18,6 @@ NEEDED = (
 )  # fmt: skip
 CAPTION = "Speed-ups with their 95 % intervals, paired within their own run, verdicts corrected for all of that run."
 PREDICTIONS = Path("docs/data/rung_predictions.json")
-AA = Path("reports/aa/summary.json")
 AA_RUNS = "reports/aa_*/summary.json"
 NO_RUN = "No H200 run of it is committed yet.\n"
 HOW = ("added", "left out")
@@ -75,12 +74,12 @@ def _all_made(root: Path) -> str:
 def against_itself(root: Path) -> str:
     """The baseline against itself in another process: how many points were called what, how far ratios are from 1.
 
-    One row a run and workload; the three runs of `.ci/gpu aa`, or while there are none the one before them.
+    One row a run and workload.
     """
-    paths = [path.relative_to(root) for path in sorted(root.glob(AA_RUNS))] or [AA]
-    runs = [read(root, path) for path in paths if (root / path).is_file()]
-    if not runs:
+    paths = [path.relative_to(root) for path in sorted(root.glob(AA_RUNS))]
+    if not paths:
         return NO_RUN
+    runs = [read(root, path) for path in paths]
     try:
         columns = (
             Column("run", "Run"),

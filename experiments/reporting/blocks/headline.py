@@ -1,5 +1,6 @@
 """The committed GPU run, alone and beside the goals."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
 PEERS = (Path("reports/peers_small/summary.json"), Path("reports/peers_large/summary.json"))
 GOALS = Path("docs/data/goals.json")
+OF_SOME_MODELS = re.compile("_(long|short|few)$")
 NO_RUN = "No H200 run is committed yet: `fusebench sweep experiment=headline` on one makes this table.\n"
+
+Place = tuple[str, str, int, int]
 
 
 @block
@@ -66,15 +70,18 @@ def goals(root: Path) -> str:
     return markdown(columns, rows, caption)
 
 
-def _fused(run: Mapping[str, Any]) -> dict[tuple[str, str, int, int], tuple[float, int, str]]:
-    """(median, rounds, commit) of `fused` by place. A cell that not all models have is of a workload of its own."""
+def _fused(run: Mapping[str, Any]) -> dict[Place, tuple[float, int, str]]:
+    """(median, rounds, commit) of `fused` by place."""
     return {
-        (row["model"], row["workload"].removesuffix("_long"), row["batch"], row["context"]): (
-            row["median"], row["n"], run["commit"][:7],
-        )
+        place_of(row): (row["median"], row["n"], run["commit"][:7])
         for row in run["rows"]
         if row["variant"] == "fused" and row["status"] == "ok" and METRICS[row["metric"]].primary
-    }  # fmt: skip
+    }
+
+
+def place_of(row: Mapping[str, Any]) -> Place:
+    """(model, workload, batch, context). A cell that not all models have is of a workload of its own: decode_long."""
+    return row["model"], OF_SOME_MODELS.sub("", row["workload"]), row["batch"], row["context"]
 
 
 def _run_table(root: Path, *paths: Path) -> str:

@@ -1,13 +1,12 @@
 """The committed runs beside other engines, one for each model, held against what was quoted of those engines."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.config import BASELINE, PEERS
 from experiments.metrics import METRICS
 from experiments.reporting.blocks.headline import PEERS as RUNS
-from experiments.reporting.blocks.headline import made
+from experiments.reporting.blocks.headline import Place, made, place_of
 from experiments.reporting.blocks.registry import block, markdown, read, unusable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import BLANK, Column, Kind, Value
@@ -19,8 +18,6 @@ VARIANTS = (BASELINE, "fused", *PEERS)
 # A figure further from the quoted one than this is to be explained.
 USUAL = 0.05
 
-Place = tuple[str, str, int, int]
-
 
 @block
 def peers(root: Path) -> str:
@@ -30,7 +27,7 @@ def peers(root: Path) -> str:
         return NO_RUN
     quoted = read(root, QUOTED)
     try:
-        known = {_place(cell): cell for cell in quoted["cells"]}
+        known = {place_of(cell): cell for cell in quoted["cells"]}
         told = [variant for variant in PEERS if any(variant in cell for cell in quoted["cells"])]
         columns = (
             Column("cell", "Cell"),
@@ -57,13 +54,8 @@ def _cells(runs: list[dict[str, Any]]) -> dict[Place, dict[str, Value]]:
         for row in run["rows"]:
             if METRICS[row["metric"]].primary:
                 value = row["median"] if row["status"] == "ok" else row["status"]
-                found.setdefault(_place(row), {})[row["variant"]] = value
+                found.setdefault(place_of(row), {})[row["variant"]] = value
     return found
-
-
-def _place(row: Mapping[str, Any]) -> Place:
-    # Which cells a model has is said by workloads of their own: decode_long is decode.
-    return row["model"], row["workload"].partition("_")[0], row["batch"], row["context"]
 
 
 def _off(measured: Value, expected: float | None) -> str:

@@ -132,7 +132,12 @@ def test_the_report_command_merges_runs(tmp_path: Path) -> None:
     kept = read_run(KernelRun, tmp_path / "reports/kernels/kernels.json")
     assert {row.model for row in kept.rows} == {"qwen3-0.6b", "m"}
     assert (tmp_path / "reports/kernels/figures/kernels_m.svg").is_file()
-    assert report(["runs=[kernels/run-1,kernels/run-1]", "name=kernels", *where]) == 2
+    folder = tmp_path / "results" / KERNELS
+    assert report([f"runs=[{folder}/run-1,kernels/run-2]", "name=again", *where]) == 0
+    again, merged_by_id = (tmp_path / f"reports/{name}/kernels.json" for name in ("again", "kernels"))
+    assert again.read_bytes() == merged_by_id.read_bytes()
+    for twice in ("kernels/run-1", f"{folder}/run-1"):
+        assert report([f"runs=[kernels/run-1,{twice}]", "name=kernels", *where]) == 2
 
 
 def test_runs_from_before_there_were_forms_are_read(tmp_path: Path) -> None:

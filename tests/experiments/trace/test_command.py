@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,8 +188,21 @@ def test_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
 def test_offline_without_nsys_is_nothing_to_trace() -> None:
     """A GPU's whole run, eager and in a Chrome trace, would take gigabytes."""
     prepared = prepare(compose([*SMALL, "workloads=[offline]", "variants=[baseline]"]))
-    assert [job.cell.point.batch for job in command.plan_jobs(prepared)] == [256]
-    assert list(command.plan_jobs(prepared, command.STEP_KINDS)) == []
+    console = Console(width=140, file=io.StringIO(), record=True)
+    assert [job.cell.point.batch for job in command.jobs_under(None, prepared, console)] == [256]
+    on_gpu = replace(prepared, config=replace(prepared.config, device="cuda"))
+    with pytest.raises(UserError, match="nothing to trace"):
+        command.jobs_under(None, on_gpu, console)
+    assert console.export_text() == ""
+
+
+def test_offline_cells_beside_others_are_said_to_be_left_out() -> None:
+    config = compose([*SMALL, "workloads=[decode,offline]", "variants=[baseline]"])
+    prepared = prepare(config)
+    console = Console(width=140, file=io.StringIO(), record=True)
+    on_gpu = replace(prepared, config=replace(prepared.config, device="cuda"))
+    assert {job.cell.point.workload for job in command.jobs_under(None, on_gpu, console)} == {"decode"}
+    assert "which need nsys: 1 left out" in console.export_text()
 
 
 def test_a_whole_run_is_told_apart_by_what_its_steps_compute(tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_the_parts_of_a_run_are_its_window(synthetic: Synthetic) -> None:
     assert ledger.host_ms == pytest.approx({"schedule": 30e-6, "forward": 40e-6, "sample": 20e-6})
 
 
+def test_steps_before_a_run_are_no_part_of_it(synthetic: Synthetic) -> None:
+    """Where an export lost the range that tells them apart, their work is nobody's."""
+    export = synthetic()
+    two_steps(export)
+    (decode, other) = ledger_of(export.read(), run=TracedRun(1, (5,), (0,), 5, 0.5)).parts
+    assert (decode.name, decode.steps, 1e6 * decode.work_ms) == ("decode", 1, pytest.approx(45))
+    assert (other.name, other.steps, 1e6 * other.work_ms) == ("other", 0, pytest.approx(45))
+
+
 def test_rows_of_a_run_are_folded(synthetic: Synthetic) -> None:
     """Layers and shapes are left out, and nothing is lost."""
     export = synthetic()
