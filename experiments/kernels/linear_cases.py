@@ -12,6 +12,7 @@ linear layer reads is in memory:
 These are their forms alone, with everything in one kernel; chained_cases.py has what runs behind `linear_add`.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -36,8 +37,9 @@ from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate
 from variants.kernels.linear_add import linear_add_reference, linear_add_triton
 from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
+from variants.kernels.normed_product_sm90 import share_tiles, supported
 from variants.kernels.tile_table import choose_tile
-from variants.kernels.tiles import Tile, linear_tile
+from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, linear_tile
 
 WEIGHT_SCALE = 0.02
 
@@ -88,7 +90,7 @@ class LinearCase(Case):
         """One rounding, and an fp32 sum of K products."""
         return tolerance(self.dtype, sums=self.x_TK.shape[1])
 
-    def dispatch_class(self, rows: int) -> Tile:
+    def dispatch_class(self, rows: int) -> Hashable:
         """The tile."""
         return choose_tile(self.OP, self.x_TK[:rows], self.weight_NK, self.MATRICES, self.CAN_SPLIT)
 
@@ -125,6 +127,13 @@ class NormLinear(LinearCase):
         (1128, 736), (513, 5125), (960, 576), (1152, 896), (1600, 960), (2048, 1536), (4608, 3584), (4096, 1024),
         (6144, 4096),
     )  # fmt: skip
+
+    def dispatch_class(self, rows: int) -> Hashable:
+        """The tile, or how many rows are cut up for Hopper."""
+        x_TK = self.x_TK[:rows]
+        if rows > MAX_SKINNY_ROWS and supported(x_TK, self.weight_NK):
+            return "sm90", share_tiles(rows, x_TK.shape[1], silu=self.MATRICES == 2)
+        return super().dispatch_class(rows)
 
     def launch(self, how: How, pdl: bool = False, tile: Tile | None = None) -> Any:
         """(y, the stream)."""

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from experiments import validate
 from experiments.kernel_records import GateRow, GateStatus
-from experiments.kernels import chains, gates
+from experiments.kernels import chains, gates, linear_cases
 from experiments.kernels.attention_cases import Attention, QkvPost
 from experiments.kernels.case import Case
 from experiments.kernels.cases import CASES, forms
 from experiments.kernels.chained_cases import ChainedNormLinear
 from experiments.kernels.chains import chain_of
 from experiments.kernels.gates import Reach, accuracy, attempt, batch_invariance, gates_of, repeats, special_rows
-from experiments.kernels.linear_cases import LmHead, NormLinear
+from experiments.kernels.linear_cases import GateUpSilu, LmHead, NormLinear
+from variants.kernels.tiles import Tile
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -65,6 +66,20 @@ def test_an_interpreted_kernel_passes(kind: type[Case]) -> None:
     assert status(rows, "written outside") is GateStatus.PASSED
     # Three and four rows share a tile; one row has its own.
     assert next(row for row in rows if "other rows" in row.gate).where == "classes of M: 1, 3-4"
+
+
+def test_many_rows_on_hopper_are_classes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its launcher cuts them up; with SILU a single tile of rows is shared, and the next are not."""
+
+    def classes(kind: type[NormLinear]) -> list[object]:
+        case = kind.blank((64, 128), 2048, torch.float32, torch.device("cpu"))
+        return [case.dispatch_class(rows) for rows in (64, 65, 128, 129, 2048)]
+
+    assert all(isinstance(found, Tile) for found in classes(NormLinear))
+    monkeypatch.setattr(linear_cases, "supported", lambda s, weight: True)
+    assert classes(NormLinear)[1:] == [("sm90", False)] * 4
+    assert classes(GateUpSilu)[1:] == [("sm90", True), ("sm90", True), ("sm90", False), ("sm90", False)]
+    assert isinstance(classes(NormLinear)[0], Tile)
 
 
 class OffByAThousandth(NormLinear):
