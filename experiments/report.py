@@ -7,7 +7,7 @@ same results give the same bytes.
     run=RUN_ID         which run; its latest unless given
     runs=[RUN,RUN]     several runs side by side, instead: EXPERIMENT/RUN_ID, EXPERIMENT (its latest) or a run's folder;
                        runs of `fusebench kernels` become one
-    name=NAME          where a report of several runs goes, under reports/ (side_by_side)
+    name=NAME          where the report goes, under reports/: its experiment's name, or side_by_side for several runs
     results_dir=DIR    where results lie (results)
     reports_dir=DIR    where reports go (reports)
     --terminal         print the headline table and a small heat map instead of writing files
@@ -24,15 +24,17 @@ from experiments.command_line import run_or_help
 from experiments.errors import UserError
 from experiments.options import parse_options
 
+TOGETHER = "side_by_side"
+
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; no run is the latest."""
+    """What was asked for; no run is the latest, no name the experiment's or side_by_side."""
 
     experiment: str = ""
     run: str = ""
     runs: tuple[str, ...] = ()
-    name: str = "side_by_side"
+    name: str = ""
     results_dir: str = "results"
     reports_dir: str = "reports"
     terminal: bool = False
@@ -50,7 +52,7 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError(f"runs=[{options.runs[0]}] is one run; give two or more, or experiment=NAME run=RUN_ID")
     if not options.runs and not options.experiment:
         raise UserError("which experiment? give experiment=NAME, for instance experiment=demo")
-    if not re.fullmatch(r"[\w-]+", options.name):
+    if not re.fullmatch(r"[\w-]*", options.name):
         raise UserError(f"name={options.name} may have letters, digits, - and _ only, for it names a folder")
     return options
 
@@ -83,7 +85,7 @@ def _one(options: Options) -> int:
 
         show(run)
         return 0
-    folder = Path(options.reports_dir) / run.info.experiment
+    folder = Path(options.reports_dir) / (options.name or run.info.experiment)
     write(build(run), folder)
     counts = run.status_counts()
     print(f"{folder / 'index.html'}: run {run.info.run_id}, {counts['ok']:,} of {counts['planned']:,} cells ok")
@@ -100,7 +102,7 @@ def _report_kernels(files: Sequence[Path], options: Options) -> int:
     if options.terminal:
         show_kernels(run)
         return 0
-    folder = Path(options.reports_dir) / (options.experiment or options.name)
+    folder = Path(options.reports_dir) / (options.name or options.experiment or TOGETHER)
     write(build_kernels(run), folder)
     print(f"{folder / 'report.md'}: run {run.stamp.run_id}, {len(run.rows):,} rows")
     return 0
@@ -135,7 +137,7 @@ def _several(options: Options) -> int:
             print(f"\n{run.info.experiment}/{run.info.run_id}")
             show(run)
         return 0
-    folder = Path(options.reports_dir) / options.name
+    folder = Path(options.reports_dir) / (options.name or TOGETHER)
     write(build_together(runs), folder)
     print(f"{folder / 'index.html'}: {', '.join(f'{r.info.experiment}/{r.info.run_id}' for r in runs)}")
     return 0

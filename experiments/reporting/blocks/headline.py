@@ -123,8 +123,3 @@ def made(run: dict[str, Any]) -> str:
     machine = run["gpu"] or "a CPU, kernels as plain-PyTorch twins: no speed is claimed"
     dirty = " with uncommitted changes" if run["dirty"] else ""
     return f"{machine}, {run['dtype']}, commit {run['commit'][:12]}{dirty}, {run['created'][:10]}, run {run['run_id']}"
-
-
-def summary_of_run(root: Path) -> dict[str, Any] | None:
-    """The committed report's summary.json, or None where no run is committed."""
-    return read(root, HEADLINE) if (root / HEADLINE).is_file() else None

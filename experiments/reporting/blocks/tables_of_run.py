@@ -3,12 +3,14 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from experiments.reporting.blocks.headline import NO_RUN, summary_of_run
-from experiments.reporting.blocks.registry import block, markdown, read_table
+from experiments.reporting.blocks.headline import NO_RUN
+from experiments.reporting.blocks.registry import block, markdown, read, read_table
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind, Value
 
-TABLES = Path("reports/headline/tables")
+HEADLINE = Path("reports/headline")
+# A headline run that was traced: its report stays when a newer one was not.
+TRACED_RUN = Path("reports/traced")
 NO_TRACE = "No trace of an H200 run is committed yet: `fusebench trace experiment=headline` on one makes this table.\n"
 TRACED_BY = "Nsight Systems with CUDA-graph node tracing; a trace feeds no timing."
 # Operations that gained or lost less than this share of the baseline's busy time are left out.
@@ -25,7 +27,8 @@ Row = Mapping[str, str]
 @block
 def traces(root: Path) -> str:
     """Each traced cell: launches, busy and idle time, how much was attributed, how much tracing cost."""
-    rows, caption = _rows(root, "traces.csv", TRACED), _caption(root)
+    report = _traced(root)
+    rows, caption = _rows(root, report, "traces.csv", TRACED), _caption(root, report)
     if not rows or caption is None:
         return NO_TRACE if caption else NO_RUN
     columns = (
@@ -45,7 +48,8 @@ def traces(root: Path) -> str:
 @block
 def changes(root: Path) -> str:
     """Device time by operation in the baseline and in the fused engine, where it differs."""
-    rows, caption = _rows(root, "kernel_changes.csv", ("op", *CHANGED)), _caption(root)
+    report = _traced(root)
+    rows, caption = _rows(root, report, "kernel_changes.csv", ("op", *CHANGED)), _caption(root, report)
     if not rows or caption is None:
         return NO_TRACE if caption else NO_RUN
     columns = (
@@ -71,7 +75,7 @@ def changes(root: Path) -> str:
 @block
 def memory(root: Path) -> str:
     """Peak memory that PyTorch had allocated, by variant."""
-    rows, caption = _rows(root, "memory.csv", (ALLOCATED,)), _caption(root)
+    rows, caption = _rows(root, HEADLINE, "memory.csv", (ALLOCATED,)), _caption(root, HEADLINE)
     if not rows or caption is None:
         return NO_RUN
     variants = list(dict.fromkeys(row["variant"] for row in rows))
@@ -87,15 +91,21 @@ def _cell(row: Row) -> str:
     return cell_name(row["model"], row["workload"], int(row["batch"]), int(row["length"]))
 
 
-def _rows(root: Path, name: str, needed: Collection[str]) -> list[Row]:
-    """The rows of one of the report's tables with these columns, and those that name the cell."""
-    return [*read_table(root, TABLES / name, (*PLACE, *needed))]
+def _traced(root: Path) -> Path:
+    """The headline's report where it has a traced cell, else that of the last one that had."""
+    return HEADLINE if _rows(root, HEADLINE, "traces.csv", TRACED) or not (root / TRACED_RUN).is_dir() else TRACED_RUN
 
 
-def _caption(root: Path) -> str | None:
-    summary = summary_of_run(root)
-    if summary is None:
+def _rows(root: Path, report: Path, name: str, needed: Collection[str]) -> list[Row]:
+    """The rows of one of a report's tables with these columns, and those that name the cell."""
+    return [*read_table(root, report / "tables" / name, (*PLACE, *needed))]
+
+
+def _caption(root: Path, report: Path) -> str | None:
+    path = report / "summary.json"
+    if not (root / path).is_file():
         return None
+    summary = read(root, path)
     return (
         f"{summary['gpu']}, {summary['dtype']}, commit {summary['commit'][:12]}, {summary['created'][:10]}, run "
         f"{summary['run_id']}."

@@ -313,9 +313,9 @@ def test_traffic_blocks_show_every_row_and_its_commit(tmp_path: Path) -> None:
         BLOCKS["traffic_memory"](tmp_path)
 
 
-def _commit_table(root: Path, name: str, header: str, *rows: str) -> None:
-    tables = root / "reports/headline/tables"
-    tables.mkdir(exist_ok=True)
+def _commit_table(root: Path, name: str, header: str, *rows: str, report: str = "headline") -> None:
+    tables = root / "reports" / report / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
     (tables / name).write_text("\n".join([header, *rows]) + "\n")
 
 
@@ -345,6 +345,21 @@ def test_a_traced_cell_is_a_line_with_its_coverage(tmp_path: Path) -> None:
     text = BLOCKS["traces"](tmp_path)
     assert "| qwen3-0.6b decode b=1 ctx 128 | baseline | 373.1 | 1,321 | 13.5 % | 100.0 % | 99.8 % | 1.13" in text
     assert "| fused | 146.1 | 616.9 | 2.4 % | 100.0 % | 99.6 % |" in text
+    assert "commit 0a1b2c3d4e5f" in text
+
+
+def test_traces_of_an_older_run_stay_until_a_newer_one_is_traced(tmp_path: Path) -> None:
+    _commit_report(tmp_path)
+    row = "qwen3-0.6b,decode,1,128,{},nsys,8,373.125,1320.77,914.0,0.135,1.0,0.998,1.13,"
+    _commit_table(tmp_path, "traces.csv", TRACED, row.format("baseline"), report="traced")
+    older = json.loads((tmp_path / "reports/headline/summary.json").read_text()) | {"commit": "9f8e7d6c5b4a3"}
+    (tmp_path / "reports/traced/summary.json").write_text(json.dumps(older))
+    text = BLOCKS["traces"](tmp_path)
+    assert "| baseline | 373.1 |" in text
+    assert "commit 9f8e7d6c5b4a" in text
+    _commit_table(tmp_path, "traces.csv", TRACED, row.format("fused"))
+    text = BLOCKS["traces"](tmp_path)
+    assert "| fused | 373.1 |" in text
     assert "commit 0a1b2c3d4e5f" in text
 
 

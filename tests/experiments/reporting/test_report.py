@@ -41,6 +41,8 @@ def test_the_run_can_be_named_and_the_command_is_fusebench_report(swept: tuple[P
     paths = [f"results_dir={folder / 'results'}", f"reports_dir={folder / 'named'}"]
     assert fusebench(["report", "experiment=quick", f"run={outcome.path.name}", *paths]) == 0
     assert (folder / "named/quick/index.html").is_file()
+    assert fusebench(["report", "experiment=quick", "name=aside", *paths]) == 0
+    assert (folder / "named/aside/index.html").is_file()
 
 
 def test_damaged_cells_and_ledgers_are_named_and_the_rest_is_reported(tmp_path: Path) -> None:
