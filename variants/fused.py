@@ -48,7 +48,7 @@ KERNELS = {
     "residual_epilogue": "_linear_add_kernel",
     "silu_epilogue": "_gate_up_silu_kernel*",
     "qkv_post": "_qkv_post_kernel",
-    "attention": "_decode_qkv_attention_kernel",
+    "attention": "_decode_qkv_attention_kernel*",
     "lm_head": "_tile_argmax_kernel",
 }
 

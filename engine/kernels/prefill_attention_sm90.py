@@ -132,7 +132,7 @@ def _fetch(desc, ring, tile, first, second, context_len, column, BLOCK_SIZE: gl.
     boxes = tiles._reinterpret(tiles.dtype, [stages * columns * 2, 1, PART, PART], layout)
     stage, key = _stage(ring, tile), tile * TILE
     bar = ready.index(stage)
-    first_row, second_row = _row(key, context_len, BLOCK_SIZE), _row(key + PART, context_len, BLOCK_SIZE)
+    first_row, second_row = row_of(key, context_len, BLOCK_SIZE), row_of(key + PART, context_len, BLOCK_SIZE)
     mbarrier.wait(free.index(stage), _parity(ring, tile) ^ 1)
     mbarrier.expect(bar, TILE * columns * PART * 2)
     for c in gl.static_range(columns):
@@ -142,13 +142,13 @@ def _fetch(desc, ring, tile, first, second, context_len, column, BLOCK_SIZE: gl.
 
 
 @gluon.jit
-def _row(key, context_len, BLOCK_SIZE: gl.constexpr):
+def row_of(key, context_len, BLOCK_SIZE: gl.constexpr):
     """Where in its page the part that begins with `key` is fetched from: a part beyond the context before the page."""
-    return gl.where(key < context_len, key % BLOCK_SIZE, 0) - _moved(key, context_len)
+    return gl.where(key < context_len, key % BLOCK_SIZE, 0) - moved_by(key, context_len)
 
 
 @gluon.jit
-def _moved(key, context_len):
+def moved_by(key, context_len):
     """By how many rows the part that begins with `key` is fetched too early, so that it ends with the last key."""
     return gl.minimum(gl.maximum(key + PART - context_len, 0), PART)
 
@@ -259,7 +259,7 @@ def _pack(e, dtype: gl.constexpr):
 def _hide(scores, position, start, context_len):
     """-inf where the key in a row of the tile is later than the query's position, or is no key."""
     n = gl.arange(0, TILE, gl.SliceLayout(0, scores.type.layout))
-    moved = _moved(start + n // PART * PART, context_len)
+    moved = moved_by(start + n // PART * PART, context_len)
     # A key that is none becomes later than every query.
     key = gl.where(n % PART >= moved, start + n - moved, context_len)
     return gl.where(key[None, :] <= position[:, None], scores, float("-inf"))
@@ -346,7 +346,7 @@ def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, sliding_window: i
     )  # fmt: skip
 
 
-def _descriptor(cache: Tensor) -> Any:
+def cache_descriptor(cache: Tensor) -> Any:
     """[pages, positions, heads and dimensions together], copied 64 positions by 64 dimensions (128 bytes) at a time."""
     num_blocks, block_size, m, d = cache.shape
     layout = gl.NVMMASharedLayout(128, 16, rank=3)
@@ -366,8 +366,9 @@ def varlen_prefill_attention_sm90(
         return o
     block_size, m = k_cache.shape[1], k_cache.shape[2]
     _prefill_kernel_sm90[(n, cdiv(max_seqlen_q, ROWS_PER_PROGRAM), batch)](
-        q_TND, _descriptor(k_cache), _descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1, o, n // m,
-        scale * LOG2_E, *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1], *o.stride()[:2],
+        q_TND, cache_descriptor(k_cache), cache_descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1,
+        o, n // m, scale * LOG2_E,
+        *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1], *o.stride()[:2],
         D=d, BLOCK_SIZE=block_size, STAGES=STAGES, num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return o

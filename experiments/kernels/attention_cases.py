@@ -26,6 +26,7 @@ from variants.kernels.decode_qkv_attention import (
     decode_qkv_attention_reference,
     decode_qkv_attention_triton,
 )
+from variants.kernels.decode_qkv_attention_sm90 import supported
 from variants.kernels.qkv_post import qk_norm_rope_store_reference, qk_norm_rope_store_triton
 from variants.kernels.tiles import Tile
 
@@ -193,7 +194,9 @@ class Attention(QkvPost):
     def dispatch_class(self, rows: int) -> Any:
         """How the keys are cut up."""
         most = self.tables_TP.shape[1] * BLOCK_SIZE
-        return attention_cut(rows, self.heads[1], self.heads[2], most, BLOCK_SIZE, num_sms(self.qkv_TO))
+        hopper = supported(self.qkv_TO, self.k_cache, self.heads[0], None)
+        n, m, d = self.heads
+        return attention_cut(rows, n, m, d, most, BLOCK_SIZE, num_sms(self.qkv_TO), hopper)
 
 
 def _tables(lens: list[int]) -> tuple[Tensor, int]:

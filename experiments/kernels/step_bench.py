@@ -33,6 +33,7 @@ from experiments.measuring.session import MAX_MODEL_LEN, free_memory
 from variants import load_variant
 from variants.dispatch import KERNELS, attention_pays, pays_here
 from variants.kernels.decode_qkv_attention import attention_cut
+from variants.kernels.decode_qkv_attention_sm90 import supported
 from variants.kernels.tile_table import Trial, choose_tile, trying
 
 WINDOWS, WINDOW_STEPS = 4, 25
@@ -185,8 +186,17 @@ class GpuSteps:
         batch = self.place.batch
         if not attention_pays(batch):
             return Choice(ATTENTION, ATTENTION, False)
-        heads, dim = self.num_kv_heads, int(self._sizes["head_dim"])
-        cut = attention_cut(batch, heads, dim, self.max_context, EngineConfig.block_size, self.sms)
+        num_heads, dim, block_size = (
+            int(self._sizes["num_heads"]),
+            int(self._sizes["head_dim"]),
+            EngineConfig.block_size,
+        )
+        x = torch.empty(0, dtype=self._dtype, device=self.place.device)
+        cache = torch.empty(1, block_size, self.num_kv_heads, dim, dtype=self._dtype, device=self.place.device)
+        hopper = supported(x, cache, num_heads, None)
+        cut = attention_cut(
+            batch, num_heads, self.num_kv_heads, dim, self.max_context, block_size, self.sms, hopper
+        )  # fmt: skip
         return Choice(ATTENTION, ATTENTION, True, cut=cut)
 
     @property

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, next_power_of_2, num_sms, pdl_options, tl, triton
 from engine.kernels.decode_attention import LOG2_E, MAX_SPLITS, TILE_TOKENS, paged_decode_attention_reference
+from engine.kernels.prefill_attention_sm90 import PART_KEYS
+from variants.kernels.decode_qkv_attention_sm90 import NUM_WARPS, decode_qkv_attention_sm90, supported
 from variants.kernels.qkv_post import (
     HEADS_PER_PROGRAM,
     load_halves,
@@ -36,6 +38,8 @@ MERGE_ELEMENTS = 4096
 PROGRAMS_PER_SM = 3
 # Up to so many tiles a program is done before it gains from more programs beside it.
 FEW_TILES = 4
+# More parts cost more to merge than they save, and the kernel for Hopper holds all of them at once.
+MAX_HOPPER_SPLITS = 8
 # Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
 
@@ -46,6 +50,8 @@ class Cut:
 
     With one stage the next tile travels in registers, the second one before the wait: soonest done with two tiles.
     With more, copies to shared memory are pipelined. `ahead` tiles after the first are pulled into L2 before the wait.
+    `hopper` is the kernel of decode_qkv_attention_sm90.py, whose tiles and warps are given: it has `stages` tiles in
+    shared memory before the wait, and `ahead` after these in L2.
     """
 
     splits: int
@@ -53,6 +59,7 @@ class Cut:
     num_warps: int = 4
     stages: int = 2
     ahead: int = 0
+    hopper: bool = False
 
 
 # Of so short a context two tiles are there before the queries are, and nothing has to be merged.
@@ -311,17 +318,42 @@ def _decode_qkv_attention_kernel(
 
 
 def attention_cut(
-    batch: int, num_kv_heads: int, head_dim: int, max_context: int, block_size: int, sms: int
+    batch: int, num_heads: int, num_kv_heads: int, head_dim: int, max_context: int, block_size: int, sms: int,
+    hopper: bool = False,
 ) -> Cut:  # fmt: skip
-    """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid."""
+    """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid.
+
+    `hopper` where decode_qkv_attention_sm90.py supports the case.
+    """
     tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
     if pairs <= sms and head_dim <= 128 and max_context <= SHORT_CONTEXT:
         return WHOLE
+    if hopper:
+        splits = max(1, min(sms // pairs, cdiv(max_context, PART_KEYS), MAX_HOPPER_SPLITS))
+        return Cut(splits, PART_KEYS, NUM_WARPS, ring_tiles(pairs, splits, head_dim, sms), ahead=1, hopper=True)
     if pairs > MAX_TICKETS:
         return Cut(1, tile)
-    # The merge costs less than a second tile in turn, as long as all programs run at once.
-    splits = max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), MAX_SPLITS))
+    # The merge costs less than a second tile in turn, as long as all programs run at once and their parts are merged
+    # at once.
+    group_elements = next_power_of_2(num_heads // num_kv_heads) * next_power_of_2(head_dim)
+    most = min(MAX_SPLITS, max(1, MERGE_ELEMENTS // group_elements))
+    splits = max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), most))
     return Cut(splits, tile, ahead=int(splits * tile < max_context <= FEW_TILES * splits * tile))
+
+
+def ring_tiles(pairs: int, splits: int, head_dim: int, sms: int) -> int:
+    """Tiles of keys in a program's ring, as many of values: measured on an H200 (docs/data/attention_sm90.json).
+
+    More are more bytes under way, and less room for the product before and after, or for another program.
+    """
+    programs = cdiv(pairs * splits, sms)
+    if head_dim == 64:
+        return 6 if programs == 1 else 3
+    if programs == 1:
+        return 4 if splits > 1 else 3
+    # Two programs a multiprocessor with three, three with two: whichever comes out fuller in the end.
+    fill = {tiles: pairs / (cdiv(pairs, slots * sms) * slots * sms) for tiles, slots in ((3, 2), (2, 3))}
+    return max(fill, key=fill.__getitem__)
 
 
 def merge_chunk(splits: int, part_elements: int) -> int:
@@ -357,9 +389,16 @@ def decode_qkv_attention_triton(
         return o
     block_size = k_cache.shape[1]
     max_context = block_tables_BP.shape[1] * block_size
-    cut = (
-        cut or on_trial().cut or attention_cut(batch, num_kv_heads, head_dim, max_context, block_size, num_sms(qkv_BO))
-    )
+    cut = cut or on_trial().cut
+    if cut is None:
+        hopper = supported(qkv_BO, k_cache, num_heads, sliding_window)
+        sms = num_sms(qkv_BO)
+        cut = attention_cut(batch, num_heads, num_kv_heads, head_dim, max_context, block_size, sms, hopper)
+    if cut.hopper:
+        return decode_qkv_attention_sm90(
+            qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
+            context_lens_B, _tickets(qkv_BO.device), num_heads, norm_eps, scale, pdl, cut.splits, cut.stages, cut.ahead,
+        )  # fmt: skip
     parts, lse, tickets = None, None, None
     if cut.splits > 1:
         parts = torch.empty((batch, num_heads * cut.splits, head_dim), dtype=torch.float32, device=qkv_BO.device)

@@ -35,6 +35,9 @@ def _norm_linear_kernel(
     w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     if partials_ptr is not None:
         partials = load_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
+    if bias_ptr is not None and PATH != "wide":
+        # Beside x: behind the product it is a read from memory that nothing hides.
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0)
     acc, _, squares = product(
         w, w2, x_desc, w_desc, x_ptr, residual_ptr, s_ptr, None, w_ptr, None,
         x_stride, r_stride, s_stride, w_stride, tile_m, tile_n, M, N,
@@ -48,7 +51,10 @@ def _norm_linear_kernel(
     else:
         rows, cols, y = m[None, :], n[:, None], acc * scale[None, :]
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
+        if PATH == "wide":
+            y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
+        else:
+            y += bias[:, None].to(tl.float32)
     target = y_ptr + rows.to(tl.int64) * y_stride + cols
     tl.store(target, y.to(y_ptr.dtype.element_ty), mask=(rows < M) & (cols < N))
 

@@ -13,8 +13,8 @@ from engine.kernels._triton import TensorDescriptor, cdiv, next_power_of_2
 # Two rows through registers pay for small weights only; from there on the tensor cores are faster (H200,
 # challenges.md).
 MAX_TWO_ROW_WEIGHTS = 16 * 2**20
-# Larger weights stream for longer than their first reads take.
-MAX_HELD_WEIGHTS = 16 * 2**20
+# Larger weights stream for longer than their first reads take; the largest that was measured has 6 Mi.
+MAX_HELD_WEIGHTS = 8 * 2**20
 # Weights that a thread can have in its registers, and the most parts of K that are worth their sum.
 HELD_A_THREAD = 128
 MAX_HELD_SPLITS = 4
@@ -25,6 +25,8 @@ MAX_HELD_ROWS = 16
 # Parts of K that a held program multiplies by themselves, one a warp or two.
 HELD_SLICES = 8
 MAX_SKINNY_ROWS = 64
+# So many tiles a multiprocessor that larger ones come out even too: an LM head's.
+MANY_TILES = 16
 # (block_m, block_n) of the wide path, most reuse first.
 WIDE_BLOCKS = ((128, 256), (128, 128), (64, 128), (64, 64))
 
@@ -95,6 +97,8 @@ def _held_tile(m: int, k: int, weights: int, can_split: bool) -> Tile:
 
 def _skinny_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int, can_split: bool) -> Tile:
     block_m = max(8, next_power_of_2(m))
+    if block_m == 8 and bytes_per_weight <= 4:
+        return _narrow_tile(n, k, bytes_per_weight, sms, can_split)
     # An eighth of the multiprocessors idle costs less than tiles of half the size.
     block_n = 64 if can_split else next((b for b in (64, 32) if cdiv(n, b) >= sms * 7 // 8), 16)
     block_k = 128 if block_n == 64 or m > 16 else 256
@@ -106,6 +110,27 @@ def _skinny_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int, can_sp
     # Two warps would spill registers where 64 rows are squared beside so narrow a tile.
     num_warps = 2 if block_n == 16 and block_m < 64 else 4
     return Tile("skinny", block_m, block_n, max(16, block_k), num_warps, 3 if m > 32 else 4, splits)
+
+
+def _narrow_tile(n: int, k: int, bytes_per_weight: int, sms: int, can_split: bool) -> Tile:
+    """Up to eight rows: few long rows of weights a step, two warps."""
+    block_n = 64 if cdiv(n, 32) >= MANY_TILES * sms else 32
+    if block_n == 64:
+        return Tile("skinny", 8, block_n, min(128, max(16, next_power_of_2(k))), num_warps=4, stages=4)
+    block_k = 256 if k % 256 == 0 else min(128, max(16, next_power_of_2(k)))
+    stages, splits, tiles = 4 if block_k == 256 else 6, 1, cdiv(n, block_n)
+    if can_split:
+        # Once most multiprocessors have a program, only parts of many steps are worth their sum.
+        least = 16 if tiles >= sms * 7 // 8 else 4
+        splits, stages = max(1, min(2 * sms // tiles, cdiv(k, least * block_k), 8)), max(5, stages)
+    elif tiles < sms * 7 // 8 or (bytes_per_weight == 4 and block_k == 256 and not _comes_out_even(tiles, sms)):
+        block_n = 16
+    return Tile("skinny", 8, block_n, block_k, 2, stages, splits)
+
+
+def _comes_out_even(tiles: int, sms: int) -> bool:
+    """Whether the last round of tiles, one a multiprocessor, is nearly full: else smaller tiles were faster."""
+    return tiles >= 0.94 * cdiv(tiles, sms) * sms
 
 
 def _wide_tile(m: int, n: int, itemsize: int, sms: int, weights: int) -> Tile:

@@ -51,7 +51,7 @@ def test_the_engines_own_choices_are_known(steps: GpuSteps) -> None:
     tiles = {site: choice.tile for site, choice in steps.own.items() if site != "attention"}
     assert tiles == {site: steps.problem(point).heuristic() for site, point in steps.points.items()}
     sizes = find_model("tiny").sizes
-    own = attention_cut(2, sizes["num_kv_heads"], sizes["head_dim"], 320, 64, steps.sms)
+    own = attention_cut(2, *(sizes[name] for name in ("num_heads", "num_kv_heads", "head_dim")), 320, 64, steps.sms)
     assert steps.own["attention"].cut == own
     many = GpuSteps(StepPlace("tiny", 128, 8, 1, "float32", "cpu"), find_model("tiny").sizes, OPS)
     assert not any(choice.fused for choice in many.own.values())

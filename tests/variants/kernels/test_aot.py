@@ -154,6 +154,11 @@ CASES = [
     norm_linear(2, 960, 576, "partials_ptr"),
     norm_linear_with_bias(1, 2048, 1536),
     linear_add(8, 3584, 18944),
+    # Sizes that no table knows, as tiles of up to eight rows come out: 32 or 16 weights of each matrix, K in two or four.
+    norm_linear_with_bias(8, 4608, 3584),
+    gate_up(8, 8192, 2048, "partials_ptr"),
+    gate_up(8, 8960, 1536, "partials_ptr"),
+    linear_add(8, 2048, 8192),
     gate_up(8, 18944, 3584, "residual_ptr"),
     gate_up(1, 2560, 960, "partials_ptr"),
     norm_linear(16, 6144, 4096, "residual_ptr", held(16, 16, 1024)),

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from engine.kernels._triton import next_power_of_2
 from engine.kernels.decode_attention import paged_decode_attention_triton
 from tests.kernel_gates import (
     DEVICE,
@@ -45,6 +46,7 @@ CASES = [
     ((17, 1, 32), 32, 2, False),
 ]
 GPU_CUTS = [Cut(1), Cut(8), Cut(6, ahead=2), Cut(1, 128, 8, 1), Cut(4, 64, 4, 1), Cut(4, 128, 8, 2, ahead=1)]
+GPU_CUTS += [Cut(splits, stages=3, ahead=2, hopper=True) for splits in (1, 2, 5, 16)]
 # A new key at the start of a page and of a tile, at their ends, alone; a padded row.
 LENS = [1, 0, 150, 64, 65, 129]
 
@@ -201,18 +203,25 @@ def test_a_cut_on_trial_is_taken(monkeypatch):
 
 
 def test_the_cut_fits_the_page_and_the_tickets():
-    assert attention_cut(1, 8, 128, 8192, 16, 132).tile == 16
-    assert attention_cut(1, 8, 128, 8192, 64, 132).splits > 1
-    assert attention_cut(MAX_TICKETS, 1, 128, 8192, 64, 2**30).splits > 1
-    assert attention_cut(MAX_TICKETS + 1, 1, 128, 8192, 64, 2**30).splits == 1
+    assert attention_cut(1, 16, 8, 128, 8192, 16, 132).tile == 16
+    assert attention_cut(1, 16, 8, 128, 8192, 64, 132).splits > 1
+    assert attention_cut(MAX_TICKETS, 1, 1, 128, 8192, 64, 2**30).splits > 1
+    assert attention_cut(MAX_TICKETS + 1, 1, 1, 128, 8192, 64, 2**30).splits == 1
 
 
 def test_a_short_context_is_one_part_and_few_tiles_are_fetched_ahead():
-    assert attention_cut(1, 8, 128, 320, 64, 132) == WHOLE
-    assert attention_cut(1, 8, 256, 320, 64, 132) == Cut(5, 64)
-    assert attention_cut(64, 8, 128, 320, 64, 132).splits == 1
-    assert attention_cut(8, 8, 128, 1280, 64, 132) == Cut(6, 64, ahead=1)
-    assert attention_cut(64, 8, 128, 1280, 64, 132).ahead == 0
+    assert attention_cut(1, 16, 8, 128, 320, 64, 132) == WHOLE
+    assert attention_cut(1, 16, 8, 256, 320, 64, 132) == Cut(5, 64)
+    assert attention_cut(64, 16, 8, 128, 320, 64, 132).splits == 1
+    assert attention_cut(8, 16, 8, 128, 1280, 64, 132) == Cut(6, 64, ahead=1)
+    assert attention_cut(64, 16, 8, 128, 1280, 64, 132).ahead == 0
+
+
+def test_no_more_parts_than_one_program_merges_at_once():
+    for heads in ((28, 4, 128), (14, 2, 64), (16, 8, 128), (9, 3, 64)):
+        cut = attention_cut(2, *heads, 8192, 64, 132)
+        elements = next_power_of_2(heads[0] // heads[1]) * heads[2]
+        assert 1 < cut.splits <= merge_chunk(cut.splits, elements)
 
 
 @pytest.mark.gpu
