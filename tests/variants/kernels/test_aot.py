@@ -154,7 +154,7 @@ CASES = [
     norm_linear(2, 960, 576, "partials_ptr"),
     norm_linear_with_bias(1, 2048, 1536),
     linear_add(8, 3584, 18944),
-    # Sizes that no table knows, as tiles of up to eight rows come out: 32 or 16 weights of each matrix, K in two or four.
+    # Sizes that no table knows, as tiles of up to eight rows come out: 32 or 16 rows of each weight, K in parts.
     norm_linear_with_bias(8, 4608, 3584),
     gate_up(8, 8192, 2048, "partials_ptr"),
     gate_up(8, 8960, 1536, "partials_ptr"),

@@ -88,12 +88,8 @@ def test_few_sequences_are_cut_into_a_program_a_multiprocessor():
 
 
 def test_rings_leave_room_for_the_programs_that_there_are():
-    assert [ring_tiles(pairs, splits, 128, 132) for pairs, splits in ((64, 2), (128, 1), (256, 1), (384, 1))] == [
-        4,
-        3,
-        3,
-        2,
-    ]
+    wide = {(64, 2): 4, (128, 1): 3, (256, 1): 3, (384, 1): 2, (512, 1): 3}
+    assert {key: ring_tiles(*key, 128, 132) for key in wide} == wide
     assert [ring_tiles(pairs, 1, 64, 132) for pairs in (128, 192, 512)] == [6, 3, 3]
 
 
