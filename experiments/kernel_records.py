@@ -16,6 +16,8 @@ from experiments.records import Status
 SCHEMA = 1
 KERNELS, VALIDATE, SANITIZE = "kernels", "validate", "sanitize"
 FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
+# The section of `sanitize` that races on purpose.
+PLANTED = "planted"
 # A kernel in itself, and as it runs behind `linear_add`, which has added the residual and summed the squares.
 ALONE, CHAINED = "alone", "chained"
 
@@ -154,7 +156,7 @@ class Watched:
     """A section of launches under a tool of compute-sanitizer.
 
     `launches` are of each kernel by name. `errors` is None where it did not end, or the tool gave no summary; `said`
-    are the first lines of what it said.
+    are the first lines of what it said, `reported` how many of its reports name which kernel.
     """
 
     tool: str
@@ -164,6 +166,7 @@ class Watched:
     warnings: int = 0
     said: tuple[str, ...] = ()
     seconds: float = 0.0
+    reported: dict[str, int] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -174,6 +177,11 @@ class Watched:
     def clean(self) -> bool:
         """Whether it ended and nothing was found."""
         return self.errors == 0
+
+    @property
+    def as_it_should(self) -> bool:
+        """Whether it is clean; of planted races, whether those that the tool is for were found."""
+        return bool(self.errors) if (self.tool, self.section) == ("racecheck", PLANTED) else self.clean
 
 
 @dataclass(frozen=True)

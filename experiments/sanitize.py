@@ -7,11 +7,16 @@ Each section (experiments/kernels/launched.py) runs once without a tool, which c
 
     memcheck    accesses out of bounds or misaligned; every tensor has an allocation of its own (no caching, but for
                 `engine`, whose graphs need it), so that its end is a bound
-    racecheck   hazards between the threads of a block in shared memory
+    racecheck   hazards between the threads of a block in shared memory; it has three times as long
     synccheck   barriers that not all threads reach, or that are not initialised
 
+The last two take `engine` brief, and watch no kernels in it but this project's. Two sections are about the tools:
+`controls` are kernels that are right by the book, so that a report on them is a false one, and `planted` are two races
+that racecheck must find (experiments/kernels/sanitizer_controls.py).
+
 Several run side by side: nothing is timed. It needs NVIDIA's compute-sanitizer, from PATH, the CUDA toolkit or
-sanitizer=PATH. Writes results/sanitize/RUN_ID/sanitize.json; exit code 1 where a tool found something or did not end.
+sanitizer=PATH; pip has newer ones (nvidia-cuda-sanitizer-api). Writes results/sanitize/RUN_ID/sanitize.json, anew after
+each; exit code 1 where a tool found something (in `planted`, nothing) or did not end.
 """
 
 import json
@@ -22,8 +27,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -33,17 +39,25 @@ from experiments.command_line import run_or_help
 from experiments.durable import make_new_folder
 from experiments.environment import ROOT
 from experiments.errors import UserError
-from experiments.kernel_records import SANITIZE, SCHEMA, SanitizeRun, Watched, new_stamp, write_run
+from experiments.kernel_records import PLANTED, SANITIZE, SCHEMA, SanitizeRun, Watched, new_stamp, write_run
 from experiments.options import choose, parse_options, usage
 from experiments.trace.tools import candidates, run_tool
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
-SECTIONS = ("norm_linear", "linear_add", "gate_up_silu", "lm_head", "qkv_post", "attention", "prefill", "engine")
+ENGINE = "engine"
+SECTIONS = (
+    "norm_linear", "linear_add", "gate_up_silu", "lm_head", "qkv_post", "attention", "prefill", ENGINE, "controls",
+    PLANTED,
+)  # fmt: skip
+# Our kernels, and none of C++, whose names are mangled.
+OURS = ("--kernel-name", "regex=^_[^Z]")
 INSTALL_PLACES = ("/usr/local/cuda*/bin/compute-sanitizer", "/opt/nvidia/*/compute-sanitizer")
 INSIDE_FOLDER = ("compute-sanitizer", "bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer")
 # Its exit code where it found something: none of Python's.
 FOUND = 9
 MOST_LINES = 8
+# The kernel that a report begins with; further ones are what it raced with.
+REPORTED = re.compile(r"=+ +(?:\w+: Race reported between \w+ access )?at (?:void )?([\w:]+)[^+\n]*\+0x")
 SUMMARY = re.compile(r"=+ (?:ERROR SUMMARY: (\d+) errors?|RACECHECK SUMMARY: .*\((\d+) errors?, (\d+) warnings?\))")
 
 
@@ -72,24 +86,29 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Every section under every tool, side by side, kept when all have ended."""
+    """Every section under every tool, side by side; what has ended is kept."""
     options = parse(arguments)
     path, version = find_sanitizer(options.sanitizer or None)
     stamp = new_stamp(shlex.join(["fusebench", "sanitize", *arguments]), "cuda")
+    folder = make_new_folder(Path(options.results_dir) / SANITIZE / stamp.run_id)
+    kept = SanitizeRun(SCHEMA, replace(stamp, run_id=folder.name), version)
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(max(1, options.at_once)) as pool:
 
         def under(tool: str, section: str) -> Watched:
-            return watch(path, tool, section, Path(scratch), options.timeout_s if tool else 3 * options.timeout_s)
+            timeout_s = options.timeout_s * (1 if tool in ("memcheck", "synccheck") else 3)
+            return watch(path, tool, section, Path(scratch), timeout_s)
 
-        compiled = list(pool.map(lambda section: under("", section), options.sections))
-        rows = list(pool.map(lambda pair: under(*pair), product(options.tools, options.sections)))
-    rows = [*(row for row in compiled if not row.ended), *rows]
-    folder = make_new_folder(Path(options.results_dir) / SANITIZE / stamp.run_id)
-    file = write_run(folder, SANITIZE, SanitizeRun(SCHEMA, replace(stamp, run_id=folder.name), version, tuple(rows)))
-    for row in rows:
+        compiled = pool.map(lambda section: under("", section), options.sections)
+        rows = {("", row.section): row for row in compiled if not row.ended}
+        for done in as_completed([pool.submit(under, *pair) for pair in product(options.tools, options.sections)]):
+            row = done.result()
+            rows[row.tool, row.section] = row
+            kept = replace(kept, rows=tuple(sorted(rows.values(), key=_order)))
+            write_run(folder, SANITIZE, kept)
+    for row in kept.rows:
         print("\n    ".join((in_words(row), *row.said)))
-    print(file)
-    return 0 if all(row.clean for row in rows) else 1
+    print(folder / f"{SANITIZE}.json")
+    return 0 if all(row.as_it_should for row in kept.rows) else 1
 
 
 def find_sanitizer(asked: str | None, environ: Mapping[str, str] = os.environ) -> tuple[Path, str]:
@@ -103,8 +122,10 @@ def find_sanitizer(asked: str | None, environ: Mapping[str, str] = os.environ) -
 def watch(sanitizer: Path, tool: str, section: str, scratch: Path, timeout_s: float) -> Watched:
     """A section under a tool (or under none), and what it said."""
     counts, began = scratch / f"{tool}.{section}.json", time.monotonic()
-    program = [sys.executable, "-m", "experiments.kernels.launched", section, str(counts)]
+    brief = section == ENGINE and tool in ("racecheck", "synccheck")
+    program = [sys.executable, "-m", "experiments.kernels.launched", *["--brief"][:brief], section, str(counts)]
     watched = [str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"] if tool else []
+    watched += OURS if brief else ()
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     if tool == "memcheck" and section != "engine":
         environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
@@ -117,7 +138,8 @@ def watch(sanitizer: Path, tool: str, section: str, scratch: Path, timeout_s: fl
     # A program that ended early was not watched to its end, whatever the tool counted.
     if done.returncode not in (0, FOUND) or not launches:
         errors, said = None, said or tuple((done.stdout + done.stderr).strip().splitlines()[-MOST_LINES:])
-    return Watched(tool, section, launches, errors, warnings, said, time.monotonic() - began)
+    reported = dict(Counter(REPORTED.findall(done.stdout))) if tool else {}
+    return Watched(tool, section, launches, errors, warnings, said, time.monotonic() - began, reported)
 
 
 def run_whole(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -142,6 +164,11 @@ def what_it_said(text: str) -> tuple[int | None, int, tuple[str, ...]]:
     lines = [line.strip("= ") for line in text.splitlines() if line.startswith("=") and not SUMMARY.match(line)]
     said = tuple(line for line in lines if line and not line.startswith("COMPUTE-SANITIZER"))[:MOST_LINES]
     return (errors if found else None), warnings, said
+
+
+def _order(row: Watched) -> tuple[int, int]:
+    """Without a tool first, then tool by tool."""
+    return TOOLS.index(row.tool) if row.tool else -1, SECTIONS.index(row.section)
 
 
 def in_words(row: Watched) -> str:

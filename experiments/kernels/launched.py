@@ -1,11 +1,12 @@
 """Every kernel of the engine and of `fused`, small: what compute-sanitizer watches (experiments/sanitize.py).
 
-python -m experiments.kernels.launched SECTION FILE
+python -m experiments.kernels.launched [--brief] SECTION FILE
 
 A section is a fused kernel's op, in all of its forms, on every path of its main loop, beside what it replaces;
-`prefill`, attention by both of the engine's kernels; or `engine`, two layers of a model that `fused` and the baseline
-answer prompts with, short and long, in CUDA graphs. FILE gets how often each Triton or Gluon kernel was launched (one
-in a graph: when it was captured).
+`prefill`, attention by both of the engine's kernels; `engine`, two layers of a model that `fused` and the baseline
+answer prompts with, short and long, in CUDA graphs (brief: short ones, without graphs); or `controls` and `planted`,
+kernels that do not race and that do (sanitizer_controls.py). FILE gets how often each Triton or Gluon kernel was
+launched (one in a graph: when it was captured).
 """
 
 import json
@@ -26,15 +27,19 @@ from engine.kernels.prefill_attention_sm90 import supported, varlen_prefill_atte
 from engine.loading import LoadedModel
 from engine.loading.named import load_model_yaml
 from engine.loading.random import random_weights
+from experiments.kernel_records import PLANTED
 from experiments.kernels.case import Shape
 from experiments.kernels.cases import CASES, forms
 from experiments.kernels.figures import randn
+from experiments.kernels.sanitizer_controls import launch_controls
 from variants import load_variant
 
-PREFILL, ENGINE = "prefill", "engine"
-SECTIONS = (*CASES, PREFILL, ENGINE)
+PREFILL, ENGINE, CONTROLS = "prefill", "engine", "controls"
+SECTIONS = (*CASES, PREFILL, ENGINE, CONTROLS, PLANTED)
 # A gemv of one row and of two, held and skinny products, and wide ones by TMA: of one tile of rows, and of two.
 ROWS = (1, 2, 7, 40, 100, 130)
+# One sequence, and every way to cut keys up that more rows meet; racecheck takes a minute for more.
+ATTENTION_ROWS = (1, 7, 40, 100)
 # Small enough for one block of K, and so large that every path loops. Hopper's own products of many rows take only the
 # second, which are of whole 16-byte units.
 SHAPES: dict[str, tuple[Shape, ...]] = {
@@ -51,17 +56,19 @@ QUERIES, EARLIER, PAGE = (1, 64, 130, 200), (0, 5, 64, 700), 64
 PROMPTS, NEW_TOKENS = (5, 70, 1100), 4
 
 
-def launch(section: str, device: torch.device) -> None:
+def launch(section: str, device: torch.device, brief: bool = False) -> None:
     """Launch everything of a section."""
     with torch.inference_mode():
-        if section == ENGINE:
-            answer_prompts(device)
+        if section in (CONTROLS, PLANTED):
+            launch_controls(device, section == PLANTED)
+        elif section == ENGINE:
+            answer_prompts(device, brief)
         elif section == PREFILL:
             for dim in (64, 128):
                 attend(dim, device)
         else:
             for shape in SHAPES[section]:
-                launch_op(section, shape, ROWS, device)
+                launch_op(section, shape, ATTENTION_ROWS if section == "attention" else ROWS, device)
 
 
 def launch_op(op: str, shape: Shape, rows: Sequence[int], device: torch.device) -> None:
@@ -94,8 +101,8 @@ def attend(dim: int, device: torch.device) -> None:
         kernel(q, k, v, tables, context_lens, starts, max(QUERIES), dim**-0.5)
 
 
-def answer_prompts(device: torch.device) -> None:
-    """Two layers of qwen3-0.6b and few words, drawn."""
+def answer_prompts(device: torch.device, brief: bool = False) -> None:
+    """Two layers of qwen3-0.6b and few words, drawn. What is brief is so for tools that watch every shared access."""
     config = replace(load_model_yaml("qwen3-0.6b"), num_layers=2, vocab_size=1024)
     weights = random_weights(config, torch.bfloat16, device, seed=0)
     sizes = EngineConfig(
@@ -103,22 +110,24 @@ def answer_prompts(device: torch.device) -> None:
         num_kv_blocks=64,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
-    prompts = [[(7 * i) % config.vocab_size for i in range(length)] for length in PROMPTS]
+    prompts = [[(7 * i) % config.vocab_size for i in range(length)] for length in PROMPTS[: 2 if brief else None]]
     for name in ("baseline", "fused"):
-        engine = Engine(sizes, load_variant(name), LoadedModel(config, weights, None, "two layers", "random"))
+        variant = load_variant(name)
+        variant = replace(variant, runtime=replace(variant.runtime, cuda_graphs=not brief))
+        engine = Engine(sizes, variant, LoadedModel(config, weights, None, "two layers", "random"))
         for output in engine.generate(prompts, sampling):
             if output.error:
                 raise RuntimeError(output.error)
 
 
-def main(section: str, file: Path) -> None:
+def main(section: str, file: Path, brief: bool) -> None:
     """Launch a section on the GPU, and count."""
     launches: Counter[str] = Counter()
     triton.knobs.runtime.launch_enter_hook.add(lambda metadata: launches.update([metadata.get()["name"]]))
-    launch(section, torch.device("cuda"))
+    launch(section, torch.device("cuda"), brief)
     torch.cuda.synchronize()
     file.write_text(json.dumps(launches))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[-2], Path(sys.argv[-1]), "--brief" in sys.argv)

@@ -342,7 +342,7 @@ def attention_cut(
 
 
 def ring_tiles(pairs: int, splits: int, head_dim: int, sms: int) -> int:
-    """Tiles of keys in a program's ring, as many of values: measured on an H200 (docs/data/attention_sm90.json).
+    """Tiles of keys in a program's ring, as many of values: measured on an H200 (docs/data/few_sequences.json).
 
     More are more bytes under way, and less room for the product before and after, or for another program.
     """

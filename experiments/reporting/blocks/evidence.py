@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments import plain
 from experiments.calibration import Calibration
-from experiments.kernel_records import GateRun, SanitizeRun, read_run
+from experiments.kernel_records import PLANTED, GateRun, SanitizeRun, Watched, read_run
 from experiments.reporting.blocks.registry import block, markdown, read, unusable
 from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.formats import Column, Kind, to_markdown
@@ -136,7 +136,7 @@ def sanitizer(root: Path) -> str:
     )
     rows = [
         (row.section, row.tool or "none", len(row.launches), sum(row.launches.values()), row.errors, row.warnings,
-         row.said[0] if row.said and not row.clean else "")
+         "" if row.clean else _named(row))
         for row in run.rows
     ]  # fmt: skip
     names, stamp = sorted({f"`{name}`" for row in run.rows for name in row.launches}), run.stamp
@@ -145,4 +145,11 @@ def sanitizer(root: Path) -> str:
         f"`{stamp.command}`, compute-sanitizer {run.version}, {made}. No number of errors: it did not end. Kernels: "
         f"{', '.join(names) or 'none'}."
     )
+    if any(row.section == PLANTED for row in run.rows):
+        caption += " What is reported of `controls` is a false alarm; in `planted` two kernels race on purpose."
     return markdown(columns, rows, caption)
+
+
+def _named(row: Watched) -> str:
+    """How many reports are of which kernel; without any, the first words."""
+    return ", ".join(f"{kernel}: {count}" for kernel, count in row.reported.items()) or "".join(row.said[:1])
