@@ -3,6 +3,7 @@
 Shape suffixes: T tokens, H hidden size.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,13 +87,62 @@ class WrongInBatches(Ops):
         return y
 
 
-@pytest.mark.parametrize("ops", [WrongEps(), DroppedNorm(), DroppedGamma(), LeakedNan(), WrongHead(), WrongInBatches()])
+class WrongScale(Ops):
+    """Norms two per cent too large."""
+
+    def norm(self, stream: Stream, weight_H: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+        """As the baseline's, nearly."""
+        normed, residual = super().norm(stream, weight_H, eps)
+        return 1.02 * normed, residual
+
+
+class DroppedBias(Ops):
+    """Linear layers without their biases."""
+
+    def linear(self, x_TK: Tensor, linear: Linear) -> Tensor:
+        """The product alone."""
+        return super().linear(x_TK, replace(linear, bias_N=None))
+
+
+class Noisy(Ops):
+    """Linear layers that are four roundings of bf16 off."""
+
+    def linear(self, x_TK: Tensor, linear: Linear) -> Tensor:
+        """The baseline's, and noise that is drawn anew."""
+        y = super().linear(x_TK, linear).float()
+        noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(len(x_TK)))
+        return (y * (1 + 4 * 2.0**-8 * noise)).to(x_TK.dtype)
+
+
+class SwappedHeads(Ops):
+    """The first two heads' queries in each other's place."""
+
+    def qkv_post(self, *args: Any) -> Tensor:
+        """The baseline's, in another order."""
+        q_TND = super().qkv_post(*args)
+        return q_TND[:, [1, 0, *range(2, q_TND.shape[1])]].contiguous()
+
+
+WRONG = (
+    WrongEps(), DroppedNorm(), DroppedGamma(), LeakedNan(), WrongHead(), WrongInBatches(), WrongScale(), DroppedBias(),
+    Noisy(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("ops", WRONG, ids=lambda ops: type(ops).__name__)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_wrong_variants_are_not(ops: Ops, dtype: str) -> None:
     """Each in a way that a fusion can go wrong."""
     found = verify(session_of("tiny-llama", ops=ops, dtype=dtype), PROTOCOL.verdict_tokens)
     assert not found.ok, found.reason
     assert found.reason.startswith("answers differ from the fp32 reference: mean KL ")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_swapped_heads_are_wrong(dtype: str) -> None:
+    """Where heads differ by more than bf16's floor: in the model whose heads are normed."""
+    found = verify(session_of("tiny", ops=SwappedHeads(), dtype=dtype), PROTOCOL.verdict_tokens)
+    assert not found.ok, found.reason
 
 
 def test_a_wrong_head_shows_where_and_by_how_much() -> None:
@@ -122,6 +172,9 @@ def test_divergence_is_zero_between_equals_and_named_between_others() -> None:
     other = Divergence.between(reference, reference.flip(1), position)
     # p = (1/4, 3/4), q = (3/4, 1/4): KL = log(3) / 2.
     assert other.kl_T.tolist() == pytest.approx([0.0, float(torch.log(torch.tensor(3.0))) / 2], abs=1e-6)
+    assert same.behind_T.tolist() == [0.0, 0.0]
+    assert other.behind_T.tolist() == pytest.approx([0.0, float(torch.log(torch.tensor(3.0)))], abs=1e-6)
+    assert (other.beyond(1.0), other.beyond(1.1)) == (0.5, 0.0)
     assert other.error_T.tolist() == pytest.approx([0.0, float(torch.log(torch.tensor(3.0)))], abs=1e-6)
     joined = Divergence.joined([same, other])
     assert joined.position_T.tolist() == [0, 1, 0, 1]
