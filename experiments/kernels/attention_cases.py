@@ -33,6 +33,8 @@ from variants.kernels.tiles import Tile
 BLOCK_SIZE = 64
 # A new key alone, at the start of a page and of a tile, at their ends, far behind.
 CONTEXTS = (1, 150, 64, 65, 129, 300)
+# Every so many rows one so long that its keys are cut into parts, or into more tiles than a ring for Hopper has.
+LONG_CONTEXT, ROWS_TO_LONG = 700, 9
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class QkvPost(Case):
     ) -> Self:
         """No slot that must not be read or written holds a number. Not plain: rows apart, padded, of many lengths."""
         n, m, d = shape
-        lens = [BLOCK_SIZE if plain else 0 if t % 7 == 6 else CONTEXTS[t % len(CONTEXTS)] for t in range(rows)]
+        lens = [BLOCK_SIZE if plain else _context_len(row) for row in range(rows)]
         tables, num_pages = _tables(lens)
         lens_T = torch.tensor(lens, dtype=torch.int32)
         last = (lens_T - 1).clamp(min=0).long()
@@ -76,7 +78,7 @@ class QkvPost(Case):
         for pool in (k_cache, v_cache):
             _poison_unread(pool, tables, lens)
         qkv = randn(rows, (n + 2 * m) * d, dtype=dtype, seed=seed + 1, device=device)
-        angles = torch.arange(max(CONTEXTS))[:, None] / 10_000.0 ** (torch.arange(0, d, 2) / d)
+        angles = torch.arange(max(LONG_CONTEXT, *CONTEXTS))[:, None] / 10_000.0 ** (torch.arange(0, d, 2) / d)
         q_norm, k_norm = (1 + randn(d, dtype=dtype, seed=seed + s, device=device, scale=0.1) for s in (2, 3))
         qkv = qkv if plain else strided(qkv)
         cos, sin, positions, slots, tables, lens_T = (
@@ -199,12 +201,19 @@ class Attention(QkvPost):
         return attention_cut(rows, n, m, d, most, BLOCK_SIZE, num_sms(self.qkv_TO), hopper)
 
 
+def _context_len(row: int) -> int:
+    """A padded row has none."""
+    if row % ROWS_TO_LONG == ROWS_TO_LONG - 1:
+        return LONG_CONTEXT
+    return 0 if row % 7 == 6 else CONTEXTS[row % len(CONTEXTS)]
+
+
 def _tables(lens: list[int]) -> tuple[Tensor, int]:
     """(block tables [T, P] of shuffled pages, their number); places that must not be read name the last page."""
     counts = [-(-length // BLOCK_SIZE) for length in lens]
     num_pages = sum(counts) + 1
     order = torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(1)).tolist()
-    tables = torch.full((len(lens), -(-max(CONTEXTS) // BLOCK_SIZE)), num_pages - 1, dtype=torch.int64)
+    tables = torch.full((len(lens), -(-max(*CONTEXTS, *lens) // BLOCK_SIZE)), num_pages - 1, dtype=torch.int64)
     for t, count in enumerate(counts):
         for p in range(count):
             tables[t, p] = order.pop()

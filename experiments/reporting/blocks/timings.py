@@ -21,6 +21,7 @@ STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
 CLOCKS = Path("docs/data/step_clocks.json")
 MANY_ROWS = Path("docs/data/many_rows.json")
+FEW_SEQUENCES = Path("docs/data/few_sequences.json")
 COLD = "cold"
 
 
@@ -160,6 +161,61 @@ def row_order(root: Path) -> str:
         )
     except (KeyError, TypeError) as error:
         raise unusable(MANY_ROWS, error) from None
+    return markdown(columns, rows, caption)
+
+
+@block
+def few_sequences(root: Path) -> str:
+    """A decode step with attention by either kernel, and by its parts and rings."""
+    found = read(root, FEW_SEQUENCES)
+    columns = (
+        Column("cell", "Step"),
+        Column("call", "Call", Kind.COUNT),
+        Column("triton", "Plain Triton, µs", Kind.NUMBER),
+        Column("hopper", "For Hopper: parts x tiles of a ring, µs"),
+    )
+    try:
+        places: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
+        for row in found["attention"]:
+            place = tuple(row[key] for key in ("model", "layers", "batch", "context", "call"))
+            places.setdefault(place, {}).setdefault(row["kernel"], []).append(row)
+        rows = []
+        for (model, layers, batch, context, call), by_kernel in places.items():
+            rings: dict[str, float] = {}
+            for row in by_kernel.get("hopper", ()):
+                ring = f"{row['parts']} x {row['stages']}"
+                rings[ring] = min(row["us"], rings.get(ring, row["us"]))
+            plain_us = min((row["us"] for name in ("triton", "apart") for row in by_kernel.get(name, ())), default=None)
+            tried = ", ".join(f"{ring}: {us:,.0f}" for ring, us in sorted(rings.items(), key=lambda item: item[1]))
+            if tried:
+                rows.append((f"{model}, {layers} layers, {batch} x {context:,}", call, plain_us, tried))
+        made = f"{found['gpu']}, {found['date']}, commit {found['commit']} (its draft), by {found['by']}"
+        caption = f"{made}. {found['note']}"
+    except (KeyError, TypeError) as error:
+        raise unusable(FEW_SEQUENCES, error) from None
+    return markdown(columns, rows, caption)
+
+
+@block
+def few_row_tiles(root: Path) -> str:
+    """What the heuristic's tiles of up to eight rows gave before, and give now."""
+    found = read(root, FEW_SEQUENCES)
+    columns = (
+        Column("cell", "Step"),
+        Column("call", "Call", Kind.COUNT),
+        Column("before", "Old tiles, µs", Kind.NUMBER),
+        Column("after", "New tiles, µs", Kind.NUMBER),
+        Column("gain", "Speed-up", Kind.RATIO),
+    )
+    try:
+        rows = [
+            (f"{r['model']}, {r['layers']} layers, {r['batch']} x {r['context']:,}", r["call"], r["before_us"],
+             r["after_us"], r["before_us"] / r["after_us"])
+            for r in found["tiles"] if r["what"] == "tiles"
+        ]  # fmt: skip
+        caption = f"{found['gpu']}, {found['date']}, commit {found['commit']} (its draft), by {found['by']}."
+    except (KeyError, TypeError) as error:
+        raise unusable(FEW_SEQUENCES, error) from None
     return markdown(columns, rows, caption)
 
 
