@@ -136,6 +136,15 @@ class GpuSteps:
         self.max_context = self._bench.max_context
         self.sms = num_sms(torch.empty(0, device=place.device))
         self._dtype: torch.dtype = getattr(torch, place.dtype)
+        cache = torch.empty(
+            1,
+            EngineConfig.block_size,
+            self.num_kv_heads,
+            int(sizes["head_dim"]),
+            dtype=self._dtype,
+            device=place.device,
+        )
+        self.hopper = supported(cache, cache, int(sizes["num_heads"]), None)
         own = {site: self._own(site, point) for site, point in self.points.items()}
         self.own: Mapping[str, Choice] = {**own, ATTENTION: self._own_attention()}
 
@@ -186,17 +195,10 @@ class GpuSteps:
         batch = self.place.batch
         if not attention_pays(batch):
             return Choice(ATTENTION, ATTENTION, False)
-        num_heads, dim, block_size = (
-            int(self._sizes["num_heads"]),
-            int(self._sizes["head_dim"]),
-            EngineConfig.block_size,
-        )
-        x = torch.empty(0, dtype=self._dtype, device=self.place.device)
-        cache = torch.empty(1, block_size, self.num_kv_heads, dim, dtype=self._dtype, device=self.place.device)
-        hopper = supported(x, cache, num_heads, None)
+        num_heads, dim = int(self._sizes["num_heads"]), int(self._sizes["head_dim"])
         cut = attention_cut(
-            batch, num_heads, self.num_kv_heads, dim, self.max_context, block_size, self.sms, hopper
-        )  # fmt: skip
+            batch, num_heads, self.num_kv_heads, dim, self.max_context, EngineConfig.block_size, self.sms, self.hopper
+        )
         return Choice(ATTENTION, ATTENTION, True, cut=cut)
 
     @property

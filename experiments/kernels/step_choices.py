@@ -12,7 +12,7 @@ from engine.kernels.decode_attention import MAX_SPLITS
 from experiments.kernels.candidates import Problem, candidates, is_legal, neighbours
 from experiments.kernels.cases import sites
 from experiments.kernels.tuning import Point
-from variants.kernels.decode_qkv_attention import MAX_TICKETS, Cut
+from variants.kernels.decode_qkv_attention import MAX_HOPPER_SPLITS, MAX_TICKETS, Cut
 from variants.kernels.tile_table import Measured, Trial, rows_class
 from variants.kernels.tiles import Tile
 
@@ -34,6 +34,8 @@ CUT_TILES = (
     *((64, 4, 2, 0), (64, 4, 2, 1), (64, 4, 3, 0), (64, 4, 3, 1), (64, 8, 2, 0), (64, 4, 1, 0)),
     *((128, 8, 1, 0), (128, 8, 2, 0), (128, 8, 2, 1)),
 )
+# Tiles of a ring of the kernel for Hopper.
+RINGS = (2, 3, 4, 6)
 # More programs than this take turns.
 MOST_PROGRAMS_PER_SM = 8
 
@@ -57,6 +59,7 @@ class Choice:
             return (
                 f"{self.cut.splits} parts, tile {self.cut.tile}, {self.cut.num_warps} warps, {self.cut.stages} stages"
                 + f", {self.cut.ahead} ahead" * (self.cut.ahead > 0)
+                + ", for Hopper" * self.cut.hopper
             )
         return "on" if self.fused else "off"
 
@@ -111,13 +114,20 @@ def second_choices(
     return list(dict.fromkeys([own, *fastest[:MOST_AGAIN], *near]))
 
 
-def attention_choices(batch: int, num_kv_heads: int, max_context: int, sms: int) -> list[Choice]:
-    """Attention apart from the projection's epilogue, and cuts of its keys; `max_context` fits the block table."""
+def attention_choices(batch: int, num_kv_heads: int, max_context: int, sms: int, hopper: bool = False) -> list[Choice]:
+    """Attention apart from the projection's epilogue, and cuts of its keys; `max_context` fits the block table.
+
+    `hopper` where the kernel for it can run too.
+    """
     pairs = batch * num_kv_heads
     most = min(MAX_SPLITS, MOST_PROGRAMS_PER_SM * sms // pairs) if pairs <= MAX_TICKETS else 1
     cuts = [
         Cut(splits, *how) for splits in CUTS for how in CUT_TILES if splits <= max(1, min(most, max_context // how[0]))
     ]
+    if hopper:
+        whole = max(1, min(MAX_HOPPER_SPLITS, sms // pairs))
+        parts = {splits for splits in CUTS if splits <= whole} | {whole}
+        cuts += [Cut(splits, stages=ring, ahead=1, hopper=True) for splits in sorted(parts) for ring in RINGS]
     return [Choice(ATTENTION, ATTENTION, False), *(Choice(ATTENTION, ATTENTION, True, cut=cut) for cut in cuts)]
 
 

@@ -47,6 +47,7 @@ class Steps(Protocol):
     num_kv_heads: int
     max_context: int
     sms: int
+    hopper: bool  # Whether attention's kernel for Hopper supports the model here.
 
     def time_us(self, trial: Trial) -> list[float]:
         """Microseconds of a step, one for each window, its graph captured anew."""
@@ -79,7 +80,7 @@ class StepSearch:
         steps, points = self._steps, self._steps.points
         problems = {site: steps.problem(point) for site, point in points.items()}
         first = {site: first_choices(site, point, problems[site], self._table) for site, point in points.items()}
-        cuts = attention_choices(self._batch, steps.num_kv_heads, steps.max_context, steps.sms)
+        cuts = attention_choices(self._batch, steps.num_kv_heads, steps.max_context, steps.sms, steps.hopper)
         # Starting workers takes as long as what they compile.
         self._compile([*chain(*first.values()), *cuts])
         took_us = {site: self._improve(site, choices) for site, choices in first.items()}

@@ -50,7 +50,7 @@ class FakeSteps:
     def __init__(self, cost_us: Cost, noise: float = 0.0, wrong: Callable[[Choice], str] = lambda choice: "") -> None:
         self.points: Mapping[str, Point] = {}
         self.own: Mapping[str, Choice] = {}
-        self.num_kv_heads, self.max_context, self.sms = 8, 1280, 132
+        self.num_kv_heads, self.max_context, self.sms, self.hopper = 8, 1280, 132, False
         self._cost_us, self._noise, self._rng = cost_us, noise, random.Random(0)
         self.why_wrong = wrong
         self.compiled: list[Choice] = []
@@ -301,6 +301,12 @@ def test_attention_is_cut_no_finer_than_its_keys_and_the_gpu_allow() -> None:
     assert {cut.splits for cut in cuts} == {1, 2}
     assert len(set(cuts)) == len(cuts)
     assert {choice.cut.splits for choice in attention_choices(1, 8, 320, 132) if choice.cut} == {1, 2, 3, 4, 5}
+    rings = [
+        choice.cut for choice in attention_choices(7, 8, 1280, 132, hopper=True) if choice.cut and choice.cut.hopper
+    ]
+    assert {cut.splits for cut in rings} == {1, 2}
+    assert {cut.stages for cut in rings} == {2, 3, 4, 6}
+    assert Choice(ATTENTION, ATTENTION, True, cut=rings[0]).label.endswith("for Hopper")
 
 
 def test_equal_shapes_are_searched_once() -> None:

@@ -173,6 +173,8 @@ def _meet(best, total, acc, memory, layout: gl.constexpr, RESULTS: gl.constexpr)
         best, _other_best = best.reshape([W, 2, RESULTS]).permute((0, 2, 1)).split()
         total, _other_total = total.reshape([W, 2, RESULTS]).permute((0, 2, 1)).split()
         acc, _other_acc = acc.reshape([W, 2, RESULTS, D]).permute((0, 2, 3, 1)).split()
+    # fp32 in place of tiles of two bytes.
+    gl.static_assert(W * RESULTS * 4 <= memory.type.shape[0] * PART * 2, "the ring is too short")
     accs = memory._reinterpret(gl.float32, [W, RESULTS, D], gl.SwizzledSharedLayout(4, 1, 8, [2, 1, 0]))
     states = gl.allocate_shared_memory(gl.float32, [2, W, RESULTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     gl.thread_barrier()
