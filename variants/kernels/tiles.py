@@ -13,7 +13,8 @@ from engine.kernels._triton import TensorDescriptor, cdiv, next_power_of_2
 # Two rows through registers pay for small weights only; from there on the tensor cores are faster (H200,
 # challenges.md).
 MAX_TWO_ROW_WEIGHTS = 16 * 2**20
-# Larger weights stream for longer than their first reads take; the largest that was measured has 6 Mi.
+# Larger weights stream for longer than their first reads take: of five shapes of 8 to 16 Mi four were slower held
+# (docs/data/few_sequences.json).
 MAX_HELD_WEIGHTS = 8 * 2**20
 # Weights that a thread can have in its registers, and the most parts of K that are worth their sum.
 HELD_A_THREAD = 128
@@ -114,9 +115,9 @@ def _skinny_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int, can_sp
 
 def _narrow_tile(n: int, k: int, bytes_per_weight: int, sms: int, can_split: bool) -> Tile:
     """Up to eight rows: few long rows of weights a step, two warps."""
-    block_n = 64 if cdiv(n, 32) >= MANY_TILES * sms else 32
-    if block_n == 64:
-        return Tile("skinny", 8, block_n, min(128, max(16, next_power_of_2(k))), num_warps=4, stages=4)
+    if cdiv(n, 32) >= MANY_TILES * sms:
+        return Tile("skinny", 8, 64, min(128, max(16, next_power_of_2(k))), num_warps=4, stages=4)
+    block_n, num_warps = 32, 2
     block_k = 256 if k % 256 == 0 else min(128, max(16, next_power_of_2(k)))
     stages, splits, tiles = 4 if block_k == 256 else 6, 1, cdiv(n, block_n)
     if can_split:
@@ -125,7 +126,7 @@ def _narrow_tile(n: int, k: int, bytes_per_weight: int, sms: int, can_split: boo
         splits, stages = max(1, min(2 * sms // tiles, cdiv(k, least * block_k), 8)), max(5, stages)
     elif tiles < sms * 7 // 8 or (bytes_per_weight == 4 and block_k == 256 and not _comes_out_even(tiles, sms)):
         block_n = 16
-    return Tile("skinny", 8, block_n, block_k, 2, stages, splits)
+    return Tile("skinny", 8, block_n, block_k, num_warps, stages, splits)
 
 
 def _comes_out_even(tiles: int, sms: int) -> bool:

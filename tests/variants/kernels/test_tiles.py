@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from variants.kernels.tiles import MAX_HELD_ROWS, MAX_TWO_ROW_WEIGHTS, linear_tile
+from variants.kernels.tiles import MAX_HELD_ROWS, MAX_TWO_ROW_WEIGHTS, Tile, linear_tile
 
 SMS = 132
 # (N, K) of qkv, o, gate_up and down in Qwen3-0.6B and Qwen3-8B, and odd ones.
@@ -59,3 +59,16 @@ def test_split_k_fills_the_gpu_where_outputs_are_few(m):
     tiles, splits = linear_tile(m, 1024, 3072, 2, SMS, can_split=True).grid(m, 1024)
     assert tiles * splits >= 0.7 * SMS
     assert linear_tile(m, 24576, 4096, 2, SMS, can_split=True).splits == 1
+
+
+def test_eight_rows_get_what_the_search_found_at_large_shapes():
+    # qwen3-8b's gate and up, and o, as in the table of measured tiles.
+    assert linear_tile(8, 12288, 4096, 2, SMS, weights=2) == Tile("skinny", 8, 32, 256, num_warps=2, stages=4)
+    assert linear_tile(8, 4096, 4096, 2, SMS, can_split=True) == Tile("skinny", 8, 32, 256, num_warps=2, stages=5)
+    # llama-3.2-1b's tiles of 32 come out even, qwen3-1.7b's do not.
+    assert [linear_tile(8, n, 2048, 2, SMS, weights=2).block_n for n in (8192, 6144)] == [32, 16]
+    # Few outputs: parts of K until there are about two programs a multiprocessor.
+    assert linear_tile(8, 2048, 8192, 2, SMS, can_split=True).grid(8, 2048) == (64, 4)
+    # K that is no multiple of 256, and an LM head.
+    assert linear_tile(4, 9728, 896, 2, SMS, weights=2).block_k == 128
+    assert linear_tile(8, 151936, 2048, 2, SMS).block_n == 64
