@@ -382,7 +382,10 @@ def decode_qkv_attention_triton(
     context_lens_B: Tensor, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float, scale: float,
     sliding_window: int | None = None, pdl: bool = False, cut: Cut | None = None,
 ) -> Tensor:  # fmt: skip
-    """Launcher of `_decode_qkv_attention_kernel`; see `decode_qkv_attention`. `cut` overrides the choice by shape."""
+    """Launcher of `_decode_qkv_attention_kernel`, or of the one for Hopper; see `decode_qkv_attention`.
+
+    `cut` overrides the choice by shape.
+    """
     batch, group, half = qkv_BO.shape[0], num_heads // num_kv_heads, head_dim // 2
     o = torch.empty((batch, num_heads, head_dim), dtype=qkv_BO.dtype, device=qkv_BO.device)
     if batch == 0:

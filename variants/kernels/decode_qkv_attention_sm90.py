@@ -1,9 +1,9 @@
 """`decode_qkv_attention.py` for few sequences on Hopper, in Gluon: old keys and values are there before the queries.
 
-The same function (see there for its suffixes), with at most one program a multiprocessor. By TMA it brings the first
-tiles of its part into two rings of shared memory while the projection is still computed, which a kernel of plain Triton
-does only with what fits its registers. The rings leave room for the product before and the one after, whose weights are
-there early too: with rings twice as long a step is slower.
+The same function (see there for its suffixes). By TMA a program brings the first tiles of its part into two rings of
+shared memory while the projection is still computed, which a kernel of plain Triton does only with what fits its
+registers. The rings leave room for the product before and the one after, whose weights are there early too: with rings
+twice as long a step is slower.
 
 Each warp has its own keys of a tile and a softmax of its own, so warps meet once, after the last tile. Their states
 (best score, sum of weights, weighted values), then the new key's, then those of the other parts are merged in one way,
@@ -120,6 +120,28 @@ def _norm_rotate(x_ptr, mask, cos, sin, gamma1, gamma2, eps, HALF: gl.constexpr,
 
 
 @gluon.jit
+def _new_token(
+    q_ptr, new_ptr, k_ptr, G, g, j, cos, sin, q_gamma1, q_gamma2, k_gamma1, k_gamma2, eps, owns, stored,
+    HALF: gl.constexpr, Q_NORM: gl.constexpr, K_NORM: gl.constexpr,
+):  # fmt: skip
+    """(queries [ROWS, D], their products with the new key [ROWS]) in shared memory; the owner stores that key."""
+    dtype: gl.constexpr = k_ptr.dtype.element_ty
+    q1, q2 = _norm_rotate(q_ptr + g * 2 * HALF + j, (g < G) & (j >= 0), cos, sin, q_gamma1, q_gamma2, eps, HALF, Q_NORM)
+    # The new key is computed anew in every row of the queries' tile: no exchange between threads.
+    k1, k2 = _norm_rotate(
+        new_ptr + 0 * g + j, (g >= 0) & (j >= 0) & owns, cos, sin, k_gamma1, k_gamma2, eps, HALF, K_NORM
+    )
+    q_smem = gl.allocate_shared_memory(dtype, [ROWS, 2 * HALF], gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))
+    q_smem.slice(0, HALF, dim=1).store(q1)
+    q_smem.slice(HALF, HALF, dim=1).store(q2)
+    scores = gl.allocate_shared_memory(gl.float32, [ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    scores.store(gl.sum(q1.to(gl.float32) * k1.to(gl.float32) + q2.to(gl.float32) * k2.to(gl.float32), axis=1))
+    gl.store(k_ptr + 0 * g + j, k1, mask=(g == 0) & (j >= 0) & stored)
+    gl.store(k_ptr + HALF + 0 * g + j, k2, mask=(g == 0) & (j >= 0) & stored)
+    return q_smem, scores
+
+
+@gluon.jit
 def _attend(
     q_smem, k, v, k_desc, v_desc, table_ptr, page, low, end, tiles, column, scale_log2, BLOCK_SIZE: gl.constexpr
 ):  # fmt: skip
@@ -191,6 +213,18 @@ def _merged(best, total, acc):
     top = gl.max(best, axis=0)
     weight = gl.exp2(best - top[None, :])
     return top, gl.sum(total * weight, axis=0), gl.sum(acc * gl.expand_dims(weight, 2), axis=0)
+
+
+@gluon.jit
+def _with_new(best, total, acc, new, score, new_v):
+    """The state with the new key, whose sum of weights is one, where there is one."""
+    layout: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    score = gl.where(new, score, LOWEST)
+    top = gl.maximum(best, score)
+    weight, new_weight = gl.exp2(best - top), gl.where(new, gl.exp2(score - top), 0.0)
+    acc *= gl.convert_layout(weight, layout)[:, None]
+    acc += gl.convert_layout(new_weight, layout)[:, None] * new_v.to(gl.float32)[None, :]
+    return top, total * weight + new_weight, acc
 
 
 @gluon.jit
@@ -294,39 +328,20 @@ def _decode_qkv_attention_kernel_sm90(
     qkv_ptr += b.to(gl.int64) * qkv_stride
     new_ptr = qkv_ptr + (M * G + kv_head) * D
     new_v = gl.load(new_ptr + M * D + d, mask=(d >= 0) & new, other=0.0)
-    q1, q2 = _norm_rotate(
-        qkv_ptr + (kv_head * G + g) * D + j, (g < G) & (j >= 0), cos, sin, q_gamma1, q_gamma2, eps, HALF,
-        q_norm_ptr is not None,
-    )  # fmt: skip
-    # The new key is computed anew in every row of the queries' tile: no exchange between threads.
-    k1, k2 = _norm_rotate(
-        new_ptr + 0 * g + j, (g >= 0) & (j >= 0) & owns, cos, sin, k_gamma1, k_gamma2, eps, HALF,
-        k_norm_ptr is not None,
-    )  # fmt: skip
-    q_smem = gl.allocate_shared_memory(k_desc.dtype, [ROWS, D], gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))
-    q_smem.slice(0, HALF, dim=1).store(q1)
-    q_smem.slice(HALF, HALF, dim=1).store(q2)
-    # Wanted after the last tile.
-    new_scores = gl.allocate_shared_memory(gl.float32, [ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    new_scores.store(gl.sum(q1.to(gl.float32) * k1.to(gl.float32) + q2.to(gl.float32) * k2.to(gl.float32), axis=1))
-
     target = slot // BLOCK_SIZE * cache_stride_block + slot % BLOCK_SIZE * cache_stride_pos
     stored = owns & (slot >= 0)
-    gl.store(k_ptr + target + 0 * g + j, k1, mask=(g == 0) & (j >= 0) & stored)
-    gl.store(k_ptr + target + HALF + 0 * g + j, k2, mask=(g == 0) & (j >= 0) & stored)
+    q_smem, new_scores = _new_token(
+        qkv_ptr + kv_head * G * D, new_ptr, k_ptr + target, G, g, j, cos, sin, q_gamma1, q_gamma2, k_gamma1, k_gamma2,
+        eps, owns, stored, HALF, q_norm_ptr is not None, k_norm_ptr is not None,
+    )  # fmt: skip
     gl.store(v_ptr + target + d, new_v, mask=(d >= 0) & stored)
 
     best, total, acc = _attend(
         q_smem, k, v, k_desc, v_desc, table_ptr, page, low, end, tiles, column, scale_log2, BLOCK_SIZE
     )
     best, total, acc = _meet(best, total, acc, k[0], warps, RESULTS)
-    # And the new key: a state with a sum of one.
-    score = gl.where(new, new_scores.slice(0, RESULTS, dim=0).load(by_result) * scale_log2, LOWEST)
-    top = gl.maximum(best, score)
-    weight, new_weight = gl.exp2(best - top), gl.where(new, gl.exp2(score - top), 0.0)
-    total = total * weight + new_weight
-    acc *= gl.convert_layout(weight, gl.SliceLayout(1, results))[:, None]
-    acc += gl.convert_layout(new_weight, gl.SliceLayout(1, results))[:, None] * new_v.to(gl.float32)[None, :]
+    score = new_scores.slice(0, RESULTS, dim=0).load(by_result) * scale_log2
+    best, total, acc = _with_new(best, total, acc, new, score, new_v)
 
     i = gl.arange(0, RESULTS, gl.SliceLayout(1, results))[:, None]
     at, live = i * D + d[None, :], (i < G) & (d >= 0)[None, :]
@@ -336,7 +351,7 @@ def _decode_qkv_attention_kernel_sm90(
         _store(o_ptr, total, acc, at, live)
     else:
         _leave(
-            top, total, acc, o_ptr, parts_ptr + pair * SPLITS * G * D, states_ptr + pair * SPLITS * G * 2,
+            best, total, acc, o_ptr, parts_ptr + pair * SPLITS * G * D, states_ptr + pair * SPLITS * G * 2,
             tickets_ptr + pair, split, G, at, live, gl.arange(0, RESULTS, by_result),
             SPLITS, STATES,
         )  # fmt: skip

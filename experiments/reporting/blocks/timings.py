@@ -175,22 +175,18 @@ def few_sequences(root: Path) -> str:
         Column("hopper", "For Hopper: parts x tiles of a ring, µs"),
     )
     try:
-        places: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
+        # The fastest of each ring, and of all that is not for Hopper.
+        places: dict[tuple[str, int], dict[str, float]] = {}
         for row in found["attention"]:
-            place = tuple(row[key] for key in ("model", "layers", "batch", "context", "call"))
-            places.setdefault(place, {}).setdefault(row["kernel"], []).append(row)
+            how = f"{row['parts']} x {row['stages']}" if row["kernel"] == "hopper" else ""
+            best = places.setdefault((_step(row), row["call"]), {})
+            best[how] = min(row["us"], best.get(how, row["us"]))
         rows = []
-        for (model, layers, batch, context, call), by_kernel in places.items():
-            rings: dict[str, float] = {}
-            for row in by_kernel.get("hopper", ()):
-                ring = f"{row['parts']} x {row['stages']}"
-                rings[ring] = min(row["us"], rings.get(ring, row["us"]))
-            plain_us = min((row["us"] for name in ("triton", "apart") for row in by_kernel.get(name, ())), default=None)
-            tried = ", ".join(f"{ring}: {us:,.0f}" for ring, us in sorted(rings.items(), key=lambda item: item[1]))
-            if tried:
-                rows.append((f"{model}, {layers} layers, {batch} x {context:,}", call, plain_us, tried))
-        made = f"{found['gpu']}, {found['date']}, commit {found['commit']} (its draft), by {found['by']}"
-        caption = f"{made}. {found['note']}"
+        for (step, call), best in places.items():
+            plain_us = best.pop("", None)
+            tried = ", ".join(f"{ring}: {us:,.0f}" for ring, us in sorted(best.items(), key=lambda item: item[1]))
+            rows += [(step, call, plain_us, tried)] if tried else []
+        caption = f"{_drafted(found)} {found['note']}"
     except (KeyError, TypeError) as error:
         raise unusable(FEW_SEQUENCES, error) from None
     return markdown(columns, rows, caption)
@@ -209,14 +205,22 @@ def few_row_tiles(root: Path) -> str:
     )
     try:
         rows = [
-            (f"{r['model']}, {r['layers']} layers, {r['batch']} x {r['context']:,}", r["call"], r["before_us"],
-             r["after_us"], r["before_us"] / r["after_us"])
-            for r in found["tiles"] if r["what"] == "tiles"
-        ]  # fmt: skip
-        caption = f"{found['gpu']}, {found['date']}, commit {found['commit']} (its draft), by {found['by']}."
+            (_step(r), r["call"], r["before_us"], r["after_us"], r["before_us"] / r["after_us"])
+            for r in found["tiles"]
+            if r["what"] == "tiles"
+        ]
+        caption = _drafted(found)
     except (KeyError, TypeError) as error:
         raise unusable(FEW_SEQUENCES, error) from None
     return markdown(columns, rows, caption)
+
+
+def _step(row: Mapping[str, Any]) -> str:
+    return f"{row['model']}, {row['layers']} layers, {row['batch']} x {row['context']:,}"
+
+
+def _drafted(found: Mapping[str, Any]) -> str:
+    return f"{found['gpu']}, {found['date']}, commit {found['commit']} (its draft), by {found['by']}."
 
 
 @block
