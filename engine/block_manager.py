@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from engine.request import SequenceState
 
 ROOT = -1
-Key = tuple[int, tuple[int, ...]]
+Key = tuple[int, bytes]
 
 
 @dataclass
 class Block:
-    """One page. Once full and shareable it has a `key`, (parent's content id, tokens), and a content id of its own."""
+    """One page. Once full and shareable it has a `key` and a content id of its own.
+
+    The key is its parent's content id and its tokens, as bytes.
+    """
 
     refs: int = 0
     key: Key | None = None
@@ -137,7 +140,7 @@ class BlockManager:
             assert block.key is None or self._by_key.get(block.key) == index, f"block {index}: stale cache key"
 
     def _key(self, sequence: SequenceState, i: int, parent: int) -> Key:
-        return parent, tuple(sequence.tokens[i * self.block_size : (i + 1) * self.block_size])
+        return parent, sequence.tokens[i * self.block_size : (i + 1) * self.block_size].tobytes()
 
     def _take(self, index: int) -> None:
         block = self.blocks[index]

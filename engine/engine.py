@@ -2,9 +2,11 @@
 
 import itertools
 import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from engine.block_manager import BlockManager
@@ -233,14 +235,15 @@ class Engine:
 
     # Requests.
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt) -> "array[int]":
         if isinstance(prompt, str):
             if self.loaded.tokenizer is None:
                 raise RequestError("this model has no tokenizer: give the prompt as token ids")
             return as_tokens(self.loaded.tokenizer.encode(prompt))
         tokens = as_tokens(prompt)
         vocab_size = self.loaded.config.vocab_size
-        if not (min(tokens) >= 0 and max(tokens) < vocab_size):
+        packed = np.frombuffer(tokens, dtype=np.int64)
+        if not (packed.min() >= 0 and packed.max() < vocab_size):
             bad = next(token for token in tokens if not 0 <= token < vocab_size)
             raise RequestError(f"token id {bad} lies outside the vocabulary of {vocab_size}")
         return tokens
@@ -257,7 +260,7 @@ class Engine:
             room = len(self.blocks.blocks) * self.config.block_size
             raise RequestError(f"{asked} can never fit the KV cache of {room} tokens")
 
-    def _begin(self, request_id: int, tokens: list[int], sampling: SamplingParams) -> LiveRequest:
+    def _begin(self, request_id: int, tokens: "array[int]", sampling: SamplingParams) -> LiveRequest:
         return LiveRequest.begin(request_id, tokens, sampling, self.loaded, self.config.seed)
 
     def _state(self) -> str:
@@ -271,14 +274,16 @@ class Engine:
         return failed
 
     def _collect(self, pending: Pending) -> list[RequestOutput]:
+        # While the GPU computes: whoever reads these pages is launched after.
+        for item in pending.sampling:
+            if not item.sequence.finished and item.sequence.row >= 0:
+                self.blocks.seal(item.sequence, item.start + item.length)
         moved = []
         for i, (item, token) in enumerate(zip(pending.sampling, pending.token_ids(), strict=True)):
             sequence = item.sequence
             sequence.num_in_flight -= 1
             if sequence.finished:
                 continue  # It stopped or was aborted while this token was being computed.
-            if sequence.row >= 0:
-                self.blocks.seal(sequence, item.start + item.length)
             live = self._live[sequence.request_id]
             self.metrics.num_generated_tokens += 1
             reason = live.take(token, pending.logprobs[i] if pending.logprobs else None)

@@ -1,6 +1,6 @@
 """A request on its way through the engine: what the scheduler knows of it, what it has produced, its text so far."""
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass
 
 from engine.loading import LoadedModel
@@ -18,15 +18,16 @@ class LiveRequest:
 
     @classmethod
     def begin(
-        cls, request_id: int, tokens: Sequence[int], sampling: SamplingParams, loaded: LoadedModel, engine_seed: int
+        cls, request_id: int, tokens: "array[int]", sampling: SamplingParams, loaded: LoadedModel, engine_seed: int
     ) -> "LiveRequest":
-        """A request of which nothing is computed. One without a seed gets its own from the engine's and its id."""
+        """A request of which nothing is computed, and which owns `tokens`. Without a seed it gets its own from the
+        engine's and its id."""
         stop_ids = {stop for stop in sampling.stop if isinstance(stop, int)}
         if not sampling.ignore_eos:
             stop_ids.update(loaded.config.eos_token_ids, () if loaded.tokenizer is None else loaded.tokenizer.eos_ids)
         seed = sampling.seed if sampling.seed is not None else (engine_seed * 1_000_003 + request_id) % 2**63
-        sequence = SequenceState(request_id, list(tokens), len(tokens), sampling, frozenset(stop_ids), seed)
-        output = RequestOutput(request_id, list(tokens), logprobs=None if sampling.logprobs is None else [])
+        sequence = SequenceState(request_id, tokens, len(tokens), sampling, frozenset(stop_ids), seed)
+        output = RequestOutput(request_id, tokens.tolist(), logprobs=None if sampling.logprobs is None else [])
         strings = tuple(stop for stop in sampling.stop if isinstance(stop, str))
         tokenizer = loaded.tokenizer
         return cls(sequence, output, None if tokenizer is None else TextStream(tokenizer.stream(), strings))

@@ -1,6 +1,7 @@
 """Requests as users make them and as the scheduler tracks them."""
 
 import operator
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,7 +101,8 @@ class RequestOutput:
 class SequenceState:
     """A request inside the engine.
 
-    `tokens` are the prompt and every generated token known on the host; `num_in_flight` counts the tokens that launched
+    `tokens` (of typecode q) are the prompt and every generated token known on the host: packed, so that a step's inputs
+    and a page's key are copied and not gathered from objects. `num_in_flight` counts the tokens that launched
     steps will add to them: 0 or 1 between the engine's steps. `num_computed` tokens have their keys and values in the
     cache, or will once the launched steps are through. `row` is the sequence's place in device-resident state, held
     while it runs; `fed_back` says that its next input token is the one sampled into that row. Pages of a sequence that
@@ -108,7 +110,7 @@ class SequenceState:
     """
 
     request_id: int
-    tokens: list[int]
+    tokens: "array[int]"
     num_prompt: int
     sampling: SamplingParams
     stop_token_ids: frozenset[int]
@@ -139,11 +141,12 @@ class SequenceState:
         return self.num_generated >= self.sampling.max_tokens
 
 
-def as_tokens(prompt: Sequence[int]) -> list[int]:
-    """A checked copy of a token-id prompt."""
+def as_tokens(prompt: Sequence[int]) -> "array[int]":
+    """A checked copy of a token-id prompt, of typecode q."""
     if len(prompt) == 0:
         raise RequestError("the prompt is empty: give at least one token")
     try:
-        return list(map(operator.index, prompt))
-    except TypeError as error:
-        raise RequestError(f"a prompt is text or a list of token ids: {error}") from error
+        # Of a bytes object an array would take the memory for its own.
+        return array("q", prompt if isinstance(prompt, list) else list(prompt))
+    except (TypeError, OverflowError) as error:
+        raise RequestError(f"a prompt is text or a list of token ids of at most 64 bits: {error}") from error

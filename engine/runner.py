@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +28,12 @@ from engine.sampling import SamplingBatch, on_device, penalise, sample, token_lo
 from engine.scheduler import Scheduled
 from engine.variant import Variant
 
-# Above this a prefill keeps the GPU busy for longer than the host needs to launch it.
+# Prefills of so many tokens get a graph in any model, larger ones where the GPU would wait for their launches: an H200
+# multiplies so many weights by tokens while the host launches a layer, in half a millisecond. With more, padding costs
+# more than a graph saves, and only a step that needs none gets one (docs/data/prefill_graphs.json).
 PREFILL_GRAPH_TOKENS = 2048
+LAUNCH_BOUND_PRODUCTS = 80e9
 PREFILL_GRAPH_SEQS = 16
-PREFILL_SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, PREFILL_GRAPH_TOKENS + 1, 256)]
 
 
 class Runner:
@@ -47,6 +50,7 @@ class Runner:
         self.graphs = GraphCache(cuda and variant.runtime.cuda_graphs)
         ranks.before_leaving(self.graphs.clear)
         self.decode_sizes = bucket_sizes(config.max_num_seqs)
+        self.prefill_sizes = prefill_sizes(config.max_num_batched_tokens, model.weights.layers[0].num_weights)
         self.prefill_seq_sizes = bucket_sizes(min(PREFILL_GRAPH_SEQS, config.max_num_seqs))
         self.table_widths = table_widths(config.max_model_len, config.block_size)
         self.table_width = self.table_widths[-1]
@@ -133,7 +137,7 @@ class Runner:
         """
         budget, most = self.config.max_num_batched_tokens, self.config.max_num_seqs
         self.warm_up(self.decode_sizes)
-        for num_tokens in (size for size in PREFILL_SIZES if size <= budget and self.graphs.enabled):
+        for num_tokens in sorted({*self.prefill_sizes, budget}) if self.graphs.enabled else ():
             for num_seqs in self.prefill_seq_sizes:
                 self._ensure_captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
         prompts = [*(2**power for power in range(budget.bit_length()) if 2**power < budget), budget - 1]
@@ -142,10 +146,14 @@ class Runner:
 
     @on_every_rank
     def run_largest(self) -> None:
-        """One step of the largest size on padding, so that its memory use can be seen."""
+        """One step of the largest size on padding, and the largest graphs, so that their memory use can be seen."""
         size = self.config.max_num_seqs
         if self.graphs.enabled:
             self._ensure_captured(Layout(size, size, size, self.table_width), greedy=True)
+            budget = self.config.max_num_batched_tokens
+            self._ensure_captured(Layout(budget, self.prefill_seq_sizes[-1], 0, self.table_width), greedy=True)
+            # What ran before the captures, on a stream of its own, would count twice.
+            torch.cuda.empty_cache()
         self._run_padding(Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width))
 
     def _replay_padding(self, layout: Layout, greedy: bool) -> None:
@@ -229,13 +237,15 @@ class Runner:
 
     def _prefill_layout(self, num_tokens: int, num_seqs: int, num_decode: int) -> Layout | None:
         """The padded shape whose graph serves this step; None, with the reason counted, where none does."""
-        tokens, seqs = round_up(num_tokens, PREFILL_SIZES), round_up(num_seqs, self.prefill_seq_sizes)
+        full = num_tokens == self.config.max_num_batched_tokens
+        tokens = num_tokens if full else round_up(num_tokens, self.prefill_sizes)
+        seqs = round_up(num_seqs, self.prefill_seq_sizes)
         if not self.graphs.enabled:
             self.graphs.fall_back("CUDA graphs are off")
         elif num_decode:
             self.graphs.fall_back("prefill chunks and decodes in one step")
-        elif tokens is None or tokens > self.config.max_num_batched_tokens:
-            self.graphs.fall_back(f"a prefill of more than {PREFILL_SIZES[-1]} tokens")
+        elif tokens is None:
+            self.graphs.fall_back(f"a prefill of more than {self.prefill_sizes[-1]} tokens that does not fill the step")
         elif seqs is None:
             self.graphs.fall_back(f"a prefill of more than {self.prefill_seq_sizes[-1]} sequences")
         else:
@@ -331,7 +341,8 @@ class Runner:
         items = [sampling[i] for i in asking]
         texts = [item.sequence.tokens for item in items]
         longest = max(map(len, texts))
-        seen = on_device([tokens + tokens[:1] * (longest - len(tokens)) for tokens in texts], self.device)
+        padded = [tokens + tokens[:1] * (longest - len(tokens)) for tokens in texts]
+        seen = on_device(np.array(padded), self.device)
         # The newest token of a decoding sequence may be known on the device only.
         unread = [len(item.sequence.tokens) < item.start + item.length for item in items]
         index = on_device(asking, self.device)
@@ -358,6 +369,14 @@ class Runner:
         event = torch.cuda.Event()
         event.record()
         return event.synchronize if self.mirror is None else partial(self.mirror.wait, event)
+
+
+def prefill_sizes(max_num_batched_tokens: int, layer_weights: int) -> list[int]:
+    """Numbers of tokens that prefills are padded to: every 64 up to 512, then four to each doubling, and the most."""
+    launch_bound = int(LAUNCH_BOUND_PRODUCTS / layer_weights)
+    most = min(max_num_batched_tokens, max(PREFILL_GRAPH_TOKENS, launch_bound))
+    sizes = set(range(64, 512, 64)) | {2**power * quarter // 4 for power in range(9, 31) for quarter in range(4, 8)}
+    return sorted({size for size in sizes if size < most} | {most})
 
 
 def table_widths(max_model_len: int, block_size: int) -> list[int]:

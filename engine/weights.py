@@ -40,6 +40,11 @@ class LayerWeights:
     gate_up: Linear
     down: Linear
 
+    @property
+    def num_weights(self) -> int:
+        """Elements of its linear layers, or of one rank's part of them."""
+        return sum(linear.weight_NK.numel() for linear in (self.qkv, self.o, self.gate_up, self.down))
+
 
 @dataclass(frozen=True)
 class ModelWeights:

@@ -29,6 +29,7 @@ from engine.weights import LayerWeights, Linear
 from variants.dispatch import attention_pays, pays_here, product_adds, turn_off
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
+from variants.kernels.decode_qkv_attention_sm90 import supported
 from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
 from variants.kernels.lm_head import norm_lm_head_argmax
@@ -84,9 +85,12 @@ class FusedOps(Ops):
         """The baseline's kernel, in the chain of dependent launches."""
         return silu_mul(gate_up_T2I, self.pdl)
 
-    def _attends_at_once(self, batch: Batch) -> bool:
-        """Whether one kernel leads from the QKV projection to the attention output."""
-        return self.switches["attention"] and self.switches["qkv_post"] and attention_pays(batch.num_decode)
+    def _attends_at_once(self, qkv_TO: Tensor, cache: LayerCache, ctx: Context) -> bool:
+        """Whether one kernel leads from the QKV projection of a decode step to the attention output."""
+        if not (self.switches["attention"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is not None:
+            return False
+        hopper = supported(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
+        return attention_pays(ctx.batch.num_decode, hopper)
 
     @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
@@ -145,7 +149,7 @@ class FusedOps(Ops):
     def attend(self, qkv_TO: Tensor, layer: LayerWeights, cache: LayerCache, ctx: Context) -> Tensor:
         """From the packed projection to the attention output [T, N * D]: one kernel where every row decodes."""
         config, batch = ctx.config, ctx.batch
-        if batch.cu_seqlens_B1 is not None or not self._attends_at_once(ctx.batch):
+        if not self._attends_at_once(qkv_TO, cache, ctx):
             return self.attention(self.qkv_post(qkv_TO, layer, cache, ctx), cache, ctx)
         rung("attention")
         o = decode_qkv_attention(

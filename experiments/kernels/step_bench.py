@@ -193,7 +193,7 @@ class GpuSteps:
 
     def _own_attention(self) -> Choice:
         batch = self.place.batch
-        if not attention_pays(batch):
+        if not attention_pays(batch, self.hopper):
             return Choice(ATTENTION, ATTENTION, False)
         num_heads, dim = int(self._sizes["num_heads"]), int(self._sizes["head_dim"])
         cut = attention_cut(

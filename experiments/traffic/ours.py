@@ -1,5 +1,6 @@
 """This engine's books, stepped as `engine.Engine` steps them: a step is launched before the last one is collected."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from engine.block_manager import BlockManager
@@ -27,7 +28,7 @@ class Ours:
         sampling = SamplingParams(max_tokens=len(request.answer), ignore_eos=True)
         prompt = list(request.prompt)
         self._answers[request_id] = request.answer
-        self._scheduler.add(SequenceState(request_id, prompt, len(prompt), sampling, frozenset(), seed=0))
+        self._scheduler.add(SequenceState(request_id, array("q", prompt), len(prompt), sampling, frozenset(), seed=0))
 
     def step(self) -> Step:
         """Launch a step, collect the one before."""

@@ -1,5 +1,6 @@
 """Pages: taken, shared, given back, found again; and the integrity check finds every way to lose one."""
 
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ SIZE = 16
 
 def sequence_of(tokens: list[int], request_id: int = 0) -> SequenceState:
     """A sequence that wants to hold these tokens."""
-    return SequenceState(request_id, list(tokens), len(tokens), SamplingParams(), frozenset(), seed=0)
+    return SequenceState(request_id, array("q", tokens), len(tokens), SamplingParams(), frozenset(), seed=0)
 
 
 def hold(manager: BlockManager, tokens: list[int], request_id: int = 0) -> SequenceState:

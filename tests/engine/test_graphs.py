@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.graphs import GraphCache, GraphKey, bucket_sizes, round_up
-from engine.runner import table_widths
+from engine.runner import LAUNCH_BOUND_PRODUCTS, PREFILL_GRAPH_TOKENS, prefill_sizes, table_widths
 
 
 @given(st.integers(1, 600))
@@ -66,4 +66,25 @@ def test_fallbacks_are_counted_and_the_first_of_each_is_logged(caplog: pytest.Lo
     assert [record.getMessage() for record in caplog.records] == [
         "step without a CUDA graph: too long",
         "step without a CUDA graph: off",
+    ]
+
+
+@given(st.integers(1, 20_000), st.integers(1_000, 10**9))
+def test_prefill_sizes_cover_every_prompt_that_is_bound_by_launches(budget: int, layer_weights: int) -> None:
+    """Up to 2,048 tokens of any model, further for small ones, never more than a step takes; padded by a quarter."""
+    sizes = prefill_sizes(budget, layer_weights)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == min(budget, max(PREFILL_GRAPH_TOKENS, int(LAUNCH_BOUND_PRODUCTS / layer_weights)))
+    for tokens in range(1, sizes[-1] + 1):
+        size = round_up(tokens, sizes)
+        assert size is not None
+        assert tokens <= size < tokens + max(64, tokens / 4 + 1)
+
+
+def test_small_models_have_longer_prefills_in_graphs() -> None:
+    """Layers of qwen3-0.6b, of qwen3-8b and of smollm2-135m."""
+    assert [prefill_sizes(16_384, weights)[-1] for weights in (15_728_640, 192_937_984, 3_538_944)] == [
+        5086,
+        2048,
+        16_384,
     ]

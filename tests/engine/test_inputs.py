@@ -1,5 +1,7 @@
 """The packed buffer of a step: what is written is what the forward pass reads, padding included."""
 
+from array import array
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -17,7 +19,9 @@ BLOCK_SIZE, DUMMY_ROW = 16, 9
 def scheduled(row: int, start: int, length: int, samples: bool, blocks: list[int]) -> Scheduled:
     """A sequence's share of a step; token at position p is 100 * row + p."""
     tokens = [100 * row + p for p in range(start + length)]
-    sequence = SequenceState(row, tokens, len(tokens), SamplingParams(), frozenset(), 0, row=row, blocks=blocks)
+    sequence = SequenceState(
+        row, array("q", tokens), len(tokens), SamplingParams(), frozenset(), 0, row=row, blocks=blocks
+    )
     return Scheduled(sequence, start, length, samples)
 
 

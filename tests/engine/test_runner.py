@@ -97,6 +97,17 @@ def test_every_step_without_a_graph_has_its_reason() -> None:
     assert figures["graph_replays"] + sum(reasons.values()) == figures["steps"]
 
 
+def test_a_step_that_is_full_replays_a_graph_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunks of a long prompt need no padding; what is left at its end would, and has no graph."""
+    monkeypatch.setattr("engine.runner.PREFILL_GRAPH_TOKENS", 64)
+    monkeypatch.setattr("engine.runner.LAUNCH_BOUND_PRODUCTS", 0)
+    engine = graph_engine(max_num_batched_tokens=100)
+    prompt = prompt_of(100 + 90)
+    assert serve(engine, [prompt], GREEDY) == expected([prompt])
+    assert [key.num_tokens for key in engine.runner.graphs.graphs if key.kind == "prefill"] == [100]
+    assert engine.snapshot()["no graph: a prefill of more than 64 tokens that does not fill the step"] == 1
+
+
 def test_forgotten_graphs_are_captured_anew() -> None:
     """In the middle of a batch, as a trace does it."""
     engine = graph_engine()

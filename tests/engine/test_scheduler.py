@@ -1,5 +1,7 @@
 """What each step computes: decodes first, chunks under the budget, the youngest preempted, nobody starved."""
 
+from array import array
+
 import pytest
 
 from engine.block_manager import BlockManager
@@ -15,7 +17,7 @@ def scheduler_of(num_blocks: int = 32, max_num_seqs: int = 4, budget: int = 64) 
 
 def add(scheduler: Scheduler, request_id: int, num_prompt: int, max_tokens: int = 100) -> SequenceState:
     """Queue a request whose tokens are like nobody else's."""
-    tokens = [1000 * request_id + i for i in range(num_prompt)]
+    tokens = array("q", range(1000 * request_id, 1000 * request_id + num_prompt))
     sequence = SequenceState(request_id, tokens, num_prompt, SamplingParams(max_tokens=max_tokens), frozenset(), 0)
     scheduler.add(sequence)
     return sequence
@@ -189,10 +191,10 @@ def test_cached_prefixes_are_not_computed_again() -> None:
 def test_an_adopted_sequence_decodes_at_once() -> None:
     """Its context counts as computed; without a row or room there is an error and nothing is taken."""
     scheduler = scheduler_of(num_blocks=3, max_num_seqs=2)
-    first = SequenceState(0, list(range(33)), 33, SamplingParams(), frozenset(), 0)
+    first = SequenceState(0, array("q", range(33)), 33, SamplingParams(), frozenset(), 0)
     scheduler.adopt(first)
     assert step(scheduler) == {0: (32, 1, True)}
-    too_long = SequenceState(1, list(range(33)), 33, SamplingParams(), frozenset(), 0)
+    too_long = SequenceState(1, array("q", range(33)), 33, SamplingParams(), frozenset(), 0)
     with pytest.raises(RequestError, match="no room to adopt"):
         scheduler.adopt(too_long)
     scheduler.check_integrity()

@@ -40,6 +40,10 @@ PROGRAMS_PER_SM = 3
 FEW_TILES = 4
 # More parts cost more to merge than they save, and the kernel for Hopper holds all of them at once.
 MAX_HOPPER_SPLITS = 8
+# Programs for Hopper that a multiprocessor holds at once, by the size of a head and the tiles of a ring.
+PROGRAMS = {64: {3: 4, 2: 5}, 128: {3: 2, 2: 3}}
+# Up to so many times as many sequences' key heads as there is room for, rings are chosen by how they come out.
+MAX_TURNS = 1.5
 # Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
 
@@ -330,7 +334,10 @@ def attention_cut(
         return WHOLE
     if hopper:
         splits = max(1, min(sms // pairs, cdiv(max_context, PART_KEYS), MAX_HOPPER_SPLITS))
-        return Cut(splits, PART_KEYS, NUM_WARPS, ring_tiles(pairs, splits, head_dim, sms), ahead=1, hopper=True)
+        tiles = ring_tiles(pairs, splits, head_dim, sms)
+        # With turn after turn only the first would find its tiles in L2.
+        ahead = int(pairs <= MAX_TURNS * PROGRAMS[head_dim][2] * sms)
+        return Cut(splits, PART_KEYS, NUM_WARPS, tiles, ahead, hopper=True)
     if pairs > MAX_TICKETS:
         return Cut(1, tile)
     # The merge costs less than a second tile in turn, as long as all programs run at once and their parts are merged
@@ -346,14 +353,14 @@ def ring_tiles(pairs: int, splits: int, head_dim: int, sms: int) -> int:
 
     More are more bytes under way, and less room for the product before and after, or for another program.
     """
-    programs = cdiv(pairs * splits, sms)
-    if head_dim == 64:
-        return 6 if programs == 1 else 3
-    if programs == 1:
-        return 4 if splits > 1 else 3
-    # Two programs a multiprocessor with three, three with two: whichever comes out fuller in the end.
-    fill = {tiles: pairs / (cdiv(pairs, slots * sms) * slots * sms) for tiles, slots in ((3, 2), (2, 3))}
-    return max(fill, key=fill.__getitem__)
+    if pairs * splits <= sms:
+        return 6 if head_dim == 64 else 4 if splits > 1 else 3
+    slots = {tiles: programs * sms for tiles, programs in PROGRAMS[head_dim].items()}
+    # With turn after turn the smaller ring: of more programs at a time one ends, and makes room, the sooner.
+    if pairs > MAX_TURNS * slots[2]:
+        return 2
+    # Whichever comes out fuller in the end.
+    return max(slots, key=lambda tiles: pairs / (cdiv(pairs, slots[tiles]) * slots[tiles]))
 
 
 def merge_chunk(splits: int, part_elements: int) -> int:

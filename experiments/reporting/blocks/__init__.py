@@ -14,6 +14,7 @@ from experiments.reporting.blocks import (
     tables_of_run,
     timings,
     traffic,
+    whole_steps,
 )
 from experiments.reporting.blocks.registry import BLOCKS
 
@@ -29,4 +30,5 @@ __all__ = [
     "tables_of_run",
     "timings",
     "traffic",
+    "whole_steps",
 ]

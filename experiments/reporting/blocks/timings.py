@@ -21,7 +21,6 @@ STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
 CLOCKS = Path("docs/data/step_clocks.json")
 MANY_ROWS = Path("docs/data/many_rows.json")
-FEW_SEQUENCES = Path("docs/data/few_sequences.json")
 COLD = "cold"
 
 
@@ -162,65 +161,6 @@ def row_order(root: Path) -> str:
     except (KeyError, TypeError) as error:
         raise unusable(MANY_ROWS, error) from None
     return markdown(columns, rows, caption)
-
-
-@block
-def few_sequences(root: Path) -> str:
-    """A decode step with attention by either kernel, and by its parts and rings."""
-    found = read(root, FEW_SEQUENCES)
-    columns = (
-        Column("cell", "Step"),
-        Column("call", "Call", Kind.COUNT),
-        Column("triton", "Plain Triton, µs", Kind.NUMBER),
-        Column("hopper", "For Hopper: parts x tiles of a ring, µs"),
-    )
-    try:
-        # The fastest of each ring, and of all that is not for Hopper.
-        places: dict[tuple[str, int], dict[str, float]] = {}
-        for row in found["attention"]:
-            how = f"{row['parts']} x {row['stages']}" if row["kernel"] == "hopper" else ""
-            best = places.setdefault((_step(row), row["call"]), {})
-            best[how] = min(row["us"], best.get(how, row["us"]))
-        rows = []
-        for (step, call), best in places.items():
-            plain_us = best.pop("", None)
-            tried = ", ".join(f"{ring}: {us:,.0f}" for ring, us in sorted(best.items(), key=lambda item: item[1]))
-            rows += [(step, call, plain_us, tried)] if tried else []
-        caption = f"{_drafted(found)} {found['note']}"
-    except (KeyError, TypeError) as error:
-        raise unusable(FEW_SEQUENCES, error) from None
-    return markdown(columns, rows, caption)
-
-
-@block
-def few_row_tiles(root: Path) -> str:
-    """What the heuristic's tiles of up to eight rows gave before, and give now."""
-    found = read(root, FEW_SEQUENCES)
-    columns = (
-        Column("cell", "Step"),
-        Column("call", "Call", Kind.COUNT),
-        Column("before", "Old tiles, µs", Kind.NUMBER),
-        Column("after", "New tiles, µs", Kind.NUMBER),
-        Column("gain", "Speed-up", Kind.RATIO),
-    )
-    try:
-        rows = [
-            (_step(r), r["call"], r["before_us"], r["after_us"], r["before_us"] / r["after_us"])
-            for r in found["tiles"]
-            if r["what"] == "tiles"
-        ]
-        caption = _drafted(found)
-    except (KeyError, TypeError) as error:
-        raise unusable(FEW_SEQUENCES, error) from None
-    return markdown(columns, rows, caption)
-
-
-def _step(row: Mapping[str, Any]) -> str:
-    return f"{row['model']}, {row['layers']} layers, {row['batch']} x {row['context']:,}"
-
-
-def _drafted(found: Mapping[str, Any]) -> str:
-    return f"{found['gpu']}, {found['date']}, commit {found['commit']} (its draft), by {found['by']}."
 
 
 @block

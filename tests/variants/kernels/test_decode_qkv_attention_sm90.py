@@ -12,6 +12,7 @@ from tests.variants.kernels.test_aot import DECODE_TYPES, PDL
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
 from variants.kernels import decode_qkv_attention_sm90 as module
 from variants.kernels.decode_qkv_attention import (
+    PROGRAMS,
     WHOLE,
     Cut,
     attention_cut,
@@ -71,8 +72,13 @@ def test_what_it_takes_is_recorded(compiled):
     assert_recorded(compiled)
 
 
+PROGRAMS_CASES = [
+    (aot(2, dim, 1, tiles), programs) for dim, by_tiles in PROGRAMS.items() for tiles, programs in by_tiles.items()
+]
+
+
 @with_gluon
-@pytest.mark.parametrize(("case", "programs"), [(aot(2, 128, 1, 3), 2), (aot(2, 128, 1, 2), 3), (aot(2, 64, 1, 3), 4)])
+@pytest.mark.parametrize(("case", "programs"), PROGRAMS_CASES)
 def test_as_many_programs_fit_as_the_rings_are_chosen_for(case, programs):
     resources = compile_cases([case])[case.name]
     # Each program has a KiB of its own beside what it asks for.
@@ -90,7 +96,14 @@ def test_few_sequences_are_cut_into_a_program_a_multiprocessor():
 def test_rings_leave_room_for_the_programs_that_there_are():
     wide = {(64, 2): 4, (128, 1): 3, (256, 1): 3, (384, 1): 2, (512, 1): 3}
     assert {key: ring_tiles(*key, 128, 132) for key in wide} == wide
-    assert [ring_tiles(pairs, 1, 64, 132) for pairs in (128, 192, 512)] == [6, 3, 3]
+    assert [ring_tiles(pairs, 1, 64, 132) for pairs in (128, 192, 512, 640, 768)] == [6, 3, 3, 2, 3]
+
+
+def test_turn_after_turn_of_programs_has_small_rings_and_nothing_ahead():
+    assert [ring_tiles(pairs, 1, 128, 132) for pairs in (512, 640, 1024, 2048)] == [3, 2, 2, 2]
+    assert [ring_tiles(pairs, 1, 64, 132) for pairs in (1024, 2048)] == [2, 2]
+    assert attention_cut(256, 16, 8, 128, 1280, 64, 132, hopper=True) == hopper(1, 2, ahead=0)
+    assert attention_cut(64, 16, 8, 128, 1280, 64, 132, hopper=True) == hopper(1, 3, ahead=1)
 
 
 def test_supports_what_fits_a_tile(monkeypatch):

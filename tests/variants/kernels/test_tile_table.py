@@ -74,10 +74,12 @@ def test_what_is_on_trial_goes_before_table_bounds_and_heuristics(on_gpu: None) 
         assert choose_tile("norm_linear", *inputs(8)) == linear_tile(8, 64, 128, 2, 132)
         assert dispatch.pays_here("residual_epilogue", *inputs(5))
         assert not dispatch.pays_here("norm_linear", *inputs(1))
-        assert not dispatch.attention_pays(1)
+        assert not dispatch.attention_pays(1, hopper=True)
     assert choose_tile("linear_add", *inputs(8), can_split=True) == TILE
     assert not dispatch.pays_here("residual_epilogue", *inputs(5))
-    assert dispatch.attention_pays(1)
+    assert dispatch.attention_pays(64, hopper=False)
+    assert not dispatch.attention_pays(65, hopper=False)
+    assert dispatch.attention_pays(65, hopper=True)
 
 
 def test_a_trial_ends_with_its_block_whatever_happens() -> None:
