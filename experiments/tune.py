@@ -249,6 +249,9 @@ def update(
         if kept:
             known["tiles"][key] = kept
     known["fused_up_to_rows"].update(fused_up_to_rows)
+    if "apart" in known:
+        # A new bound knows better what lies below it.
+        known["apart"] = {key: classes for key, classes in known["apart"].items() if key not in fused_up_to_rows}
     partial = file.with_name(f".{file.name}.tmp")
     partial.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, file)

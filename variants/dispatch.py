@@ -13,7 +13,7 @@ from functools import cache
 from torch import Tensor
 
 from variants.kernels.normed_product_sm90 import supported
-from variants.kernels.tile_table import key_of, measured_for, on_trial
+from variants.kernels.tile_table import key_of, measured_for, on_trial, rows_class
 
 logger = logging.getLogger("fusebench.variants")
 
@@ -49,6 +49,8 @@ def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
     if key in on_trial().fused:
         return on_trial().fused[key]
     measured = measured_for(x_MK)
+    if rows_class(num_rows) in measured.apart.get(key, ()):
+        return False
     if rung in MIN_MANY_ROWS:
         least = measured.fused_from_rows.get(key, MIN_MANY_ROWS[rung][n * k > LARGE_WEIGHTS])
         if num_rows >= least and supported(x_MK, weight_NK):

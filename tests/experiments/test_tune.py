@@ -145,6 +145,7 @@ def test_the_table_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
     file, one, two = tmp_path / "tiles.json", Tile("gemv", 1, 8, 512, 4, 2), Tile("skinny", 8, 32, 256, 4, 3)
     others = {"Y": {"tiles": {}, "fused_up_to_rows": {"lm_head 5x3": 7}}}
     many_rows = {"tiles": {}, "fused_up_to_rows": {}, "fused_from_rows": {"gate_up_silu 64x32": 256}}
+    many_rows["apart"] = {"linear_add 64x512": [2], "gate_up_silu 64x32": [8]}
     file.write_text(json.dumps({"schema": 1, "gpus": others | {"X": many_rows}}))
     keep(file, "X", "linear_add 64x512", {1: found_of(one, 2.0), 2: found_of(None, 1.0), 4: found_of(None, 0.9)})
     keep(file, "X", "linear_add 64x512", {8: found_of(two, 0.5)})
@@ -152,6 +153,7 @@ def test_the_table_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
     assert table["X"].tiles == {"linear_add 64x512": {"1": one, "8": two}}
     assert table["X"].fused_up_to_rows == {"linear_add 64x512": 2}
     assert table["X"].fused_from_rows == {"gate_up_silu 64x32": 256}
+    assert table["X"].apart == {"gate_up_silu 64x32": [8]}, "a new bound knows better"
     assert table["Y"].fused_up_to_rows == {"lm_head 5x3": 7}
     keep(file, "X", "linear_add 64x512", {1: found_of(None, 0.5)}, whole=False)
     assert read_table(file.read_text())["X"].fused_up_to_rows == {"linear_add 64x512": 2}

@@ -3,6 +3,7 @@
     gpus.<name>.tiles."<kernel> <N>x<K>".<rows>       the tile of that class of rows, if it beat the heuristic's
     gpus.<name>.fused_up_to_rows."<kernel> <N>x<K>"   the most rows at which fused is no slower than what it replaces
     gpus.<name>.fused_from_rows."<kernel> <N>x<K>"    the fewest at which the kernel for many rows is (may be left out)
+    gpus.<name>.apart."<kernel> <N>x<K>"              classes of rows between at which it is not (may be left out)
 
 N and K are the weight's, gate and up together; elements have two bytes. Kernels that norm were measured behind
 `linear_add`, as the fused engine runs them. A class of rows holds all up to the next power of two. A lookup depends on
@@ -40,6 +41,7 @@ class Measured:
     tiles: Mapping[str, Mapping[str, Tile]] = field(default_factory=dict)
     fused_up_to_rows: Mapping[str, int] = field(default_factory=dict)
     fused_from_rows: Mapping[str, int] = field(default_factory=dict)
+    apart: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def read_table(text: str) -> dict[str, Measured]:
 
 def _measured(gpu: Mapping[str, Any]) -> Measured:
     tiles = {key: {rows: Tile(**tile) for rows, tile in found.items()} for key, found in gpu["tiles"].items()}
-    return Measured(tiles, gpu["fused_up_to_rows"], gpu.get("fused_from_rows", {}))
+    return Measured(tiles, gpu["fused_up_to_rows"], gpu.get("fused_from_rows", {}), gpu.get("apart", {}))
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -64,6 +64,15 @@ def test_a_measured_bound_decides_what_pays(on_gpu: None) -> None:
         assert dispatch.pays_here("norm_linear", *inputs(rows)) == dispatch.pays("norm_linear", rows, 64, 128)
 
 
+def test_classes_of_rows_that_are_slower_stay_apart_below_the_bound(
+    on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Measured({}, {"linear_add 64x128": 64}, apart={"linear_add 64x128": [8]})
+    monkeypatch.setattr(dispatch, "measured_for", lambda x: measured)
+    paying = [rows for rows in (1, 4, 5, 8, 9, 64, 65) if dispatch.pays_here("residual_epilogue", *inputs(rows))]
+    assert paying == [1, 4, 9, 64]
+
+
 def test_what_is_on_trial_goes_before_table_bounds_and_heuristics(on_gpu: None) -> None:
     tile = Tile("skinny", 8, 16, 64, 2, 2)
     trial = Trial(
@@ -107,8 +116,9 @@ def test_an_unknown_gpu_works_and_says_so_once(caplog: pytest.LogCaptureFixture)
 
 def test_tables_are_read_back_and_other_versions_refused() -> None:
     gpu = {"tiles": {"linear_add 64x128": {"8": asdict(TILE)}}, "fused_up_to_rows": {"linear_add 64x128": 4}}
-    found = read_table(json.dumps({"schema": 1, "gpus": {"X": gpu}}))
-    assert found == {"X": Measured({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})}
+    found = read_table(json.dumps({"schema": 1, "gpus": {"X": gpu, "Y": gpu | {"apart": {"lm_head 5x3": [2]}}}}))
+    known = Measured({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})
+    assert found == {"X": known, "Y": replace(known, apart={"lm_head 5x3": [2]})}
     with pytest.raises(ValueError, match="schema 2"):
         read_table('{"schema": 2, "gpus": {}}')
 
@@ -122,6 +132,9 @@ def test_the_shipped_table_is_legal() -> None:
             for rows, tile in tiles.items():
                 assert tile.path == "wide" or tile.block_m >= int(rows)
                 assert rows_class(int(rows)) == int(rows)
+        for key, classes in measured.apart.items():
+            assert key in measured.fused_up_to_rows
+            assert all(rows_class(rows) == rows for rows in classes)
 
 
 def test_every_rung_with_a_bound_has_its_kernel() -> None:
