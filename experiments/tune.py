@@ -18,8 +18,8 @@ model to so many. Attention's cut is told, not written. Its log is results/tune/
 dtype, points, layers, time_budget_s and table.
 
 Writes variants/kernels/tiles.json after every point: a tile where it beats the heuristic's beyond noise, and up to how
-many rows each kernel is no slower than what it replaces. Tiles and dispatch look the GPU's name up there; on other GPUs
-the heuristic goes on. Rows are powers of two, each standing for all down to the one before it.
+many rows, but for which, each kernel is no slower than what it replaces. Tiles and dispatch look the GPU's name up
+there; on other GPUs the heuristic goes on. Rows are powers of two, each standing for all down to the one before it.
 """
 
 import json
@@ -42,6 +42,7 @@ from experiments.kernel_records import SCHEMA, new_stamp
 from experiments.models import Model, find_model
 from experiments.options import choose, parse_options, usage
 from experiments.step_records import TUNE, StepRun
+from experiments.tuned_rows import RunsAt
 
 if TYPE_CHECKING:
     from experiments.kernels.compiling import Compile
@@ -158,7 +159,7 @@ def tune_steps(options: Options, run: StepRun, folder: Path, make: "MakeSteps") 
     from variants.kernels.tile_table import FILE, read_table
 
     def write(entries: Entries) -> None:
-        update(Path(options.table), run.gpu, entries.tiles, entries.fused_up_to_rows)
+        update(Path(options.table), run.gpu, entries.tiles, entries.runs_at)
 
     ends_at = time.monotonic() + (options.time_budget_s or math.inf)
     models = list({model.name: model for model in map(find_model, options.models)}.values())
@@ -210,17 +211,10 @@ def tune(options: Options, bench: "Bench", gpu: str, compile_: "Compile", quick:
     print(f"{sum(map(len, found.values()))} points in {time.monotonic() - begin_s:.0f} s", flush=True)
 
 
-def fused_up_to_rows(pays: Mapping[int, bool]) -> int | None:
-    """The most rows up to which a kernel always pays; None where the rows are not all powers of two from 1 on."""
+def runs_at(pays: Mapping[int, bool]) -> RunsAt | None:
+    """Where a kernel pays; None where the rows are not all powers of two from 1 on."""
     counts = sorted(pays)
-    if counts != [2**power for power in range(len(counts))]:
-        return None
-    most = 0
-    for count in counts:
-        if not pays[count]:
-            break
-        most = count
-    return most
+    return RunsAt(0).but(pays) if counts == [2**power for power in range(len(counts))] else None
 
 
 def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"], whole: bool = True) -> None:
@@ -228,13 +222,13 @@ def keep(file: Path, gpu: str, key: str, found: Mapping[int, "Found"], whole: bo
 
     Not `whole`: rows are missing yet, and the bound stays what it was.
     """
-    bound = fused_up_to_rows({rows: result.pays for rows, result in found.items()})
-    bounds = {} if bound is None or not whole else {key: bound}
-    update(file, gpu, {key: {rows: result.tile for rows, result in found.items()}}, bounds)
+    where = runs_at({rows: result.pays for rows, result in found.items()})
+    tiles = {rows: result.tile for rows, result in found.items()}
+    update(file, gpu, {key: tiles}, {key: where} if where is not None and whole else {})
 
 
 def update(
-    file: Path, gpu: str, tiles: Mapping[str, Mapping[int, "Tile | None"]], fused_up_to_rows: Mapping[str, int]
+    file: Path, gpu: str, tiles: Mapping[str, Mapping[int, "Tile | None"]], kernels_run_at: Mapping[str, RunsAt]
 ) -> None:
     """Replace what the table has of these keys and rows, at once or not at all; a table that is not there is begun.
 
@@ -248,10 +242,11 @@ def update(
         kept |= {str(rows): asdict(tile) for rows, tile in by_rows.items() if tile}
         if kept:
             known["tiles"][key] = kept
-    known["fused_up_to_rows"].update(fused_up_to_rows)
-    if "apart" in known:
-        # A new bound knows better what lies below it.
-        known["apart"] = {key: classes for key, classes in known["apart"].items() if key not in fused_up_to_rows}
+    known["fused_up_to_rows"].update({key: where.up_to for key, where in kernels_run_at.items()})
+    apart = {key: classes for key, classes in known.pop("apart", {}).items() if key not in kernels_run_at}
+    apart |= {key: list(where.apart) for key, where in kernels_run_at.items() if where.apart}
+    if apart:
+        known["apart"] = apart
     partial = file.with_name(f".{file.name}.tmp")
     partial.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, file)

@@ -74,7 +74,12 @@ def attention_pays(num_rows: int, hopper: bool) -> bool:
 
 def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
     """The same where nothing was measured."""
-    return num_rows <= MAX_ROWS[rung][num_outputs * num_inputs > LARGE_WEIGHTS]
+    return num_rows <= most_rows(rung, num_outputs, num_inputs)
+
+
+def most_rows(rung: str, num_outputs: int, num_inputs: int) -> int:
+    """The most rows at which it pays, but for many, where nothing was measured."""
+    return MAX_ROWS[rung][num_outputs * num_inputs > LARGE_WEIGHTS]
 
 
 @cache

@@ -1,6 +1,5 @@
 """`fusebench tune by=step`: cell after cell searched, written down, and put into the table where it is confirmed."""
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,9 @@ from experiments.kernels.step_choices import ATTENTION, Choice
 from experiments.kernels.step_search import Steps, StepSearch
 from experiments.models import Model
 from experiments.step_records import StepCell, StepRun, speedup, write_steps
-from variants.kernels.tile_table import Measured
+from experiments.tuned_rows import RunsAt
+from variants.dispatch import KERNELS, most_rows
+from variants.kernels.tile_table import Measured, shape_of
 from variants.kernels.tiles import Tile
 
 MakeSteps = Callable[[StepPlace, Model, Sequence[str]], Steps]
@@ -20,10 +21,10 @@ MakeSteps = Callable[[StepPlace, Model, Sequence[str]], Steps]
 
 @dataclass
 class Entries:
-    """What goes into the table: tiles by key and class of rows, None where the heuristic's is best; bounds by key."""
+    """What goes into the table, by key: tiles by class of rows, None where the heuristic's is best; where it runs."""
 
     tiles: dict[str, dict[int, Tile | None]] = field(default_factory=lambda: defaultdict(dict))
-    fused_up_to_rows: dict[str, int] = field(default_factory=dict)
+    runs_at: dict[str, RunsAt] = field(default_factory=dict)
 
 
 Write = Callable[[Entries], None]
@@ -59,10 +60,19 @@ class StepTuner:
                     run = replace(run, cells=(*run.cells, cell))
                     write_steps(self.folder, run)
                 left -= 1
-            bounds = bounds_of(dispatch, {place.batch for place in places[model.name]})
-            if bounds:
-                self.write(Entries(fused_up_to_rows=bounds))
+            changed = changed_dispatch(dispatch, {place.batch for place in places[model.name]}, self._known)
+            if changed:
+                self.write(Entries(runs_at=changed))
         return run
+
+    def _known(self, key: str) -> RunsAt:
+        """Where the kernel runs by the table that was there, else by the bounds that hold without one."""
+        measured = self.table.get(self.run.gpu, Measured())
+        if key in measured.fused_up_to_rows:
+            return RunsAt(measured.fused_up_to_rows[key], tuple(measured.apart.get(key, ())))
+        kernel, n, k = shape_of(key)
+        rung = next(rung for rung, name in KERNELS.items() if name == kernel)
+        return RunsAt(most_rows(rung, n, k))
 
     def _search(
         self, model: Model, place: StepPlace, ends_at: float, dispatch: dict[str, dict[int, tuple[bool, bool]]]
@@ -101,18 +111,15 @@ def is_faster(cell: StepCell) -> bool:
     return low is not None and low > 1
 
 
-def bounds_of(dispatch: Mapping[str, Mapping[int, tuple[bool, bool]]], batches: set[int]) -> dict[str, int]:
-    """The most rows up to which each kernel is to run, where that changed and all batches were searched.
-
-    A batch stands for all down to the one before it.
-    """
-    bounds = {}
-    for key, by_rows in dispatch.items():
-        if by_rows.keys() == batches and any(first != now for first, now in by_rows.values()):
-            runs = [rows for rows in sorted(by_rows) if by_rows[rows][1]]
-            stops = min((rows for rows in by_rows if not by_rows[rows][1]), default=math.inf)
-            bounds[key] = max((rows for rows in runs if rows < stops), default=0)
-    return bounds
+def changed_dispatch(
+    dispatch: Mapping[str, Mapping[int, tuple[bool, bool]]], batches: set[int], known: Callable[[str], RunsAt]
+) -> dict[str, RunsAt]:
+    """Where each kernel is to run, if that changed and all batches were searched."""
+    return {
+        key: known(key).but({rows: now for rows, (_, now) in by_rows.items()})
+        for key, by_rows in dispatch.items()
+        if by_rows.keys() == batches and any(first != now for first, now in by_rows.values())
+    }
 
 
 def _name(place: StepPlace) -> str:

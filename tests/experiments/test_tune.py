@@ -21,7 +21,8 @@ from experiments.kernels.measure import Bench
 from experiments.kernels.search import Found, Search
 from experiments.kernels.tuning import Point
 from experiments.stats import estimate
-from experiments.tune import Options, fused_up_to_rows, keep, parse, tune
+from experiments.tune import Options, keep, parse, runs_at, tune
+from experiments.tuned_rows import RunsAt
 from variants.kernels.tile_table import read_table
 from variants.kernels.tiles import Tile
 
@@ -130,11 +131,12 @@ def test_fused_launches_depend_on_their_predecessors_and_unfused_ones_do_not(mon
     assert Options().pdl == bool(load_yaml("variant", "fused").runtime.pdl)
 
 
-def test_a_kernel_is_chosen_up_to_the_first_rows_at_which_it_does_not_pay() -> None:
-    assert fused_up_to_rows({1: True, 2: True, 4: False, 8: True}) == 2
-    assert fused_up_to_rows({1: False, 2: True}) == 0
-    assert fused_up_to_rows({2: True, 4: True}) is None
-    assert fused_up_to_rows({1: True, 4: True}) is None
+def test_a_kernel_runs_where_it_pays_if_all_rows_were_measured() -> None:
+    assert runs_at({1: True, 2: True, 4: False, 8: True, 16: False}) == RunsAt(8, (4,))
+    assert runs_at({1: False, 2: True}) == RunsAt(2, (1,))
+    assert runs_at({1: False}) == RunsAt(0)
+    assert runs_at({2: True, 4: True}) is None
+    assert runs_at({1: True, 4: True}) is None
 
 
 def found_of(tile: Tile | None, speedup: float) -> Found:

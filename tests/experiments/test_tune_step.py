@@ -27,11 +27,12 @@ from experiments.kernels.step_choices import (
     trial_of,
     words,
 )
-from experiments.kernels.step_tuning import bounds_of
+from experiments.kernels.step_tuning import changed_dispatch
 from experiments.kernels.tuning import Point
 from experiments.models import Model, find_model
 from experiments.step_records import StepRun
 from experiments.tune import Options, parse, tune_steps
+from experiments.tuned_rows import RunsAt
 from variants.kernels.decode_qkv_attention import Cut
 from variants.kernels.tile_table import Measured, Trial, read_table
 from variants.kernels.tiles import Tile
@@ -199,7 +200,8 @@ def test_the_second_pass_tries_neighbours_and_takes_a_change_back(tmp_path: Path
     assert [(kept.site, kept.choice) for kept in cell.kept][1:] == [("down", "off"), ("qkv", HEURISTIC)]
     assert not cell.end_us[0] > 900
     assert table(tmp_path).tiles == {}
-    assert table(tmp_path).fused_up_to_rows == {DOWN: 0}
+    assert table(tmp_path).fused_up_to_rows == {DOWN: 32}
+    assert table(tmp_path).apart == {DOWN: [8]}
 
 
 def test_what_runs_already_is_not_tried(tmp_path: Path) -> None:
@@ -229,13 +231,21 @@ def test_a_bound_is_written_once_all_batches_are_searched(tmp_path: Path) -> Non
     assert not (tmp_path / "tiles.json").exists()
 
 
-def test_bounds_end_at_the_first_batch_that_is_faster_without() -> None:
+def test_dispatch_changes_where_a_search_has_changed_it_and_nowhere_else() -> None:
     on, off, turned_off, turned_on = (True, True), (False, False), (True, False), (False, True)
-    assert bounds_of({"a": {1: on, 8: on, 64: off}}, {1, 8, 64}) == {}
-    assert bounds_of({"a": {1: on, 8: turned_off, 64: on}}, {1, 8, 64}) == {"a": 1}
-    assert bounds_of({"a": {1: on, 8: on, 64: turned_on}}, {1, 8, 64}) == {"a": 64}
-    assert bounds_of({"a": {1: turned_off}}, {1}) == {"a": 0}
-    assert bounds_of({"a": {1: turned_off}}, {1, 8}) == {}
+    known = RunsAt(32)
+
+    def changed(by_rows: dict[int, tuple[bool, bool]], *others: int) -> RunsAt | None:
+        return changed_dispatch({"a": by_rows}, {*by_rows, *others}, lambda key: known).get("a")
+
+    assert changed({1: on, 8: on, 64: off}) is None
+    assert changed({1: on, 8: turned_off, 64: on}) == RunsAt(64, (2, 4, 8))
+    assert changed({1: on, 8: on, 64: turned_on}) == RunsAt(64)
+    assert changed({1: on, 8: on, 64: turned_off}) == RunsAt(8)
+    assert changed({1: turned_off}) == RunsAt(32, (1,))
+    assert changed({128: turned_on}) == RunsAt(128, (64,)), "not measured, and off until now"
+    assert changed({1: turned_off}, 8) is None, "one of the batches was not searched"
+    assert RunsAt(128, (64,)).but({64: True}) == RunsAt(128)
 
 
 def test_attentions_cut_is_told_and_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,13 @@ def key_of(kernel: str, n: int, k: int) -> str:
     return f"{kernel} {n}x{k}"
 
 
+def shape_of(key: str) -> tuple[str, int, int]:
+    """(kernel, N, K) of a shape's key."""
+    kernel, shape = key.split()
+    n, k = map(int, shape.split("x"))
+    return kernel, n, k
+
+
 def rows_class(rows: int) -> int:
     """The class of a number of rows, named by its largest member."""
     return next_power_of_2(rows)

@@ -15,6 +15,7 @@ HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
+BATCHES = Path("reports/batches/summary.json")
 PEERS = (Path("reports/peers_small/summary.json"), Path("reports/peers_large/summary.json"))
 GOALS = Path("docs/data/goals.json")
 OF_SOME_MODELS = re.compile("_(long|short|few)$")
@@ -39,6 +40,12 @@ def tensor_parallel(root: Path) -> str:
 def shapes(root: Path) -> str:
     """The committed run over sizes that nothing was tuned for."""
     return _run_table(root, SHAPES)
+
+
+@block
+def batches(root: Path) -> str:
+    """The committed run over batches between those of the headline."""
+    return _run_table(root, BATCHES)
 
 
 @block
