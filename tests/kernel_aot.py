@@ -59,10 +59,10 @@ def compile_cases(cases: list[AotCase]) -> dict[str, Resources]:
     return {row["name"]: Resources(**row) for row in json.loads(done.stdout)}
 
 
-def assert_fits(resources: Resources) -> None:
-    """No spill, and shared memory within the limit; the figures go to the test's output (pytest -rP shows them)."""
+def assert_fits(resources: Resources, spilled_bytes: int = 0) -> None:
+    """No spill beyond what is known, and shared memory within the limit; pytest -rP shows the figures."""
     print(f"{resources.name}: {resources.registers} registers, {resources.shared_bytes} bytes of shared memory")
-    assert resources.stack_bytes == 0, f"{resources.name} spills {resources.stack_bytes} bytes a thread"
+    assert resources.stack_bytes <= spilled_bytes, f"{resources.name} spills {resources.stack_bytes} bytes a thread"
     assert resources.shared_bytes <= MAX_SHARED_BYTES
 
 

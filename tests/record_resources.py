@@ -11,6 +11,7 @@ from tests.kernel_aot import Resources, compile_cases
 from tests.variants.kernels.test_aot import CASES as FUSED_CASES
 from tests.variants.kernels.test_decode_qkv_attention_sm90 import CASES as ATTENTION_CASES
 from tests.variants.kernels.test_normed_product_sm90 import CASES as MANY_ROWS_CASES
+from tests.variants.kernels.test_normed_qkv_sm90 import CASES as WHOLE_HEADS_CASES
 
 RECORD = Path(__file__).parents[1] / "docs/data/resources.json"
 
@@ -36,7 +37,8 @@ def assert_recorded(compiled: dict[str, Resources]) -> None:
 
 def main() -> None:
     """Write the record anew."""
-    groups = {"baseline": BASELINE_CASES + HOPPER_CASES, "fused": FUSED_CASES + MANY_ROWS_CASES + ATTENTION_CASES}
+    fused = FUSED_CASES + MANY_ROWS_CASES + WHOLE_HEADS_CASES + ATTENTION_CASES
+    groups = {"baseline": BASELINE_CASES + HOPPER_CASES, "fused": fused}
     rows = {name: list(map(figures, compile_cases(cases).values())) for name, cases in groups.items()}
     record = {"target": "sm_90", "triton": version("triton"), "commit": code().commit, **rows}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")

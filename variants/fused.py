@@ -3,7 +3,7 @@
     norm_linear        RMSNorm inside the QKV projection (and inside gate/up)
     residual_epilogue  residual add inside o_proj and down, which also emit the sums of squares that the next norm needs
     silu_epilogue      SiLU product inside gate/up
-    qkv_post           q/k norm, RoPE and the KV store in one kernel
+    qkv_post           q/k norm, RoPE and the KV store in one kernel, or at the end of the QKV projection of many rows
     attention          in decode steps the same, attention and the merge of its parts in one kernel; needs qkv_post
     lm_head            final norm, LM head and argmax without logits in memory
 
@@ -26,7 +26,7 @@ from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import attention_pays, pays_here, product_adds, turn_off
+from variants.dispatch import attention_pays, pays_here, product_adds, turn_off, whole_heads_pay
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.decode_qkv_attention_sm90 import supported
@@ -34,6 +34,8 @@ from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
 from variants.kernels.lm_head import norm_lm_head_argmax
 from variants.kernels.norm_linear import norm_linear
+from variants.kernels.normed_qkv_sm90 import normed_qkv_sm90
+from variants.kernels.normed_qkv_sm90 import supported as takes_whole_heads
 from variants.kernels.qkv_post import qk_norm_rope_store
 
 SWITCHES: dict[str, bool] = {
@@ -48,7 +50,7 @@ KERNELS = {
     "norm_linear": "_norm_linear_kernel*",
     "residual_epilogue": "_linear_add_kernel",
     "silu_epilogue": "_gate_up_silu_kernel*",
-    "qkv_post": "_qkv_post_kernel",
+    "qkv_post": "_qkv_post_kernel*",
     "attention": "_decode_qkv_attention_kernel*",
     "lm_head": "_tile_argmax_kernel",
 }
@@ -159,11 +161,34 @@ class FusedOps(Ops):
         )  # fmt: skip
         return o.flatten(1)
 
+    def _projects_at_once(self, stream: Stream, layer: LayerWeights, cache: LayerCache, ctx: Context) -> bool:
+        """Whether one kernel leads from the stream to queries, keys and values of a step with prompts."""
+        if not (self.switches["norm_linear"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is None:
+            return False
+        x, weight = whole(stream.delta_TH), layer.qkv.weight_NK
+        return layer.attn_norm_H is None and whole_heads_pay(x.shape[0]) and takes_whole_heads(x, weight, cache.k)
+
+    @op
+    def norm_qkv(self, stream: Stream, layer: LayerWeights, cache: LayerCache, ctx: Context) -> tuple[Tensor, Tensor]:
+        """(rotated queries, the stream as one tensor); keys and values are in their pages."""
+        rung("qkv_post")
+        config, batch, qkv = ctx.config, ctx.batch, layer.qkv
+        return normed_qkv_sm90(
+            whole(stream.delta_TH), stream.residual_TH, qkv.weight_NK, qkv.bias_N, stream.square_sums_TJ,
+            layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
+            cache.k, cache.v, config.num_heads, config.norm_eps, self.pdl,
+        )  # fmt: skip
+
     def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
         """One decoder layer: at best five kernels."""
         eps = ctx.config.norm_eps
-        qkv, residual = self.norm_linear(stream, layer.attn_norm_H, layer.qkv, eps)
-        stream = self.linear_add(self.attend(qkv, layer, cache, ctx), layer.o, residual)
+        if self._projects_at_once(stream, layer, cache, ctx):
+            q, residual = self.norm_qkv(stream, layer, cache, ctx)
+            attended = self.attention(q, cache, ctx)
+        else:
+            qkv, residual = self.norm_linear(stream, layer.attn_norm_H, layer.qkv, eps)
+            attended = self.attend(qkv, layer, cache, ctx)
+        stream = self.linear_add(attended, layer.o, residual)
         hidden, residual = self.gate_up_silu(stream, layer, eps)
         return self.linear_add(hidden, layer.down, residual)
 

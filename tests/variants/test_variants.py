@@ -18,6 +18,9 @@ from engine.weights import Linear
 from tests.engine.tiny import GREEDY, PROMPTS, expected, serve, tiny_engine
 from tests.shipped import VARIANT_NAMES, VARIANTS
 from variants import build_variant, load_variant
+from variants.kernels.norm_linear import norm_linear_reference
+from variants.kernels.qkv_post import qk_norm_rope_store_reference
+from variants.kernels.tile_table import Trial, trying
 
 
 @pytest.mark.parametrize("name", VARIANT_NAMES)
@@ -75,6 +78,28 @@ def test_many_rows_get_their_residual_from_the_product_itself(monkeypatch: pytes
     stream = VARIANTS["fused"].ops.linear_add(x, linear, residual)
     assert not added
     torch.testing.assert_close(stream.delta_TH, residual + F.linear(x, linear.weight_NK, linear.bias_N))
+
+
+def test_whole_heads_of_the_projection_reach_attention_and_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps with prompts only, and only where it is asked for; the kernel's twins in its place."""
+    rows = []
+
+    def twins(x: Tensor, residual: Any, weight: Tensor, bias: Any, partials: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+        *others, k_cache, v_cache, num_heads, eps, pdl = rest
+        rows.append(x.shape[0])
+        qkv, s = norm_linear_reference(x, residual, weight, bias, eps)
+        sizes = (num_heads, *k_cache.shape[2:])
+        return qk_norm_rope_store_reference(qkv, *others, k_cache, v_cache, *sizes, eps, pdl), s
+
+    monkeypatch.setattr("variants.fused.normed_qkv_sm90", twins)
+    monkeypatch.setattr("variants.fused.takes_whole_heads", lambda *tensors: True)
+    engine = tiny_engine(variant=VARIANTS["fused"], max_num_batched_tokens=40)
+    assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+    assert not rows
+    engine = tiny_engine(variant=VARIANTS["fused"], max_num_batched_tokens=40)
+    with trying(Trial(fused={"whole_heads": True})):
+        assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+    assert max(rows) > 8
 
 
 def test_switches_default_to_the_kind_s_own() -> None:

@@ -89,12 +89,33 @@ def _produce(s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU: gl.constex
 
 
 @gluon.jit
+def _multiply(s, w, ready, free, turn, acc, step, steps, mine, PART: gl.constexpr, TURNS: gl.constexpr):
+    """(a warpgroup's rows of a tile, the step after): `steps` steps from `step` on, in its turn, the `mine`-th."""
+    stages: gl.constexpr = w.type.shape[0]
+    if TURNS:
+        mbarrier.wait(turn.index(PART), (mine & 1) ^ (1 - PART))
+    for k in range(steps):
+        stage = step % stages
+        mbarrier.wait(ready.index(stage), (step // stages) & 1)
+        x = s.index(stage if TURNS else stage * 2 + PART)
+        acc = warpgroup_mma(x, w.index(stage).permute((1, 0)), acc, is_async=True)
+        acc = warpgroup_mma_wait(1, deps=(acc,))
+        # So the step before is done.
+        mbarrier.arrive(free.index((step + stages - 1) % stages), count=1, pred=k > 0)
+        step += 1
+    if TURNS:
+        mbarrier.arrive(turn.index(1 - PART), count=1)
+    acc = warpgroup_mma_wait(0, deps=(acc,))
+    mbarrier.arrive(free.index((step + stages - 1) % stages), count=1)
+    return acc, step
+
+
+@gluon.jit
 def _consume(
     y_desc, squares_ptr, bias_ptr, s, w, y, ready, free, turn, tiles, M, C, K, eps,
     PART: gl.constexpr, TURNS: gl.constexpr, SILU: gl.constexpr,
 ):  # fmt: skip
     """One warpgroup: its rows of every tile of the program, or every second tile."""
-    stages: gl.constexpr = w.type.shape[0]
     block_n: gl.constexpr = w.type.shape[1]
     rows: gl.constexpr = y.type.shape[0]
     block_c: gl.constexpr = y.type.shape[1]
@@ -110,21 +131,7 @@ def _consume(
         m = row + gl.arange(0, rows, gl.SliceLayout(1, out_layout))
         squares = gl.load(squares_ptr + m, mask=m < M, other=0.0)
         acc = gl.zeros([rows, block_n], gl.float32, layout)
-        if TURNS:
-            mbarrier.wait(turn.index(PART), (mine & 1) ^ (1 - PART))
-        for k in range(steps):
-            stage = step % stages
-            mbarrier.wait(ready.index(stage), (step // stages) & 1)
-            x = s.index(stage if TURNS else stage * 2 + PART)
-            acc = warpgroup_mma(x, w.index(stage).permute((1, 0)), acc, is_async=True)
-            acc = warpgroup_mma_wait(1, deps=(acc,))
-            # So the step before is done.
-            mbarrier.arrive(free.index((step + stages - 1) % stages), count=1, pred=k > 0)
-            step += 1
-        if TURNS:
-            mbarrier.arrive(turn.index(1 - PART), count=1)
-        acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(free.index((step + stages - 1) % stages), count=1)
+        acc, step = _multiply(s, w, ready, free, turn, acc, step, steps, mine, PART, TURNS)
         scale = gl.rsqrt(squares / K + eps)[:, None]
         if SILU:
             gate, up = acc.reshape([rows, 2, block_c]).permute((0, 2, 1)).split()
@@ -161,17 +168,13 @@ def _normed(acc, scale, bias_ptr, column, C):
 
 
 @gluon.jit
-def _work(
-    s_desc, w_desc, y_desc, squares_ptr, bias_ptr, M, C, K, eps,
-    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr, SILU: gl.constexpr,
-):  # fmt: skip
-    """Tiles program_id, program_id + num_programs, ... of y [M, C]."""
+def _ring(dtype: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_C: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr):
+    """(s, w, ready, free) of all stages, and of both warpgroups (y, turn); the barriers are ready to be waited for."""
     rows: gl.constexpr = BLOCK_M if TURNS else BLOCK_M // 2
-    block_c: gl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    s = gl.allocate_shared_memory(s_desc.dtype, [STAGES * (BLOCK_M // rows), rows, STEP], layout)
-    w = gl.allocate_shared_memory(s_desc.dtype, [STAGES, BLOCK_N, STEP], layout)
-    y = gl.allocate_shared_memory(s_desc.dtype, [2, rows, block_c], layout)
+    s = gl.allocate_shared_memory(dtype, [STAGES * (BLOCK_M // rows), rows, STEP], layout)
+    w = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, STEP], layout)
+    y = gl.allocate_shared_memory(dtype, [2, rows, BLOCK_C], layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -180,6 +183,17 @@ def _work(
         mbarrier.init(free.index(stage), count=1 if TURNS else 2)
     for part in gl.static_range(2):
         mbarrier.init(turn.index(part), count=1)
+    return s, w, y, ready, free, turn
+
+
+@gluon.jit
+def _work(
+    s_desc, w_desc, y_desc, squares_ptr, bias_ptr, M, C, K, eps,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr, SILU: gl.constexpr,
+):  # fmt: skip
+    """Tiles program_id, program_id + num_programs, ... of y [M, C]."""
+    block_c: gl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
+    s, w, y, ready, free, turn = _ring(s_desc.dtype, BLOCK_N, block_c, STAGES, TURNS)
     tiles = gl.cdiv(M, BLOCK_M) * gl.cdiv(C, block_c)
     gl.warp_specialize(
         [
@@ -253,11 +267,7 @@ def normed_product_sm90(
 
     `block_n` overrides the choice by shape.
     """
-    s, squares = x_TK, partials_TP
-    if residual_TK is not None or squares is None:
-        s, squares = add_squares_triton(x_TK, residual_TK, pdl)
-    elif squares.shape[1] > 1:
-        squares = squares.sum(1, keepdim=True)
+    s, squares = stream_and_squares(x_TK, residual_TK, partials_TP, pdl)
     (m, k), n = s.shape, weight_NK.shape[0]
     block_n = block_n or (SHARED_N if share_tiles(m, k, silu) else TURNS_N)
     columns, (box_rows, block_c) = n // 2 if silu else n, result_box(block_n, silu)
@@ -267,13 +277,22 @@ def normed_product_sm90(
     tiles = cdiv(m, ROWS_OF_TILE) * cdiv(columns, block_c)
     kernel = _gate_up_silu_kernel_sm90 if silu else _norm_linear_kernel_sm90
     kernel[(min(tiles, num_sms(s)),)](
-        _boxes(s, ROWS_OF_TILE, STEP_COLUMNS), _boxes(weight_NK, block_c, STEP_COLUMNS),
-        _boxes(y, box_rows, block_c), squares, bias_N, m, columns, k, eps,
+        boxes(s, ROWS_OF_TILE, STEP_COLUMNS), boxes(weight_NK, block_c, STEP_COLUMNS),
+        boxes(y, box_rows, block_c), squares, bias_N, m, columns, k, eps,
         BLOCK_N=block_n, STAGES=num_stages(block_n, silu), TURNS=block_n == TURNS_N, num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return y, s
 
 
-def _boxes(x: Tensor, rows: int, columns: int) -> Any:
+def stream_and_squares(
+    x_TK: Tensor, residual_TK: Tensor | None, partials_TP: Tensor | None, pdl: bool
+) -> tuple[Tensor, Tensor]:
+    """(s [T, K], its sums of squares, one for each row)."""
+    if residual_TK is not None or partials_TP is None:
+        return add_squares_triton(x_TK, residual_TK, pdl)
+    return x_TK, partials_TP.sum(1, keepdim=True) if partials_TP.shape[1] > 1 else partials_TP
+
+
+def boxes(x: Tensor, rows: int, columns: int) -> Any:
     """A descriptor of a matrix that is copied so many rows and columns at a time."""
     return TensorDescriptor.from_tensor(x, [rows, columns], gl.NVMMASharedLayout(128, 16))
