@@ -34,7 +34,9 @@ from variants import load_variant
 from variants.dispatch import KERNELS, attention_pays, pays_here
 from variants.kernels.decode_qkv_attention import attention_cut
 from variants.kernels.decode_qkv_attention_sm90 import supported
-from variants.kernels.tile_table import Trial, choose_tile, trying
+from variants.kernels.normed_product_sm90 import supported as product_supported
+from variants.kernels.tile_table import Trial, choose_tile, known_tile, trying
+from variants.kernels.tiles import MAX_SKINNY_ROWS
 
 WINDOWS, WINDOW_STEPS = 4, 25
 STEPS = SETTLE_STEPS + WINDOWS * WINDOW_STEPS
@@ -189,6 +191,8 @@ class GpuSteps:
         weight = torch.empty(n, k, device="meta")
         if not pays_here(rung, x, weight):
             return Choice(site, point.key, False)
+        if point.rows > MAX_SKINNY_ROWS and product_supported(x, weight) and not known_tile(point.op, x, weight):
+            return Choice(site, point.key, True)
         return Choice(site, point.key, True, choose_tile(point.op, x, weight, kind.MATRICES, kind.CAN_SPLIT))
 
     def _own_attention(self) -> Choice:

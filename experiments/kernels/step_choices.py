@@ -14,7 +14,7 @@ from experiments.kernels.cases import sites
 from experiments.kernels.tuning import Point
 from variants.kernels.decode_qkv_attention import MAX_HOPPER_SPLITS, MAX_TICKETS, Cut
 from variants.kernels.tile_table import Measured, Trial, rows_class
-from variants.kernels.tiles import Tile
+from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile
 
 ATTENTION = "attention"
 # In the order of the search: where a kernel stands in a layer, then the head.
@@ -25,6 +25,8 @@ SITES = (
     ("down", "linear_add"),
     ("lm_head", "lm_head"),
 )
+# Kernels that are others beyond MAX_SKINNY_ROWS, on Hopper.
+FOR_MANY_ROWS = ("norm_linear", "gate_up_silu")
 MOST_TILES = 16
 # Of the first pass's, in the second.
 MOST_AGAIN = 4
@@ -89,7 +91,7 @@ def step_points(sizes: Mapping[str, Any], batch: int, ops: Sequence[str]) -> dic
 
 
 def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str, Measured]) -> list[Choice]:
-    """What is tried first: the kernel off, the heuristic's tile, those that the table knows, the likeliest of all."""
+    """What is tried first: off, the kernel for many rows, the heuristic's tile, the table's, the likeliest of all."""
     known = [
         found[str(point.rows)]
         for gpu in table.values()
@@ -98,7 +100,9 @@ def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str,
     ]
     likely = candidates(problem, MOST_TILES)
     tiles = dict.fromkeys([likely[0], *(tile for tile in known if is_legal(tile, problem)), *likely[1:]])
-    return [Choice(site, point.key, False), *_with(site, point, list(tiles)[:MOST_TILES])]
+    # Without a tile the product for Hopper runs, where there is one.
+    on = [Choice(site, point.key, True)] if point.op in FOR_MANY_ROWS and point.rows > MAX_SKINNY_ROWS else []
+    return [Choice(site, point.key, False), *on, *_with(site, point, list(tiles)[:MOST_TILES])]
 
 
 def second_choices(

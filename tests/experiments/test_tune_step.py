@@ -294,6 +294,14 @@ def test_the_tables_tiles_are_tried_at_other_shapes() -> None:
     assert neighbours(best, problem)[0] in [choice.tile for choice in second_choices(point, problem, took, off, off)]
 
 
+def test_many_rows_can_have_the_product_for_hopper_or_a_tile() -> None:
+    points = step_points(SIZES, 128, ("norm_linear", "gate_up_silu", "linear_add"))
+    first = {site: first_choices(site, point, point.problem(2, 132), {}) for site, point in points.items()}
+    assert [[choice.label for choice in first[site][:2]] for site in ("qkv", "gate_up")] == [["off", "on"]] * 2
+    assert first["down"][1].tile == points["down"].problem(2, 132).heuristic()
+    assert trial_of([first["qkv"][1]]) == Trial(fused={QKV: True})
+
+
 def test_choices_become_one_trial() -> None:
     tile = Tile("gemv", 1, 4, 1024, 4, 2)
     choices = [

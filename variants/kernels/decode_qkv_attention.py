@@ -42,7 +42,7 @@ FEW_TILES = 4
 MAX_HOPPER_SPLITS = 8
 # Programs for Hopper that a multiprocessor holds at once, by the size of a head and the tiles of a ring.
 PROGRAMS = {64: {3: 4, 2: 5}, 128: {3: 2, 2: 3}}
-# Up to so many times as many sequences' key heads as there is room for, rings are chosen by how they come out.
+# With more programs than so many times the places for them, they come turn after turn.
 MAX_TURNS = 1.5
 # Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)

@@ -17,7 +17,7 @@ from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
 from variants.kernels.normed_product_sm90 import normed_product_sm90, supported
 from variants.kernels.product import begin, load_partials, product, tile_index
-from variants.kernels.tile_table import choose_tile
+from variants.kernels.tile_table import choose_tile, known_tile
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, can_prefetch, descriptors
 
 
@@ -63,6 +63,7 @@ def norm_gate_up_silu_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launcher of `_gate_up_silu_kernel`; see `norm_gate_up_silu`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_2IK.shape[0] // 2
+    tile = tile or known_tile("gate_up_silu", x_TK, weight_2IK)
     if tile is None and m > MAX_SKINNY_ROWS and supported(x_TK, weight_2IK):
         return normed_product_sm90(x_TK, residual_TK, weight_2IK, bias_2I, eps, partials_TP, True, pdl)
     h = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)

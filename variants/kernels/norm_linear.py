@@ -17,7 +17,7 @@ from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
 from variants.kernels.normed_product_sm90 import normed_product_sm90, supported
 from variants.kernels.product import begin, load_partials, product, tile_index
-from variants.kernels.tile_table import choose_tile
+from variants.kernels.tile_table import choose_tile, known_tile
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, can_prefetch, descriptors
 
 
@@ -65,6 +65,7 @@ def norm_linear_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launcher of `_norm_linear_kernel`; see `norm_linear`. `tile` overrides the choice by shape."""
     (m, k), n = x_TK.shape, weight_NK.shape[0]
+    tile = tile or known_tile("norm_linear", x_TK, weight_NK)
     if tile is None and m > MAX_SKINNY_ROWS and supported(x_TK, weight_NK):
         return normed_product_sm90(x_TK, residual_TK, weight_NK, bias_N, eps, partials_TP, False, pdl)
     y = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)

@@ -125,12 +125,19 @@ def measured_for(x: Tensor) -> Measured:
     return measured_on(_gpu_name(x.get_device())) if x.is_cuda and x.element_size() == 2 else Measured()
 
 
+def known_tile(kernel: str, x_MK: Tensor, weight_NK: Tensor) -> Tile | None:
+    """The tile on trial, else the measured one; None where the choice is the heuristic's."""
+    (m, k), n = x_MK.shape, weight_NK.shape[0]
+    key = key_of(kernel, n, k)
+    return on_trial().tiles.get(key) or measured_for(x_MK).tiles.get(key, {}).get(str(rows_class(m)))
+
+
 def choose_tile(kernel: str, x_MK: Tensor, weight_NK: Tensor, matrices: int = 1, can_split: bool = False) -> Tile:
     """The tile of x @ weight.T, whose rows are `matrices` weights on top of each other: measured, else the heuristic's.
 
     `can_split` where the caller can add parts of K.
     """
+    if known := known_tile(kernel, x_MK, weight_NK):
+        return known
     (m, k), n = x_MK.shape, weight_NK.shape[0]
-    key = key_of(kernel, n, k)
-    found = on_trial().tiles.get(key) or measured_for(x_MK).tiles.get(key, {}).get(str(rows_class(m)))
-    return found or linear_tile(m, n // matrices, k, x_MK.element_size(), num_sms(x_MK), matrices, can_split)
+    return linear_tile(m, n // matrices, k, x_MK.element_size(), num_sms(x_MK), matrices, can_split)
