@@ -19,9 +19,10 @@ logger = logging.getLogger("fusebench.engine")
 class GraphKey(NamedTuple):
     """What a captured step is good for; its shapes are padded to these."""
 
-    kind: Literal["decode", "prefill"]
+    kind: Literal["decode", "prefill", "mixed"]
     num_tokens: int
     num_seqs: int
+    num_decode: int
     table_width: int
     greedy: bool
 

@@ -5,6 +5,7 @@ order, so the next upload cannot overtake a step that still reads.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
@@ -86,19 +87,29 @@ def fill_decode(buffer: np.ndarray, layout: Layout, decodes: Sequence[Scheduled]
 
 
 def fill_mixed(
-    buffer: np.ndarray, layout: Layout, items: Sequence[Scheduled], block_size: int, dummy_row: int
+    buffer: np.ndarray,
+    layout: Layout,
+    decodes: Sequence[Scheduled],
+    prefills: Sequence[Scheduled],
+    block_size: int,
+    dummy_row: int,
 ) -> np.ndarray:
-    """Pack decodes and prefill chunks, padded to the layout; returns the part to copy.
+    """Pack decodes and prefill chunks, each padded to the layout; returns the part to copy.
 
-    `rows` and `logit_rows` list the sampling sequences only, first ones first; the rest is padding.
+    `rows` and `logit_rows` list the sampling sequences only, first ones first; the rest is padding. A padded decode row
+    takes its token from whatever row stands there: it has no context and stores nothing.
     """
     fields = layout.fields(buffer)
     fields["all"].fill(0)
     fields["slots"].fill(-1)
     fields["rows"].fill(dummy_row)
-    _fill_tables(fields["tables"], items)
-    at, num_sampling = 0, 0
-    for i, item in enumerate(items):
+    _fill_tables(fields["tables"], decodes)
+    _fill_tables(fields["tables"][layout.num_decode :], prefills)
+    # Prompts begin behind the padded decodes.
+    firsts = accumulate((item.length for item in prefills), initial=layout.num_decode)
+    behind = zip(range(layout.num_decode, layout.num_seqs), firsts, prefills, strict=False)
+    num_sampling = 0
+    for i, at, item in [*((i, i, item) for i, item in enumerate(decodes)), *behind]:
         end = at + item.length
         sequence = item.sequence
         positions = np.arange(item.start, item.start + item.length, dtype=np.int32)
@@ -113,7 +124,6 @@ def fill_mixed(
             fields["logit_rows"][num_sampling] = end - 1
             fields["rows"][num_sampling] = sequence.row
             num_sampling += 1
-        at = end
     return fields["all"]
 
 

@@ -6,6 +6,7 @@ tensor parallelism every rank has a runner: rank 0's tells the others' what to r
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,9 @@ from engine.variant import Variant
 PREFILL_GRAPH_TOKENS = 2048
 LAUNCH_BOUND_PRODUCTS = 80e9
 PREFILL_GRAPH_SEQS = 16
+# Prompts that come while others decode: sequences and tokens that a step with both is padded to.
+MIXED_GRAPH_SEQS = (1, 4, PREFILL_GRAPH_SEQS)
+MIXED_GRAPH_TOKENS = (64, 128, 256, 512, 1024, 2048)
 
 
 class Runner:
@@ -52,10 +56,14 @@ class Runner:
         self.decode_sizes = bucket_sizes(config.max_num_seqs)
         self.prefill_sizes = prefill_sizes(config.max_num_batched_tokens, model.weights.layers[0].num_weights)
         self.prefill_seq_sizes = bucket_sizes(min(PREFILL_GRAPH_SEQS, config.max_num_seqs))
+        self.mixed_sizes = mixed_sizes(
+            config.max_num_batched_tokens, model.weights.layers[0].num_weights, config.max_num_seqs
+        )
         self.table_widths = table_widths(config.max_model_len, config.block_size)
         self.table_width = self.table_widths[-1]
-        tokens = config.max_num_batched_tokens
-        self.staging = Staging(inputs.packed_size(tokens, config.max_num_seqs, self.table_width), self.device)
+        # Mixed steps are padded beyond what a step takes.
+        tokens, seqs = config.max_num_batched_tokens + config.max_num_seqs, config.max_num_seqs + PREFILL_GRAPH_SEQS
+        self.staging = Staging(inputs.packed_size(tokens, seqs, self.table_width), self.device)
         self.dummy_row = config.max_num_seqs
         self.last_token_R = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=self.device)
         # Rank 0's newest draw; elsewhere, where to put it.
@@ -78,7 +86,7 @@ class Runner:
         greedy = not any(p.needs_logits for p in params)
         with torch.inference_mode():
             mixed = len(prefills) > 0
-            step = self._mixed_launch(items, len(decodes), greedy) if mixed else self._decode_launch(decodes, greedy)
+            step = self._mixed_launch(decodes, prefills, greedy) if mixed else self._decode_launch(decodes, greedy)
             tokens, logits_BV = self.run(step)
             chances: list[TokenLogprobs | None] | None = None
             if not greedy and logits_BV is not None:
@@ -133,13 +141,16 @@ class Runner:
     def warm_up_all(self) -> None:
         """Capture every graph that greedy traffic can ask for, and run what has none once, on padding.
 
-        Mixed steps have none; their kernels are compiled by the number of decodes and by the number of tokens.
+        Mixed steps have graphs from here alone: most shapes come too seldom to pay for a capture. Those that fit none
+        run as they are; their kernels are compiled by the number of decodes and by the number of tokens.
         """
         budget, most = self.config.max_num_batched_tokens, self.config.max_num_seqs
         self.warm_up(self.decode_sizes)
         for num_tokens in sorted({*self.prefill_sizes, budget}) if self.graphs.enabled else ():
             for num_seqs in self.prefill_seq_sizes:
                 self._ensure_captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
+        for layout in self._mixed_layouts() if self.graphs.enabled else ():
+            self._ensure_captured(layout, greedy=True)
         prompts = [*(2**power for power in range(budget.bit_length()) if 2**power < budget), budget - 1]
         for num_decode, num_prefill in [*((n, 1) for n in range(1, most)), *((1, n) for n in prompts if most > 1)]:
             self._run_padding(Layout(num_decode + num_prefill, num_decode + 1, num_decode, self.table_width))
@@ -180,8 +191,7 @@ class Runner:
         keys = list(self.graphs.graphs)
         self.forget_graphs()
         for key in keys:
-            num_decode = key.num_seqs if key.kind == "decode" else 0
-            layout = Layout(key.num_tokens, key.num_seqs, num_decode, key.table_width)
+            layout = Layout(key.num_tokens, key.num_seqs, key.num_decode, key.table_width)
             self._ensure_captured(layout, key.greedy)
             self._replay_padding(layout, key.greedy)
 
@@ -220,31 +230,55 @@ class Runner:
 
     # Steps with prefill chunks in them.
 
-    def _mixed_launch(self, items: list[Scheduled], num_decode: int, greedy: bool) -> Launch:
+    def _mixed_launch(self, decodes: list[Scheduled], prefills: list[Scheduled], greedy: bool) -> Launch:
         self._on_device = None
-        num_tokens = sum(item.length for item in items)
-        num_rows = sum(item.samples for item in items)
-        max_query_len = max(item.length for item in items)
-        layout = self._prefill_layout(num_tokens, len(items), num_decode)
+        num_tokens = sum(item.length for item in prefills)
+        num_rows = len(decodes) + sum(item.samples for item in prefills)
+        max_query_len = max(item.length for item in prefills)
+        layout = self._graphed_layout(num_tokens, len(prefills), len(decodes), greedy)
         graphed = layout is not None
         if layout is None:
-            layout = Layout(num_tokens, len(items), num_decode, self.table_width)
+            num_seqs = len(decodes) + len(prefills)
+            layout = Layout(len(decodes) + num_tokens, num_seqs, len(decodes), self.table_width)
         else:
             self._ensure_captured(layout, greedy)
         host = self.staging.next()
-        packed = inputs.fill_mixed(host, layout, items, self.config.block_size, self.dummy_row)
+        packed = inputs.fill_mixed(host, layout, decodes, prefills, self.config.block_size, self.dummy_row)
         return Launch(layout, greedy, graphed, packed, num_rows, max_query_len)
 
-    def _prefill_layout(self, num_tokens: int, num_seqs: int, num_decode: int) -> Layout | None:
-        """The padded shape whose graph serves this step; None, with the reason counted, where none does."""
+    def _graphed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, greedy: bool) -> Layout | None:
+        """The padded shape whose graph serves this step; None, with the reason counted, where none does.
+
+        `num_tokens` and `num_seqs` are those of prompts.
+        """
+        if not self.graphs.enabled:
+            self.graphs.fall_back("CUDA graphs are off")
+            return None
+        if num_decode:
+            return self._mixed_layout(num_tokens, num_seqs, num_decode, greedy)
+        return self._prefill_layout(num_tokens, num_seqs)
+
+    def _mixed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, greedy: bool) -> Layout | None:
+        decodes, seqs, tokens = map(round_up, (num_decode, num_seqs, num_tokens), self.mixed_sizes)
+        if decodes and seqs and tokens:
+            layout = Layout(decodes + tokens, decodes + seqs, decodes, self.table_width)
+            if self._key(layout, greedy) in self.graphs.graphs:
+                return layout
+        self.graphs.fall_back("prefill chunks and decodes in one step")
+        return None
+
+    def _mixed_layouts(self) -> list[Layout]:
+        """Every shape that mixed steps are padded to."""
+        return [
+            Layout(decodes + tokens, decodes + seqs, decodes, self.table_width)
+            for decodes, seqs, tokens in product(*self.mixed_sizes)
+        ]
+
+    def _prefill_layout(self, num_tokens: int, num_seqs: int) -> Layout | None:
         full = num_tokens == self.config.max_num_batched_tokens
         tokens = num_tokens if full else round_up(num_tokens, self.prefill_sizes)
         seqs = round_up(num_seqs, self.prefill_seq_sizes)
-        if not self.graphs.enabled:
-            self.graphs.fall_back("CUDA graphs are off")
-        elif num_decode:
-            self.graphs.fall_back("prefill chunks and decodes in one step")
-        elif tokens is None:
+        if tokens is None:
             self.graphs.fall_back(f"a prefill of more than {self.prefill_sizes[-1]} tokens that does not fill the step")
         elif seqs is None:
             self.graphs.fall_back(f"a prefill of more than {self.prefill_seq_sizes[-1]} sequences")
@@ -292,13 +326,15 @@ class Runner:
             step: Step = (
                 (lambda: self._decode_step(layout, greedy))
                 if layout.decode_only
-                else (lambda: self._mixed_step(layout, layout.num_seqs, layout.num_tokens, greedy))
+                else (lambda: self._mixed_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy))
             )
             self.graphs.capture(self._key(layout, greedy), step)
 
     def _key(self, layout: Layout, greedy: bool) -> GraphKey:
-        kind: Literal["decode", "prefill"] = "decode" if layout.decode_only else "prefill"
-        return GraphKey(kind, layout.num_tokens, layout.num_seqs, layout.table_width, greedy)
+        kind: Literal["decode", "prefill", "mixed"] = "decode" if layout.decode_only else "prefill"
+        if 0 < layout.num_decode < layout.num_seqs:
+            kind = "mixed"
+        return GraphKey(kind, *layout, greedy)
 
     def _replay(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
         graph = self.graphs.replay(self._key(layout, greedy))
@@ -309,7 +345,7 @@ class Runner:
         if layout.decode_only:
             packed = inputs.fill_decode(host, layout, [], self.dummy_row)
         else:
-            packed = inputs.fill_mixed(host, layout, [], self.config.block_size, self.dummy_row)
+            packed = inputs.fill_mixed(host, layout, [], [], self.config.block_size, self.dummy_row)
         self.staging.upload(packed.size)
 
     def _sample(self, sampling: list[Scheduled], logits_BV: Tensor) -> tuple[Tensor, list[TokenLogprobs | None] | None]:
@@ -371,12 +407,32 @@ class Runner:
         return event.synchronize if self.mirror is None else partial(self.mirror.wait, event)
 
 
+def launch_bound_tokens(layer_weights: int) -> int:
+    """The most tokens whose layer is computed before the next one is launched kernel by kernel."""
+    return int(LAUNCH_BOUND_PRODUCTS / layer_weights)
+
+
 def prefill_sizes(max_num_batched_tokens: int, layer_weights: int) -> list[int]:
     """Numbers of tokens that prefills are padded to: every 64 up to 512, then four to each doubling, and the most."""
-    launch_bound = int(LAUNCH_BOUND_PRODUCTS / layer_weights)
-    most = min(max_num_batched_tokens, max(PREFILL_GRAPH_TOKENS, launch_bound))
+    most = min(max_num_batched_tokens, max(PREFILL_GRAPH_TOKENS, launch_bound_tokens(layer_weights)))
     sizes = set(range(64, 512, 64)) | {2**power * quarter // 4 for power in range(9, 31) for quarter in range(4, 8)}
     return sorted({size for size in sizes if size < most} | {most})
+
+
+def mixed_sizes(
+    max_num_batched_tokens: int, layer_weights: int, max_num_seqs: int
+) -> tuple[list[int], list[int], list[int]]:
+    """(decodes, sequences with prompts, tokens of prompts) that steps with both are padded to.
+
+    Few of each, since every combination is captured: so only where launches take longer than what padding adds.
+    """
+    most = min(max_num_batched_tokens, PREFILL_GRAPH_TOKENS, launch_bound_tokens(layer_weights))
+    tokens = [size for size in MIXED_GRAPH_TOKENS if size <= most]
+    decodes = [2**power for power in range(3, 31) if 2**power < max_num_seqs]
+    # Up to the first that holds all who are not decoding.
+    before = (0, *MIXED_GRAPH_SEQS)
+    seqs = [size for i, size in enumerate(MIXED_GRAPH_SEQS) if before[i] < max_num_seqs - 1]
+    return [*decodes, max_num_seqs], seqs, tokens
 
 
 def table_widths(max_model_len: int, block_size: int) -> list[int]:

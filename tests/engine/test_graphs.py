@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.graphs import GraphCache, GraphKey, bucket_sizes, round_up
-from engine.runner import LAUNCH_BOUND_PRODUCTS, PREFILL_GRAPH_TOKENS, prefill_sizes, table_widths
+from engine.runner import LAUNCH_BOUND_PRODUCTS, PREFILL_GRAPH_TOKENS, mixed_sizes, prefill_sizes, table_widths
 
 
 @given(st.integers(1, 600))
@@ -49,7 +49,7 @@ def test_captures_leave_no_workspace_behind_each() -> None:
     allocated_bytes = []
     for number in range(6):
         cache = GraphCache(enabled=True)
-        cache.capture(GraphKey("decode", number, 1, 1, True), lambda: (x @ x, None))
+        cache.capture(GraphKey("decode", number, 1, 1, 1, True), lambda: (x @ x, None))
         cache.clear()
         torch.cuda.synchronize()
         allocated_bytes.append(torch.cuda.memory_allocated())
@@ -79,6 +79,16 @@ def test_prefill_sizes_cover_every_prompt_that_is_bound_by_launches(budget: int,
         size = round_up(tokens, sizes)
         assert size is not None
         assert tokens <= size < tokens + max(64, tokens / 4 + 1)
+
+
+def test_steps_with_prompts_and_decodes_are_captured_for_few_shapes() -> None:
+    """qwen3-0.6b, qwen3-8b, a step of few tokens, and engines of few sequences; of one, no prompt meets a decode."""
+    tokens = [64, 128, 256, 512, 1024, 2048]
+    assert mixed_sizes(16_384, 15_728_640, 256) == ([8, 16, 32, 64, 128, 256], [1, 4, 16], tokens)
+    assert mixed_sizes(16_384, 192_937_984, 256)[2] == [64, 128, 256]
+    assert mixed_sizes(300, 15_728_640, 12) == ([8, 12], [1, 4, 16], [64, 128, 256])
+    assert mixed_sizes(2048, 15_728_640, 5)[:2] == ([5], [1, 4])
+    assert mixed_sizes(2048, 15_728_640, 1)[1] == []
 
 
 def test_small_models_have_longer_prefills_in_graphs() -> None:

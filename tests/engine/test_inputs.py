@@ -65,7 +65,7 @@ def test_a_mixed_step_reads_back_as_written() -> None:
         scheduled(row=6, start=0, length=3, samples=True, blocks=[4]),
     ]
     layout = Layout(num_tokens=12, num_seqs=5, num_decode=1, table_width=3)
-    packed = inputs.fill_mixed(buffer_of(layout), layout, items, BLOCK_SIZE, DUMMY_ROW)
+    packed = inputs.fill_mixed(buffer_of(layout), layout, items[:1], items[1:], BLOCK_SIZE, DUMMY_ROW)
     batch = inputs.mixed_batch(torch.from_numpy(packed), layout, num_logit_rows=2, max_query_len=4)
     assert batch.token_ids_T.tolist()[1:8] == [16, 17, 18, 19, 600, 601, 602]
     assert batch.positions_T.tolist() == [17, 16, 17, 18, 19, 0, 1, 2, 0, 0, 0, 0]

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from engine import SamplingParams
+from engine import Engine, SamplingParams
 from engine.launch import Launch
+from engine.loading import LoadedModel
+from engine.loading.random import random_weights
 from tests.engine.replay import graph_engine
-from tests.engine.tiny import GREEDY, PROMPTS, expected, prompt_of, run, serve, tiny_engine
+from tests.engine.tiny import CONFIG, GREEDY, PROMPTS, SHARPNESS, expected, prompt_of, run, serve, tiny_engine
 from tests.shipped import VARIANTS
 
 
@@ -148,6 +150,52 @@ def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any])
         run(engine)
     assert engine.runner.graphs.num_captures == before > 0
     assert engine.runner.graphs.num_hits > 0
+
+
+def staggered(engine: Engine) -> list[list[int]]:
+    """Answers to prompts that come one or two at a time, while those before them decode."""
+    ids, outputs = [], {}
+    for first in range(0, len(PROMPTS), 3):
+        for some in (PROMPTS[first : first + 1], PROMPTS[first + 1 : first + 3]):
+            ids += [engine.add_request(prompt, GREEDY) for prompt in some]
+            outputs |= {output.request_id: output for output in engine.step() if output.finished}
+    outputs |= run(engine)
+    return [outputs[i].token_ids for i in ids]
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
+def test_prompts_among_decodes_replay_what_was_captured_ahead(variant: Any) -> None:
+    """Padded between the decodes and behind the prompts: each request gets the tokens that it gets alone."""
+    engine = graph_engine(variant=variant, num_kv_blocks=200, max_num_seqs=11)
+    engine.runner.warm_up_all()
+    replayed: list[str] = []
+    replay = engine.runner.graphs.replay
+    engine.runner.graphs.replay = lambda key: replayed.append(key.kind) or replay(key)  # type: ignore[method-assign]
+    assert staggered(engine) == expected(PROMPTS)
+    assert replayed.count("mixed") >= 4
+    assert len(replayed) == engine.snapshot()["steps"], "every step has a graph"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["baseline", "fused"])
+def test_on_a_gpu_prompts_among_decodes_get_the_tokens_of_steps_without_graphs(name: str) -> None:
+    """Sharp weights in fp32, so that what padding changes in a sum does not change a choice."""
+    sizes = {"vocab_size": 128, "hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "num_kv_heads": 2}
+    model = replace(CONFIG, head_dim=64, **sizes)
+    weights = random_weights(model, torch.float32, "cuda", seed=0)
+    for layer in weights.layers:
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            linear.weight_NK.mul_(SHARPNESS)
+    loaded = LoadedModel(model, weights, None, "tests", "random")
+    answers, mixed = [], 0
+    for cuda_graphs in (True, False):
+        runtime = replace(VARIANTS[name].runtime, cuda_graphs=cuda_graphs)
+        engine = tiny_engine(replace(VARIANTS[name], runtime=runtime), loaded, device="cuda")
+        engine.runner.warm_up_all()
+        mixed += sum(key.kind == "mixed" for key in engine.runner.graphs.graphs)
+        answers.append(staggered(engine))
+    assert mixed > 0
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("build", [graph_engine, tiny_engine])
