@@ -5,7 +5,7 @@ order, so the next upload cannot overtake a step that still reads.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
@@ -105,11 +105,12 @@ def fill_mixed(
     fields["rows"].fill(dummy_row)
     _fill_tables(fields["tables"], decodes)
     _fill_tables(fields["tables"][layout.num_decode :], prefills)
-    # Prompts begin behind the padded decodes.
+    # (sequence, its first token, what it computes): prompts begin behind the padded decodes.
     firsts = accumulate((item.length for item in prefills), initial=layout.num_decode)
-    behind = zip(range(layout.num_decode, layout.num_seqs), firsts, prefills, strict=False)
+    placed = [(i, i, item) for i, item in enumerate(decodes)]
+    placed += zip(count(layout.num_decode), firsts, prefills, strict=False)
     num_sampling = 0
-    for i, at, item in [*((i, i, item) for i, item in enumerate(decodes)), *behind]:
+    for i, at, item in placed:
         end = at + item.length
         sequence = item.sequence
         positions = np.arange(item.start, item.start + item.length, dtype=np.int32)

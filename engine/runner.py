@@ -54,15 +54,14 @@ class Runner:
         self.graphs = GraphCache(cuda and variant.runtime.cuda_graphs)
         ranks.before_leaving(self.graphs.clear)
         self.decode_sizes = bucket_sizes(config.max_num_seqs)
-        self.prefill_sizes = prefill_sizes(config.max_num_batched_tokens, model.weights.layers[0].num_weights)
+        budget, layer_weights = config.max_num_batched_tokens, model.weights.layers[0].num_weights
+        self.prefill_sizes = prefill_sizes(budget, layer_weights)
         self.prefill_seq_sizes = bucket_sizes(min(PREFILL_GRAPH_SEQS, config.max_num_seqs))
-        self.mixed_sizes = mixed_sizes(
-            config.max_num_batched_tokens, model.weights.layers[0].num_weights, config.max_num_seqs
-        )
+        self.mixed_sizes = mixed_sizes(budget, layer_weights, config.max_num_seqs)
         self.table_widths = table_widths(config.max_model_len, config.block_size)
         self.table_width = self.table_widths[-1]
         # Mixed steps are padded beyond what a step takes.
-        tokens, seqs = config.max_num_batched_tokens + config.max_num_seqs, config.max_num_seqs + PREFILL_GRAPH_SEQS
+        tokens, seqs = budget + config.max_num_seqs, config.max_num_seqs + PREFILL_GRAPH_SEQS
         self.staging = Staging(inputs.packed_size(tokens, seqs, self.table_width), self.device)
         self.dummy_row = config.max_num_seqs
         self.last_token_R = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=self.device)

@@ -53,7 +53,7 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 @gluon.jit
-def _tile_at(index, M, C, BLOCK_C: gl.constexpr):
+def tile_at(index, M, C, BLOCK_C: gl.constexpr):
     """(first row, first column) of a tile of the result: down the rows of a group, then the next columns."""
     tiles_m, tiles_c = gl.cdiv(M, BLOCK_M), gl.cdiv(C, BLOCK_C)
     group = index // (GROUP * tiles_c)
@@ -63,7 +63,7 @@ def _tile_at(index, M, C, BLOCK_C: gl.constexpr):
 
 
 @gluon.jit
-def _produce(s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU: gl.constexpr):
+def produce(s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU: gl.constexpr):
     """One warp: all steps of all tiles, in order."""
     stages: gl.constexpr = w.type.shape[0]
     block_n: gl.constexpr = w.type.shape[1]
@@ -75,7 +75,7 @@ def _produce(s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU: gl.constex
     w_boxes = w._reinterpret(w.dtype, [stages * parts, block_c, STEP], layout)
     step = 0
     for index in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, column = _tile_at(index, M, C, block_c)
+        row, column = tile_at(index, M, C, block_c)
         for k in range(0, K, STEP):
             stage = step % stages
             bar = ready.index(stage)
@@ -89,7 +89,7 @@ def _produce(s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU: gl.constex
 
 
 @gluon.jit
-def _multiply(s, w, ready, free, turn, acc, step, steps, mine, PART: gl.constexpr, TURNS: gl.constexpr):
+def multiply(s, w, ready, free, turn, acc, step, steps, mine, PART: gl.constexpr, TURNS: gl.constexpr):
     """(a warpgroup's rows of a tile, the step after): `steps` steps from `step` on, in its turn, the `mine`-th."""
     stages: gl.constexpr = w.type.shape[0]
     if TURNS:
@@ -126,23 +126,23 @@ def _consume(
     step, mine = (PART * steps if TURNS else 0), 0
     start = gl.program_id(0) + (PART * gl.num_programs(0) if TURNS else 0)
     for index in range(start, tiles, gl.num_programs(0) * (2 if TURNS else 1)):
-        row, column = _tile_at(index, M, C, block_c)
+        row, column = tile_at(index, M, C, block_c)
         row += first
         m = row + gl.arange(0, rows, gl.SliceLayout(1, out_layout))
         squares = gl.load(squares_ptr + m, mask=m < M, other=0.0)
         acc = gl.zeros([rows, block_n], gl.float32, layout)
-        acc, step = _multiply(s, w, ready, free, turn, acc, step, steps, mine, PART, TURNS)
+        acc, step = multiply(s, w, ready, free, turn, acc, step, steps, mine, PART, TURNS)
         scale = gl.rsqrt(squares / K + eps)[:, None]
         if SILU:
             gate, up = acc.reshape([rows, 2, block_c]).permute((0, 2, 1)).split()
-            gate = _normed(gl.convert_layout(gate, out_layout, assert_trivial=True), scale, bias_ptr, column, C)
+            gate = normed(gl.convert_layout(gate, out_layout, assert_trivial=True), scale, bias_ptr, column, C)
             up_bias = bias_ptr
             if bias_ptr is not None:
                 up_bias += C
-            up = _normed(gl.convert_layout(up, out_layout, assert_trivial=True), scale, up_bias, column, C)
+            up = normed(gl.convert_layout(up, out_layout, assert_trivial=True), scale, up_bias, column, C)
             out = gate * up / (1.0 + gl.exp2(-LOG2_E * gate))
         else:
-            out = _normed(acc, scale, bias_ptr, column, C)
+            out = normed(acc, scale, bias_ptr, column, C)
         # What the last tile left there is out.
         tma.store_wait(0)
         gl.thread_barrier()
@@ -157,7 +157,7 @@ def _consume(
 
 
 @gluon.jit
-def _normed(acc, scale, bias_ptr, column, C):
+def normed(acc, scale, bias_ptr, column, C):
     if bias_ptr is not None:
         n = column + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
         bias = gl.load(bias_ptr + n, mask=n < C, other=0.0)
@@ -168,7 +168,7 @@ def _normed(acc, scale, bias_ptr, column, C):
 
 
 @gluon.jit
-def _ring(dtype: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_C: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr):
+def ring(dtype: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_C: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr):
     """(s, w, ready, free) of all stages, and of both warpgroups (y, turn); the barriers are ready to be waited for."""
     rows: gl.constexpr = BLOCK_M if TURNS else BLOCK_M // 2
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
@@ -193,7 +193,7 @@ def _work(
 ):  # fmt: skip
     """Tiles program_id, program_id + num_programs, ... of y [M, C]."""
     block_c: gl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
-    s, w, y, ready, free, turn = _ring(s_desc.dtype, BLOCK_N, block_c, STAGES, TURNS)
+    s, w, y, ready, free, turn = ring(s_desc.dtype, BLOCK_N, block_c, STAGES, TURNS)
     tiles = gl.cdiv(M, BLOCK_M) * gl.cdiv(C, block_c)
     gl.warp_specialize(
         [
@@ -203,7 +203,7 @@ def _work(
             (_consume, (
                 y_desc, squares_ptr, bias_ptr, s, w, y.index(1), ready, free, turn, tiles, M, C, K, eps, 1, TURNS, SILU
             )),
-            (_produce, (s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU)),
+            (produce, (s_desc, w_desc, s, w, ready, free, tiles, M, C, K, SILU)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

@@ -26,14 +26,14 @@ from variants.kernels.normed_product_sm90 import (
     STEP,
     STEP_COLUMNS,
     TURNS_N,
-    _multiply,
-    _normed,
-    _produce,
-    _ring,
-    _tile_at,
     boxes,
+    multiply,
+    normed,
     num_stages,
+    produce,
+    ring,
     stream_and_squares,
+    tile_at,
 )
 
 if TensorDescriptor is not None:
@@ -101,16 +101,16 @@ def _consume(
     steps = gl.cdiv(K, STEP)
     step, mine = PART * steps, 0
     for index in range(gl.program_id(0) + PART * gl.num_programs(0), tiles, gl.num_programs(0) * 2):
-        row, column = _tile_at(index, M, C, HEAD)
+        row, column = tile_at(index, M, C, HEAD)
         head = column // HEAD
         m = row + gl.arange(0, BLOCK_M, gl.SliceLayout(1, half_layout))
         squares = gl.load(squares_ptr + m, mask=m < M, other=0.0)
         acc = gl.zeros([BLOCK_M, HEAD], gl.float32, layout)
-        acc, step = _multiply(s, w, ready, free, turn, acc, step, steps, mine, PART, True)
+        acc, step = multiply(s, w, ready, free, turn, acc, step, steps, mine, PART, True)
         scale = gl.rsqrt(squares / K + eps)[:, None]
         x1, x2 = _split(acc)
-        x1 = _normed(x1, scale, bias_ptr, column, C)
-        x2 = _normed(x2, scale, bias_ptr, column + HALF, C)
+        x1 = normed(x1, scale, bias_ptr, column, C)
+        x2 = normed(x2, scale, bias_ptr, column + HALF, C)
         if head < N + KV:
             gamma_ptr = q_norm_ptr
             if q_norm_ptr is not None:
@@ -149,7 +149,7 @@ def _qkv_post_kernel_sm90(
     BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Tiles program_id, program_id + num_programs, ... of the packed projection [M, C]."""
-    s, w, y, ready, free, turn = _ring(s_desc.dtype, HEAD, HEAD, STAGES, True)
+    s, w, y, ready, free, turn = ring(s_desc.dtype, HEAD, HEAD, STAGES, True)
     tiles = gl.cdiv(M, BLOCK_M) * gl.cdiv(C, HEAD)
     gl.warp_specialize(
         [
@@ -163,7 +163,7 @@ def _qkv_post_kernel_sm90(
                 k_ptr, v_ptr, s, w, y.index(1), ready, free, turn, tiles, M, C, K, N, KV, eps,
                 cache_stride_block, cache_stride_pos, cache_stride_h, BLOCK_SIZE, 1,
             )),
-            (_produce, (s_desc, w_desc, s, w, ready, free, tiles, M, C, K, False)),
+            (produce, (s_desc, w_desc, s, w, ready, free, tiles, M, C, K, False)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

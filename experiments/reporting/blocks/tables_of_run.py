@@ -20,6 +20,11 @@ PLACE = ("model", "workload", "batch", "length", "variant")
 TRACED = ("launches_per_step", "busy_us_per_step", "idle", "closure", "coverage", "inflation")
 CHANGED = ("baseline_launches", "launches", "baseline_us", "us", "saved_us")
 ALLOCATED = "allocated_bytes"
+# What a fused product or attention has in it.
+SMALL_KERNELS = ("rms_norm", "add_rms_norm", "qkv_post", "rope", "store_kv", "silu_mul", "argmax")
+NO_KERNELS_OF_A_LAYER = ("embed", "forward")
+
+COMPARED = ("baseline", "fused")
 
 Row = Mapping[str, str]
 
@@ -70,6 +75,37 @@ def changes(root: Path) -> str:
         if row["variant"] == "fused" and abs(float(row["saved_us"])) >= LEAST_SHARE * busy[_cell(row)]
     ]
     return markdown(columns, body, f"{caption} {TRACED_BY}")
+
+
+@block
+def decode_split(root: Path) -> str:
+    """What a traced decode step consists of in the baseline and in the fused engine: work, small kernels, idle time."""
+    report = _traced(root)
+    steps, rows = _rows(root, report, "traces.csv", TRACED), _rows(root, report, "kernel_changes.csv", ("op", *CHANGED))
+    caption = _caption(root, report)
+    if not rows or caption is None:
+        return NO_TRACE if caption else NO_RUN
+    names = ("products and attention", "small kernels", "idle", "the traced step")
+    columns = (
+        Column("cell", "Cell"),
+        *(Column(f"{name}_{v}", f"{name.capitalize()}, {v}", Kind.NUMBER) for name in names for v in COMPARED),
+    )
+    body: list[tuple[Value, ...]] = []
+    for cell in dict.fromkeys(_cell(row) for row in steps if row["workload"] == "decode"):
+        mine = [row for row in rows if _cell(row) == cell and row["variant"] == COMPARED[1]]
+        parts = [_decode_parts(cell, v, us, steps, mine) for v, us in zip(COMPARED, ("baseline_us", "us"), strict=True)]
+        body.append((cell, *(part for both in zip(*parts, strict=True) for part in both)))
+    return markdown(columns, body, f"µs a step. Small kernels: norms, RoPE, the store, SiLU and the argmax. {caption}")
+
+
+def _decode_parts(cell: str, variant: str, us: str, steps: list[Row], rows: list[Row]) -> tuple[float, ...]:
+    """(products and attention, small kernels, idle, all) of a step, in microseconds."""
+    step = next(row for row in steps if _cell(row) == cell and row["variant"] == variant)
+    idle_share, small = float(step["idle"]), [row for row in rows if row["op"] in SMALL_KERNELS]
+    large = [row for row in rows if row["op"] not in (*SMALL_KERNELS, *NO_KERNELS_OF_A_LAYER)]
+    step_us = float(step["busy_us_per_step"]) / (1 - idle_share)
+    sums_us = (sum(float(row[us]) for row in group) for group in (large, small))
+    return (*sums_us, step_us * idle_share, step_us)
 
 
 @block

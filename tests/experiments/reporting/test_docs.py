@@ -327,10 +327,10 @@ CHANGED = "model,workload,batch,length,variant,op,baseline_launches,launches,bas
 
 
 def test_blocks_of_traces_say_where_there_is_no_run_and_where_no_trace(tmp_path: Path) -> None:
-    for name in ("traces", "changes"):
+    for name in ("traces", "changes", "decode_split"):
         assert "No H200 run is committed yet" in BLOCKS[name](tmp_path)
     _commit_report(tmp_path)
-    for name in ("traces", "changes"):
+    for name in ("traces", "changes", "decode_split"):
         assert "No trace of an H200 run is committed yet" in BLOCKS[name](tmp_path)
 
 
@@ -373,6 +373,28 @@ def test_only_operations_that_changed_are_shown(tmp_path: Path) -> None:
     )  # fmt: skip
     lines = [line for line in BLOCKS["changes"](tmp_path).splitlines() if line.startswith("| qwen3")]
     assert lines == ["| qwen3-0.6b decode b=1 ctx 128 | linear | 142.0 | 0 | 890.0 | 0 | 890.0 |"]
+
+
+def test_a_decode_step_is_split_into_work_small_kernels_and_idle_time(tmp_path: Path) -> None:
+    """Idle is a share of the step, of which the rest is busy; the embedding is in neither sum."""
+    _commit_report(tmp_path)
+    _commit_table(
+        tmp_path, "traces.csv", TRACED,
+        "qwen3-0.6b,decode,1,128,baseline,nsys,8,373,900,914.0,0.1,1.0,0.998,1.13,",
+        "qwen3-0.6b,decode,1,128,fused,nsys,8,147,500,914.0,0,1.0,0.998,1.13,",
+        "qwen3-0.6b,prefill,1,512,fused,nsys,8,147,500,914.0,0,1.0,0.998,1.13,",
+    )  # fmt: skip
+    _commit_table(
+        tmp_path, "kernel_changes.csv", CHANGED,
+        "qwen3-0.6b,decode,1,128,fused,linear,142,0,600,0,600",
+        "qwen3-0.6b,decode,1,128,fused,rope,28,0,100,0,100",
+        "qwen3-0.6b,decode,1,128,fused,rms_norm,57,1,150,10,140",
+        "qwen3-0.6b,decode,1,128,fused,attend,0,28,0,480,-480",
+        "qwen3-0.6b,decode,1,128,fused,embed,1,1,50,10,40",
+        "qwen3-0.6b,decode,1,128,compiled,linear,142,100,600,500,100",
+    )  # fmt: skip
+    lines = [line for line in BLOCKS["decode_split"](tmp_path).splitlines() if line.startswith("| qwen3")]
+    assert lines == ["| qwen3-0.6b decode b=1 ctx 128 | 600.0 | 480.0 | 250.0 | 10.00 | 100.0 | 0 | 1,000 | 500.0 |"]
 
 
 def test_memory_stands_by_variant_and_a_cell_without_it_has_a_dash(tmp_path: Path) -> None:
