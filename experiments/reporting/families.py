@@ -10,7 +10,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("decode_attention", "prefill_attention", "attention", "attend"),
     "norm": ("rms_norm", "add_rms_norm"),
     "activation": ("silu_mul",),
-    "fused linear": ("norm_linear", "linear_add", "gate_up_silu", "next_token"),
+    "fused linear": ("norm_linear", "norm_qkv", "linear_add", "gate_up_silu", "next_token"),
     "embedding, sampling": ("embed", "argmax", "sample"),
 }
 SLOTS = {family: slot for slot, family in enumerate(FAMILIES)}

@@ -45,7 +45,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sweep_help_lists_keys_and_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sweep", "--help"]) == 0
     printed = capsys.readouterr().out
-    shown = ("experiment: aa, ablation, demo, headline", "variant: baseline", "batches: null")
+    shown = ("experiment: aa, ablation, batches, demo, headline", "variant: baseline", "batches: null")
     assert all(text in printed for text in shown)
 
 
