@@ -27,7 +27,7 @@ class LiveRequest:
             stop_ids.update(loaded.config.eos_token_ids, () if loaded.tokenizer is None else loaded.tokenizer.eos_ids)
         seed = sampling.seed if sampling.seed is not None else (engine_seed * 1_000_003 + request_id) % 2**63
         sequence = SequenceState(request_id, tokens, len(tokens), sampling, frozenset(stop_ids), seed)
-        output = RequestOutput(request_id, tokens.tolist(), logprobs=None if sampling.logprobs is None else [])
+        output = RequestOutput(request_id, tokens[:], logprobs=None if sampling.logprobs is None else [])
         strings = tuple(stop for stop in sampling.stop if isinstance(stop, str))
         tokenizer = loaded.tokenizer
         return cls(sequence, output, None if tokenizer is None else TextStream(tokenizer.stream(), strings))

@@ -81,15 +81,23 @@ class TokenLogprobs:
 
 @dataclass
 class RequestOutput:
-    """What a request has produced. `error` says why it could not be served (`finish_reason` is then `error`)."""
+    """What a request has produced. `error` says why it could not be served (`finish_reason` is then `error`).
+
+    `prompt` is its own copy of the prompt's token ids, packed where they were valid.
+    """
 
     request_id: int
-    prompt_token_ids: list[int]
+    prompt: Sequence[int]
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
+
+    @cached_property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt's token ids: made when asked for, since a long prompt's list delays its first token."""
+        return list(self.prompt)
 
     @property
     def finished(self) -> bool:
