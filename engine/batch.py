@@ -49,10 +49,11 @@ class Stream(NamedTuple):
     """The residual stream between two regions.
 
     The baseline keeps the last region's output apart (`delta_TH`) and adds it in the next norm, as nano-vLLM does; a
-    variant that adds in the linear layer's epilogue passes `delta_TH=None` and may pass on per-tile sums of squares.
+    variant that adds in the linear layer's epilogue passes `residual_TH=None`: `delta_TH` is then the whole
+    stream, and per-tile sums of its squares may come with it.
     """
 
-    delta_TH: Tensor | None
+    delta_TH: Tensor
     residual_TH: Tensor | None
     square_sums_TJ: Tensor | None = None
 

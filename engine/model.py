@@ -35,7 +35,8 @@ def hidden(model: Model, ops: Ops, batch: Batch, caches: list[LayerCache]) -> St
 
 def select(stream: Stream, rows: Tensor) -> Stream:
     """The stream at some rows only."""
-    return Stream(*(None if part is None else torch.index_select(part, 0, rows) for part in stream))
+    parts = {name: part for name, part in stream._asdict().items() if part is not None}
+    return stream._replace(**{name: torch.index_select(part, 0, rows) for name, part in parts.items()})
 
 
 def logits(model: Model, ops: Ops, stream: Stream) -> Tensor:

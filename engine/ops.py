@@ -110,10 +110,9 @@ class Ops:
 
     def norm(self, stream: Stream, weight_H: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
         """(normed, residual): the pending delta is added on the way."""
-        delta = cast(Tensor, stream.delta_TH)
         if stream.residual_TH is None:
-            return self.rms_norm(delta, weight_H, eps), delta
-        return self.add_rms_norm(delta, stream.residual_TH, weight_H, eps)
+            return self.rms_norm(stream.delta_TH, weight_H, eps), stream.delta_TH
+        return self.add_rms_norm(stream.delta_TH, stream.residual_TH, weight_H, eps)
 
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
         """(linear(norm(stream)), residual): RMSNorm and the linear layer it feeds."""

@@ -79,7 +79,6 @@ class CompiledOps(Ops):
     @op
     def layer(self, layer: LayerWeights, stream: Stream, cache: LayerCache, ctx: Context) -> Stream:
         """One decoder layer: compiled, attention, compiled."""
-        assert stream.delta_TH is not None
         cuda = ctx.batch.token_ids_T.is_cuda
         before, after = self._compiled if cuda else (before_attention, after_attention)
         if cuda:

@@ -24,7 +24,6 @@ class FoldedOps(Ops):
         """(linear(x) / rms(x), x) with x the residual stream; the product stays in fp32 until it is scaled."""
         if weight_H is not None:
             return super().norm_linear(stream, weight_H, linear, eps)
-        assert stream.delta_TH is not None
         x = stream.delta_TH if stream.residual_TH is None else stream.delta_TH + stream.residual_TH
         inverse_rms_T1 = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
         y = fp32_matmul(x, linear.weight_NK) * inverse_rms_T1

@@ -97,7 +97,7 @@ class FusedOps(Ops):
     @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
         """(linear(norm(stream)), the stream as one tensor)."""
-        x = whole(stream.delta_TH)
+        x = stream.delta_TH
         if weight_H is not None or not self.runs("norm_linear", x, linear):
             return super().norm_linear(stream, weight_H, linear, eps)
         return norm_linear(x, stream.residual_TH, linear.weight_NK, linear.bias_N, eps, stream.square_sums_TJ, self.pdl)
@@ -120,7 +120,7 @@ class FusedOps(Ops):
     @op
     def gate_up_silu(self, stream: Stream, layer: LayerWeights, eps: float) -> tuple[Tensor, Tensor]:
         """(silu(gate) * up of the normed stream, the stream as one tensor)."""
-        x = whole(stream.delta_TH)
+        x = stream.delta_TH
         if layer.mlp_norm_H is not None or not self.runs("silu_epilogue", x, layer.gate_up):
             gate_up, residual = self.norm_linear(stream, layer.mlp_norm_H, layer.gate_up, eps)
             return self.silu_mul(gate_up), residual
@@ -165,7 +165,7 @@ class FusedOps(Ops):
         """Whether one kernel leads from the stream to queries, keys and values of a step with prompts."""
         if not (self.switches["norm_linear"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is None:
             return False
-        x, weight = whole(stream.delta_TH), layer.qkv.weight_NK
+        x, weight = stream.delta_TH, layer.qkv.weight_NK
         return layer.attn_norm_H is None and whole_heads_pay(x.shape[0]) and takes_whole_heads(x, weight, cache.k)
 
     @op
@@ -174,7 +174,7 @@ class FusedOps(Ops):
         rung("qkv_post")
         config, batch, qkv = ctx.config, ctx.batch, layer.qkv
         return normed_qkv_sm90(
-            whole(stream.delta_TH), stream.residual_TH, qkv.weight_NK, qkv.bias_N, stream.square_sums_TJ,
+            stream.delta_TH, stream.residual_TH, qkv.weight_NK, qkv.bias_N, stream.square_sums_TJ,
             layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
             cache.k, cache.v, config.num_heads, config.norm_eps, self.pdl,
         )  # fmt: skip
@@ -195,17 +195,11 @@ class FusedOps(Ops):
     @op
     def next_token(self, stream: Stream, norm_H: Tensor | None, lm_head: Linear, eps: float) -> Tensor:
         """The greedy next token of each row, logits never in memory."""
-        x = whole(stream.delta_TH)
+        x = stream.delta_TH
         if lm_head.bias_N is not None or not self.runs("lm_head", x, lm_head):
             return super().next_token(stream, norm_H, lm_head, eps)
         token, logit = norm_lm_head_argmax(x, stream.residual_TH, norm_H, lm_head.weight_NK, eps, pdl=self.pdl)
         return token if lm_head.columns is None else self.best_of_ranks(token, logit, lm_head.columns)
-
-
-def whole(delta_TH: Tensor | None) -> Tensor:
-    """The part of the stream that is always there."""
-    assert delta_TH is not None
-    return delta_TH
 
 
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:

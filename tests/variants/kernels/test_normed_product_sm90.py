@@ -16,7 +16,7 @@ from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
 from tests.kernel_aot import AotCase, assemble, assert_fits, compile_cases
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
 from variants import dispatch
-from variants.kernels import gate_up_silu, norm_linear, normed_product_sm90, tile_table
+from variants.kernels import normed_product, normed_product_sm90, tile_table
 from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate_up_silu_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
 from variants.kernels.normed_product_sm90 import (
@@ -134,17 +134,15 @@ def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
 
 @with_gluon
 def test_launchers_take_it_from_65_rows_on(as_on_hopper, monkeypatch):
-    for module in (norm_linear, gate_up_silu):
-        monkeypatch.setattr(module, "normed_product_sm90", lambda *args: args[-2])
+    monkeypatch.setattr(normed_product, "normed_product_sm90", lambda *args: args[-2])
     monkeypatch.setattr(tile_table, "measured_for", lambda x: Measured())
     s, weight = product(rows=65)
     assert norm_linear_triton(s, None, weight, None, EPS) is False
     assert norm_gate_up_silu_triton(s, None, weight, None, EPS) is True
     # But for a tile that was measured there, or is on trial.
     tile = Tile("wide", 64, 64, 64, 4, 4)
-    for module in (norm_linear, gate_up_silu):
-        monkeypatch.setattr(module, "descriptors", Mock(side_effect=LookupError("of a tile")))
-        monkeypatch.setattr(module, "add_squares_triton", lambda *args: (s, s))
+    monkeypatch.setattr(normed_product, "descriptors", Mock(side_effect=LookupError("of a tile")))
+    monkeypatch.setattr(normed_product, "add_squares_triton", lambda *args: (s, s))
     with trying(Trial({"norm_linear 6144x1024": tile, "gate_up_silu 6144x1024": tile})):
         for launcher in (norm_linear_triton, norm_gate_up_silu_triton):
             with pytest.raises(LookupError, match="of a tile"):
