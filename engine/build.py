@@ -16,10 +16,10 @@ from engine.weights import ModelWeights
 def build_runner(
     config: EngineConfig, variant: Variant, model: ModelConfig, weights: ModelWeights, ranks: Ranks
 ) -> Runner:
-    """A runner with its KV cache. `model` is the whole model's config, `weights` are this rank's."""
+    """A runner with its KV cache. `model` is the whole model's config, `weights` are this rank's, prepared."""
     device, dtype = torch.device(config.device), getattr(torch, config.dtype)
     mine = shard_config(model, ranks.size)
-    prepared = Model(mine, variant.prepare(weights, mine), *rope_tables(mine, config.max_model_len, device))
+    prepared = Model(mine, weights, *rope_tables(mine, config.max_model_len, device))
 
     def runner(num_blocks: int) -> Runner:
         caches = kv_cache.allocate(mine, num_blocks, config.block_size, dtype, device)
@@ -30,6 +30,7 @@ def build_runner(
     activation_bytes = 0
     if device.type == "cuda":
         # Largest steps and graphs over a one-block cache: what they take is not the cache's to have.
+        torch.cuda.empty_cache()
         before_bytes = torch.cuda.memory_reserved(device)
         runner(1).run_largest()
         torch.cuda.synchronize(device)

@@ -20,11 +20,12 @@ from engine.metrics import Metrics
 from engine.parallel.device import rank_device
 from engine.parallel.followers import EngineMirror, Followers
 from engine.parallel.ranks import ALONE, Ranks
+from engine.parallel.shards import shard_config
 from engine.parallel.sharing import share_weights
 from engine.ranges import span
 from engine.request import FinishReason, RequestOutput, SamplingParams, as_tokens
 from engine.runner import Runner
-from engine.scheduler import Scheduler
+from engine.scheduler import Scheduled, Scheduler
 from engine.variant import BASELINE, Variant
 
 logger = logging.getLogger("fusebench.engine")
@@ -146,7 +147,7 @@ class Engine:
                 self.metrics.num_prefilled_tokens += sum(item.length for item in prefills)
                 self.metrics.num_decoded_tokens += len(decodes)
                 with span("phase/forward"):
-                    launched = self.runner.launch(decodes, prefills)
+                    launched = self._launch(decodes, prefills)
             due, self._in_flight = (self._in_flight, launched) if self.config.overlap else (launched, None)
             with span("phase/post"):
                 if self._live and not (launched or due or self._failed):
@@ -160,8 +161,10 @@ class Engine:
 
     def stream(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield a request's output each time a token has been added to it."""
-        ids = {self.add_request(prompt, sampling) for prompt in prompts}
+        ids = set[int]()
         try:
+            for prompt in prompts:
+                ids.add(self.add_request(prompt, sampling))
             while ids and self.has_work:
                 for output in self.step():
                     if output.request_id in ids:
@@ -181,9 +184,12 @@ class Engine:
         each = [sampling] * len(prompts) if sampling is None or isinstance(sampling, SamplingParams) else sampling
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
-        ids = [self.add_request(prompt, params) for prompt, params in zip(prompts, each, strict=True)]
-        unfinished, outputs = set(ids), {}
+        ids: list[int] = []
+        unfinished, outputs = set[int](), dict[int, RequestOutput]()
         try:
+            for prompt, params in zip(prompts, each, strict=True):
+                ids.append(self.add_request(prompt, params))
+                unfinished.add(ids[-1])
             while unfinished:
                 for output in self.step():
                     if output.finished and output.request_id in unfinished:
@@ -231,6 +237,10 @@ class Engine:
             )
         if given and ranks.size > 1:
             weights = share_weights(model, weights, self.dtype, ranks)
+        weights = self.variant.prepare(weights, shard_config(model, ranks.size))
+        if given is None:
+            # What `prepare` has replaced is not needed again, and the KV cache may have its memory.
+            loaded = replace(loaded, weights=weights)
         return loaded, build_runner(replace(config, device=str(self.device)), self.variant, model, weights, ranks)
 
     # Requests.
@@ -266,6 +276,14 @@ class Engine:
     def _state(self) -> str:
         running, waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         return f"{running} requests running, {waiting} waiting, {self.blocks.num_free} blocks free"
+
+    def _launch(self, decodes: list[Scheduled], prefills: list[Scheduled]) -> Pending:
+        try:
+            return self.runner.launch(decodes, prefills)
+        except BaseException:
+            # Else pages that nobody wrote would be shared.
+            self.scheduler.take_back([*decodes, *prefills])
+            raise
 
     # Results.
 

@@ -5,7 +5,6 @@ order, so the next upload cannot overtake a step that still reads.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, count
 from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
@@ -61,8 +60,8 @@ class Layout(NamedTuple):
 
 
 def packed_size(num_tokens: int, num_seqs: int, table_width: int) -> int:
-    """Elements that the largest layout of an engine takes: seven fields, each padded to its alignment."""
-    return 3 * num_tokens + num_seqs * (table_width + 4) + 1 + 7 * (ALIGNMENT - 1)
+    """Elements that the largest layout of an engine takes: eight fields, each padded to its alignment."""
+    return 3 * num_tokens + num_seqs * (table_width + 4) + 1 + 8 * (ALIGNMENT - 1)
 
 
 def longest_first(decodes: Sequence[Scheduled]) -> list[Scheduled]:
@@ -105,27 +104,34 @@ def fill_mixed(
     fields["rows"].fill(dummy_row)
     _fill_tables(fields["tables"], decodes)
     _fill_tables(fields["tables"][layout.num_decode :], prefills)
-    # (sequence, its first token, what it computes): prompts begin behind the padded decodes.
-    firsts = accumulate((item.length for item in prefills), initial=layout.num_decode)
-    placed = [(i, i, item) for i, item in enumerate(decodes)]
-    placed += zip(count(layout.num_decode), firsts, prefills, strict=False)
-    num_sampling = 0
-    for i, at, item in placed:
+    n = len(decodes)
+    starts = np.array([item.start for item in decodes], dtype=np.int32)
+    fields["positions"][:n], fields["context_lens"][:n] = starts, starts + 1
+    fields["slots"][:n] = _slots(fields["tables"], np.arange(n), starts, block_size)
+    # A decode row's token is on the device; its host copy may not exist yet.
+    fields["rows"][:n] = [item.sequence.row for item in decodes]
+    fields["logit_rows"][:n] = np.arange(n)
+    num_sampling, at = n, layout.num_decode
+    for i, item in enumerate(prefills, start=layout.num_decode):
         end = at + item.length
-        sequence = item.sequence
         positions = np.arange(item.start, item.start + item.length, dtype=np.int32)
         fields["positions"][at:end] = positions
-        fields["slots"][at:end] = fields["tables"][i, positions // block_size] * block_size + positions % block_size
-        # A decode row's token is on the device; its host copy may not exist yet.
-        if i >= layout.num_decode:
-            fields["tokens"][at:end] = sequence.tokens[item.start : item.start + item.length]
-            fields["cu_seqlens"][i - layout.num_decode + 1 :] = end - layout.num_decode
+        fields["slots"][at:end] = _slots(fields["tables"], i, positions, block_size)
+        fields["tokens"][at:end] = item.sequence.tokens[item.start : item.start + item.length]
+        fields["cu_seqlens"][i - layout.num_decode + 1 :] = end - layout.num_decode
         fields["context_lens"][i] = item.start + item.length
         if item.samples:
             fields["logit_rows"][num_sampling] = end - 1
-            fields["rows"][num_sampling] = sequence.row
+            fields["rows"][num_sampling] = item.sequence.row
             num_sampling += 1
+        at = end
     return fields["all"]
+
+
+def _slots(tables: np.ndarray, rows: "np.ndarray | int", positions: np.ndarray, block_size: int) -> np.ndarray:
+    """Where the keys and values of tokens at these positions of these rows go."""
+    slots: np.ndarray = tables[rows, positions // block_size] * block_size + positions % block_size
+    return slots
 
 
 def _fill_tables(tables: np.ndarray, items: Sequence[Scheduled]) -> None:

@@ -38,11 +38,10 @@ class SamplingBatch:
         cls, params: Sequence[SamplingParams], seeds: Sequence[int], positions: Sequence[int], device: torch.device
     ) -> "SamplingBatch":
         """Collect rows; `positions` are those of the tokens to be drawn."""
-        floats = on_device([[p.temperature, p.top_p, p.min_p] for p in params], device)
-        integers = on_device(
-            [[p.top_k, seed, position] for p, seed, position in zip(params, seeds, positions, strict=True)], device
-        )
-        return cls(floats[:, 0], integers[:, 0], floats[:, 1], floats[:, 2], integers[:, 1], integers[:, 2])
+        floats = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+        temperature, top_p, min_p = on_device(np.array(floats, np.float32), device)
+        top_k, seed, position = on_device(np.array([[p.top_k for p in params], seeds, positions], np.int64), device)
+        return cls(temperature, top_k, top_p, min_p, seed, position)
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ def sample(logits_BV: Tensor, params: Sequence[SamplingParams], batch: SamplingB
     if all(p.greedy for p in params):
         return scores.argmax(-1)
     greedy_B1 = (batch.temperature == 0)[:, None]
-    scaled = scores / torch.where(greedy_B1, 1.0, batch.temperature[:, None])
+    scaled = scores / torch.where(greedy_B1, 1.0, batch.temperature[:, None].clamp(min=1e-30))
     if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
         scaled = scaled.masked_fill(~keep_mask(scaled, batch), -torch.inf)
     gumbel = -torch.log(-torch.log(uniform(batch.seed, batch.position, scores.shape[-1])))

@@ -5,6 +5,7 @@ pool is full the youngest running sequence is preempted: its blocks are taken ba
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from engine.block_manager import BlockManager
@@ -87,6 +88,15 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         sequence.finished = True
+
+    def take_back(self, items: Sequence[Scheduled]) -> None:
+        """Queue sequences again whose step was not launched: nothing of it is computed."""
+        for item in items:
+            item.sequence.num_in_flight -= item.samples
+        lost = {item.sequence for item in items}
+        for sequence in self.running[::-1]:
+            if sequence in lost:
+                self._preempt(sequence)
 
     def check_integrity(self) -> None:
         """Raise AssertionError when a row or a block is lost, shared or leaked."""

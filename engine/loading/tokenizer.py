@@ -27,6 +27,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self.backend = backend
         self._special_tokens = special_tokens or {}
+        self.skipped = frozenset(id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with a leading beginning-of-sequence token where the model wants one."""
@@ -71,6 +72,8 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; may be empty."""
+        if token_id in self._tokenizer.skipped:
+            return ""
         self._window.append(token_id)
         piece = self._pending()
         if not piece or piece.endswith(REPLACEMENT):
@@ -103,7 +106,11 @@ def load_tokenizer(folder: Path, eos_ids: tuple[int, ...]) -> Tokenizer | None:
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Backend):
         raise ModelError(f"{folder}: the tokenizer has no tokenizer.json form; convert it with transformers first")
+    # A fine-tune's file may keep the cut and the padding of its training.
+    backend.no_truncation()
+    backend.no_padding()
     if not eos_ids and loaded.eos_token_id is not None:
         eos_ids = (loaded.eos_token_id,)
-    template = loaded.chat_template if isinstance(loaded.chat_template, str) else None
+    # Of several templates, the one called default.
+    template = loaded.get_chat_template() if loaded.chat_template else None
     return Tokenizer(backend, eos_ids, template, dict(loaded.special_tokens_map))

@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.loading import load_model
 from engine.parallel.device import rank_device
 from engine.parallel.ranks import Ranks, meeting_point
+from engine.parallel.shards import shard_config
 from engine.parallel.sharing import share_weights
 from engine.runner import Runner
 from engine.variant import Variant
@@ -71,6 +72,8 @@ def _build(ranks: Ranks, config: EngineConfig, variant: Variant, model: ModelCon
     else:
         loaded = load_model(config.model, dtype, ranks.device, config.seed, ranks)
         model, weights = loaded.config, loaded.weights
+        del loaded
+    weights = variant.prepare(weights, shard_config(model, ranks.size))
     return build_runner(config, variant, model, weights, ranks)
 
 
