@@ -27,7 +27,7 @@ UNSUPPORTED: dict[str, object] = {
     "partial_rotary_factor": 1,
 }
 QWEN3_HEAD_DIM = 128
-MISTRAL_SLIDING_WINDOW = 4096
+SLIDING_WINDOW = 4096
 
 
 def read_hf_config(config_path: Path) -> ModelConfig:
@@ -111,12 +111,13 @@ def _head_dim(keys: Keys, architecture: Architecture, num_heads: int) -> int:
 
 def _sliding_window(keys: Keys, architecture: Architecture) -> int | None:
     """Positions that a query sees, itself included; None for all of them."""
-    if architecture == "mistral":
-        if "sliding_window" in keys.raw and keys.raw["sliding_window"] is None:
-            return None
-        return keys.size("sliding_window", MISTRAL_SLIDING_WINDOW)
-    if architecture == "llama" or not keys.flag("use_sliding_window") or keys.raw.get("sliding_window") is None:
+    if architecture == "llama" or (architecture != "mistral" and not keys.flag("use_sliding_window")):
         return None
+    if "sliding_window" in keys.raw and keys.raw["sliding_window"] is None:
+        return None
+    window = keys.size("sliding_window", SLIDING_WINDOW)
+    if architecture == "mistral":
+        return window
     num_layers = keys.size("num_hidden_layers")
     first = keys.count("max_window_layers", 28)
     kinds = keys.raw.get("layer_types") or [
@@ -125,7 +126,7 @@ def _sliding_window(keys: Keys, architecture: Architecture) -> int | None:
     if "sliding_attention" not in kinds:
         return None
     if set(kinds) == {"sliding_attention"}:
-        return keys.size("sliding_window")
+        return window
     raise ModelError(
         f"{keys.source}: use_sliding_window with full attention in some layers only (max_window_layers, layer_types) "
         "is not supported"

@@ -62,7 +62,8 @@ class StreamDecoder:
     """Text of a sequence, token by token: the pieces add up to `decode` of the whole.
 
     A piece is held back while it ends in half a UTF-8 character. Decoding starts a few tokens back, because a token's
-    text depends on the one before it (a leading space, a character in several tokens).
+    text depends on the one before it (a leading space, a character in several tokens). A stray byte can spoil the
+    characters before it in `decode` of the whole; here they stay as they were shown.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -90,7 +91,10 @@ class StreamDecoder:
 
     def _pending(self) -> str:
         emitted = self._tokenizer.decode(self._window[: self._num_emitted])
-        return self._tokenizer.decode(self._window)[len(emitted) :]
+        whole = self._tokenizer.decode(self._window)
+        if not whole.startswith(emitted):
+            return self._tokenizer.decode(self._window[self._num_emitted :])
+        return whole[len(emitted) :]
 
 
 def load_tokenizer(folder: Path, eos_ids: tuple[int, ...]) -> Tokenizer | None:

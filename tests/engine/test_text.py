@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from engine.text import TextStream
 from tests.engine.tiny import CONFIG, tiny_tokenizer
 
+TEXTS = st.text("abfkl é😀", max_size=20)
 TOKENS = st.lists(st.integers(3, CONFIG.vocab_size - 1), max_size=30)
 STOPS = st.lists(st.text("abfk", min_size=1, max_size=4), max_size=3).map(tuple)
 
@@ -25,23 +26,56 @@ def shown(stream: TextStream, text: str) -> list[str]:
     return views
 
 
-@given(TOKENS, STOPS)
-def test_the_text_is_the_decoded_tokens_up_to_the_first_stop(tokens: list[int], stops: tuple[str, ...]) -> None:
+@given(TEXTS, STOPS)
+def test_the_text_is_the_decoded_tokens_up_to_the_first_stop(text: str, stops: tuple[str, ...]) -> None:
     """Against the definition: decode everything, cut at the earliest stop string; and it only ever grows."""
-    stream, taken, before = stream_of(*stops), [], ""
-    for token in tokens:
+    stream, taken = stream_of(*stops), list[int]()
+    for token in tiny_tokenizer().encode(text):
+        before = stream.text
         stream.push(token)
         assert stream.text.startswith(before)
-        before = stream.text
         taken.append(token)
         if stream.stopped:
             break
+    before = stream.text
     stream.close()
     assert stream.text.startswith(before)
     whole = tiny_tokenizer().decode(taken)
     cuts = [at for stop in stops if (at := whole.find(stop)) >= 0]
     assert stream.stopped == bool(cuts)
     assert stream.text == (whole[: min(cuts)] if cuts else whole)
+
+
+@given(TOKENS)
+def test_whatever_comes_nothing_shown_is_taken_back(tokens: list[int]) -> None:
+    """Bytes of no character too, which spoil the ones before them where all is decoded at once."""
+    stream = stream_of()
+    for token in tokens:
+        before = stream.text
+        stream.push(token)
+        assert stream.text.startswith(before)
+
+
+def test_a_stray_byte_spoils_no_character_before_it() -> None:
+    """The first byte of a character that never comes, behind one that is there."""
+    tokenizer = tiny_tokenizer()
+    tokens = [*tokenizer.encode("é"), tokenizer.encode("😀")[0], *tokenizer.encode("a")]
+    stream = stream_of()
+    for token in tokens:
+        stream.push(token)
+    stream.close()
+    assert stream.text == "é\N{REPLACEMENT CHARACTER}a"
+
+
+def test_special_tokens_have_no_text_and_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows the end of a text, where it is ignored, is not decoded again and again."""
+    tokenizer = tiny_tokenizer()
+    stream = stream_of()
+    shown(stream, "a")
+    stream.push(min(tokenizer.skipped))
+    assert stream.text == "a"
+    monkeypatch.setattr(type(tokenizer), "decode", lambda *_: pytest.fail("decoded"))
+    stream.push(min(tokenizer.skipped))
 
 
 def test_a_stop_string_across_tokens_is_held_back() -> None:

@@ -144,6 +144,8 @@ def test_model_type_stands_in_for_absent_architectures() -> None:
         (QWEN3 | {"sliding_window": 32, "use_sliding_window": True, "max_window_layers": 3}, None),
         (QWEN2 | {"sliding_window": 32, "use_sliding_window": True, "max_window_layers": 0}, 32),
         (QWEN2 | {"sliding_window": 32, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 3}, 32),
+        (QWEN2 | {"use_sliding_window": True, "max_window_layers": 0}, 4096),
+        (QWEN2 | {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0}, None),
         (LLAMA | {"sliding_window": 32}, None),
     ],
 )

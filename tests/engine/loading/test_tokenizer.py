@@ -161,6 +161,29 @@ def test_a_folders_tokenizer_equals_transformers(folder: Path) -> None:
     assert tokenizer.apply_chat_template(messages) == expected
 
 
+def test_cut_and_padding_of_its_training_are_not_applied_to_prompts(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    backend = Backend.from_file(str(file))
+    backend.enable_truncation(3)
+    backend.enable_padding(length=40)
+    backend.save(str(file))
+    tokenizer, reference = load_tokenizer(folder, ()), transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer is not None
+    for text in TEXTS:
+        assert tokenizer.encode(text) == reference.encode(text)
+
+
+def test_of_several_chat_templates_the_default_is_taken(folder: Path) -> None:
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    reference.chat_template = {"default": reference.chat_template, "tool_use": "none"}
+    reference.save_pretrained(folder)
+    tokenizer = load_tokenizer(folder, ())
+    assert tokenizer is not None
+    messages = [{"role": "user", "content": "hi"}]
+    expected = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert tokenizer.apply_chat_template(messages) == expected
+
+
 def test_ids_of_the_config_win_over_the_tokenizers(folder: Path) -> None:
     tokenizer = load_tokenizer(folder, (3, 4))
     assert tokenizer is not None
