@@ -1,5 +1,7 @@
 """From loaded weights to the runner of one rank. All ranks build at the same time and meet in the collectives."""
 
+from dataclasses import replace
+
 import torch
 
 from engine import kv_cache
@@ -19,6 +21,9 @@ def build_runner(
     """A runner with its KV cache. `model` is the whole model's config, `weights` are this rank's, prepared."""
     device, dtype = torch.device(config.device), getattr(torch, config.dtype)
     mine = shard_config(model, ranks.size)
+    if mine.sliding_window is not None and mine.sliding_window >= config.max_model_len:
+        # It hides nothing, and kernels that know no window are faster.
+        mine = replace(mine, sliding_window=None)
     prepared = Model(mine, weights, *rope_tables(mine, config.max_model_len, device))
 
     def runner(num_blocks: int) -> Runner:
@@ -30,6 +35,7 @@ def build_runner(
     activation_bytes = 0
     if device.type == "cuda":
         # Largest steps and graphs over a one-block cache: what they take is not the cache's to have.
+        # What `prepare` has given up would be reused, and not counted.
         torch.cuda.empty_cache()
         before_bytes = torch.cuda.memory_reserved(device)
         runner(1).run_largest()

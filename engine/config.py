@@ -73,6 +73,13 @@ class ModelConfig:
         """Width of the packed query, key and value projection."""
         return self.q_size + 2 * self.kv_size
 
+    @property
+    def num_positions(self) -> int:
+        """Positions that it can tell apart; a config need not count those that YaRN adds."""
+        original = self.rope.original_max_position_embeddings or 0
+        stretched = int(self.rope.factor * original) if self.rope.kind == "yarn" else 0
+        return max(self.max_position_embeddings, stretched)
+
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Bytes of KV cache that one token takes over all layers."""
         return 2 * self.num_layers * self.kv_size * dtype_bytes
@@ -84,10 +91,11 @@ class EngineConfig:
 
     `model` is a Hugging Face folder or hub id, a GGUF file, or the name of a file under configs/model (seeded random
     weights). `num_kv_blocks=None` sizes the pool for `max_num_seqs` sequences of `max_model_len` tokens, bounded by
-    `gpu_memory_utilization` of what is free once the weights and CUDA graphs are there. `overlap` prepares and launches
-    a step before the tokens of the one before it are read back. `tensor_parallel_size` processes share the model, each
-    with a GPU of its own from `device` on (on a CPU they only prove that the answers are right). A `device`
-    with an index becomes the process's current one: the engines of a process share it.
+    what is free once the weights and CUDA graphs are there, less the share of all memory that `gpu_memory_utilization`
+    leaves to others. `overlap` prepares and launches a step before the tokens of the one before it are read back.
+    `tensor_parallel_size` processes share the model, each with a GPU of its own from `device` on (on a CPU they only
+    prove that the answers are right). A `device` with an index becomes the process's current one: the engines of a
+    process share it.
     """
 
     model: str | Path
@@ -108,10 +116,17 @@ class EngineConfig:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
         for key in COUNTS:
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 1")
-        if self.num_kv_blocks is not None and self.num_kv_blocks < 1:
-            raise UserError(f"num_kv_blocks={self.num_kv_blocks} must be at least 1, or None for as many as fit")
+            if not _is_count(getattr(self, key)):
+                raise UserError(f"{key}={getattr(self, key)!r} must be a whole number of at least 1")
+        if self.num_kv_blocks is not None and not _is_count(self.num_kv_blocks):
+            raise UserError(
+                f"num_kv_blocks={self.num_kv_blocks!r} must be a whole number of at least 1, or None for as many as fit"
+            )
+        for key in ("enable_prefix_caching", "overlap"):
+            if not isinstance(getattr(self, key), bool):
+                raise UserError(f"{key}={getattr(self, key)!r} must be True or False")
+        if not isinstance(self.seed, int):
+            raise UserError(f"seed={self.seed!r} must be a whole number")
         if self.block_size & (self.block_size - 1) or self.block_size < 16:
             raise UserError(f"block_size={self.block_size} must be a power of two of at least 16")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -119,5 +134,9 @@ class EngineConfig:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} must be at least "
                 f"max_num_seqs={self.max_num_seqs}: every running sequence gets a token each step"
             )
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise UserError(f"gpu_memory_utilization={self.gpu_memory_utilization} must lie in (0, 1]")
+        if not (isinstance(self.gpu_memory_utilization, int | float) and 0 < self.gpu_memory_utilization <= 1):
+            raise UserError(f"gpu_memory_utilization={self.gpu_memory_utilization!r} must lie in (0, 1]")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -79,7 +79,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the processes of the other ranks, where there are any. A later step raises EngineError.
+        """End the processes of the other ranks, where there are any: then a later step raises EngineError.
 
         It also happens when the engine is no longer referred to, and at the end of the process.
         """
@@ -99,7 +99,7 @@ class Engine:
             self._check(len(tokens), sampling)
         except RequestError as error:
             self.metrics.num_failed_requests += 1
-            prompt_ids = [] if isinstance(prompt, str) else list(prompt)
+            prompt_ids = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else []
             failed = RequestOutput(request_id, prompt_ids, finish_reason="error", error=str(error))
             self._failed.append(failed)
             return request_id
@@ -160,7 +160,10 @@ class Engine:
         return bool(self._live or self._failed or self._in_flight)
 
     def stream(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """Yield a request's output each time a token has been added to it."""
+        """Yield a request's output each time a token has been added to it: the same object, grown.
+
+        It drives the engine, as `generate` and `step` do: what they return of its requests it will not yield.
+        """
         ids = set[int]()
         try:
             for prompt in prompts:
@@ -231,9 +234,9 @@ class Engine:
         config = self.config
         loaded = given or load_model(config.model, self.dtype, self.device, config.seed, ranks)
         model, weights = loaded.config, loaded.weights
-        if config.max_model_len > model.max_position_embeddings:
+        if config.max_model_len > model.num_positions:
             raise UserError(
-                f"max_model_len={config.max_model_len} is beyond the model's {model.max_position_embeddings} positions"
+                f"max_model_len={config.max_model_len} is beyond the model's {model.num_positions} positions"
             )
         if given and ranks.size > 1:
             weights = share_weights(model, weights, self.dtype, ranks)
@@ -249,7 +252,10 @@ class Engine:
         if isinstance(prompt, str):
             if self.loaded.tokenizer is None:
                 raise RequestError("this model has no tokenizer: give the prompt as token ids")
-            return as_tokens(self.loaded.tokenizer.encode(prompt))
+            try:
+                return as_tokens(self.loaded.tokenizer.encode(prompt))
+            except (TypeError, UnicodeError) as error:
+                raise RequestError(f"the prompt {prompt[:40]!r} is no valid text: {error}") from error
         tokens = as_tokens(prompt)
         vocab_size = self.loaded.config.vocab_size
         packed = np.frombuffer(tokens, dtype=np.int64)

@@ -1,11 +1,13 @@
 """Requests as users make them and as the scheduler tracks them."""
 
+import math
 import operator
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from engine.errors import RequestError
 
@@ -20,7 +22,9 @@ class SamplingParams:
     `repetition_penalty` over 1 makes tokens of the prompt and the answer so far less likely. `stop` holds token ids and
     strings; the text ends before a stop string. `seed` fixes the noise of one request, whatever batch it runs in.
     `logprobs` asks for the log-probability of that many likeliest tokens beside the chosen one (0: of the chosen one
-    only), under the model itself: before penalty, temperature and cut-offs.
+    only), under the model itself: before penalty, temperature and cut-offs. A step in which anybody asks for more than
+    the likeliest token computes logits, rounded to the model's dtype: where two are all but equal, a variant that takes
+    its greedy tokens from unrounded ones may choose the other.
     """
 
     temperature: float = 0.0
@@ -35,7 +39,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        stops = (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop)
+        several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        stops: tuple[Any, ...] = tuple(self.stop) if several else (self.stop,)
         if not all(isinstance(stop, str) or hasattr(stop, "__index__") for stop in stops):
             raise RequestError(f"stop={self.stop!r} must hold strings and token ids")
         stops = tuple(stop if isinstance(stop, str) else operator.index(stop) for stop in stops)
@@ -46,6 +51,10 @@ class SamplingParams:
                 continue
             if not (hasattr(value, "__index__") and -(2**63) <= value < 2**63):
                 raise RequestError(f"{key}={value!r} must be a whole number of at most 64 bits")
+        for key in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, key)
+            if not (isinstance(value, Real) and math.isfinite(value)):
+                raise RequestError(f"{key}={value!r} must be a finite number")
         checks = (
             (self.temperature >= 0, f"temperature={self.temperature} must be 0 (greedy) or more"),
             (self.top_k >= 0, f"top_k={self.top_k} must be 0 (off) or more"),
@@ -151,10 +160,11 @@ class SequenceState:
 
 def as_tokens(prompt: Sequence[int]) -> "array[int]":
     """A checked copy of a token-id prompt, of typecode q."""
-    if len(prompt) == 0:
-        raise RequestError("the prompt is empty: give at least one token")
     try:
         # Of a bytes object an array would take the memory for its own.
-        return array("q", prompt if isinstance(prompt, list) else list(prompt))
+        tokens = array("q", prompt if isinstance(prompt, list) else list(prompt))
     except (TypeError, OverflowError) as error:
         raise RequestError(f"a prompt is text or a list of token ids of at most 64 bits: {error}") from error
+    if not tokens:
+        raise RequestError("the prompt is empty: give at least one token")
+    return tokens

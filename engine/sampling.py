@@ -71,7 +71,7 @@ def penalise(logits_BV: Tensor, seen_BL: Tensor, penalty_B: Tensor) -> Tensor:
 
 
 def keep_mask(logits_BV: Tensor, batch: SamplingBatch) -> Tensor:
-    """Which tokens top-k, top-p and min-p leave, bool [B, V]. Ties at the border stay in, the best token always."""
+    """Which tokens top-k, top-p and min-p leave, bool [B, V]. Ties with the k-th stay in, the best token always."""
     sorted_BV, order_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
     probs_BV = torch.softmax(sorted_BV, dim=-1)
     num_tokens = logits_BV.shape[-1]

@@ -3,10 +3,12 @@
 import itertools
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 
-from engine import RequestError, RequestOutput, SamplingParams, UserError
+from engine import Engine, RequestError, RequestOutput, SamplingParams, UserError
 from engine.loading.tokenizer import Tokenizer
 from tests.engine.tiny import (
     GREEDY,
@@ -214,6 +216,51 @@ def test_a_failed_generate_leaves_nothing_for_the_next(monkeypatch: pytest.Monke
         engine.generate(PROMPTS[:3], GREEDY)
     assert [output.token_ids for output in engine.generate(PROMPTS[3:5], GREEDY)] == expected(PROMPTS[3:5])
     engine.check_integrity()
+
+
+@pytest.mark.parametrize("bad", [5, None, "\ud800", [[3]]])
+def test_a_bad_prompt_among_others_is_its_own_error(bad: Any) -> None:
+    """The others are served, and nothing is left behind."""
+    engine = tiny_engine(loaded=with_tokenizer())
+    good, failed = engine.generate([PROMPTS[0], bad], GREEDY)
+    assert (good.token_ids, failed.finish_reason) == (expected(PROMPTS[:1])[0], "error")
+    assert failed.error
+
+
+@pytest.mark.parametrize("call", [Engine.generate, Engine.stream])
+def test_what_fails_while_requests_are_added_leaves_none(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is added already."""
+    engine = tiny_engine()
+    add_first = Mock(side_effect=[engine.add_request(PROMPTS[0], GREEDY), KeyboardInterrupt])
+    monkeypatch.setattr(engine, "add_request", add_first)
+    with pytest.raises(KeyboardInterrupt):
+        list(call(engine, PROMPTS[:2], GREEDY))
+    assert engine.scheduler.idle
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("failing", [0, 1, 4])
+def test_a_step_that_was_not_launched_is_launched_again(
+    overlap: bool, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it counts as computed: neither tokens nor pages that others could share."""
+    engine = tiny_engine(overlap=overlap)
+    real, calls = engine.runner.run, itertools.count()
+
+    def run_or_fail(*args: Any) -> Any:
+        if next(calls) == failing:
+            raise torch.cuda.OutOfMemoryError("some other program's")
+        return real(*args)
+
+    monkeypatch.setattr(engine.runner, "run", run_or_fail)
+    ids = [engine.add_request(prompt, GREEDY) for prompt in PROMPTS]
+    # None can end before the fifth step.
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run(engine)
+    engine.check_integrity()
+    finished = run(engine)
+    assert [finished[request_id].token_ids for request_id in ids] == expected(PROMPTS)
+    assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
 
 
 @pytest.mark.parametrize("overlap", [True, False])

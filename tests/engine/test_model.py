@@ -1,5 +1,7 @@
 """The forward pass over hand-written steps, against the oracle that knows no pages."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,3 +70,10 @@ def test_a_model_runs_over_as_many_caches_as_it_has_layers() -> None:
     model = tiny_engine().model
     with pytest.raises(ValueError, match="shorter"):
         hidden(model, OPS, prefill_batch([3]), [empty_cache()] * (CONFIG.num_layers - 1))
+
+
+@pytest.mark.parametrize(("window", "kept"), [(63, 63), (64, None), (65, None)])
+def test_a_window_that_hides_nothing_is_none(window: int, kept: int | None) -> None:
+    """Kernels that know no window are faster."""
+    loaded = replace(tiny_model(), config=replace(CONFIG, sliding_window=window))
+    assert tiny_engine(loaded=loaded, max_model_len=64).model.config.sliding_window == kept

@@ -19,7 +19,9 @@ NAN = float("nan")
         {"temperature": -0.1}, {"temperature": NAN}, {"top_k": -1}, {"top_k": 2.5}, {"top_k": None}, {"top_p": 0.0},
         {"top_p": 1.1}, {"top_p": NAN}, {"min_p": -0.1}, {"min_p": 1.1}, {"max_tokens": 0}, {"max_tokens": 3.0},
         {"seed": 2**63}, {"seed": "one"}, {"logprobs": -1}, {"repetition_penalty": 0.0}, {"repetition_penalty": NAN},
-        {"stop": ""}, {"stop": ("a", "")}, {"stop": ("a", 2.5)}, {"stop": (None,)},
+        {"stop": ""}, {"stop": ("a", "")}, {"stop": ("a", 2.5)}, {"stop": (None,)}, {"stop": None}, {"stop": 3.5},
+        {"temperature": "1"}, {"top_p": None}, {"min_p": "0"}, {"repetition_penalty": None},
+        {"repetition_penalty": float("inf")},
     ],
     ids=str,
 )  # fmt: skip
@@ -66,7 +68,7 @@ def test_prompts_are_copied_as_whole_numbers(tokens: Any) -> None:
     assert copied is not tokens
 
 
-@pytest.mark.parametrize("tokens", [[], [1.5], ["a"], [None], [2**70], np.array([])])
+@pytest.mark.parametrize("tokens", [[], [1.5], ["a"], [None], [2**70], np.array([]), 5, None])
 def test_prompts_of_anything_else_are_errors(tokens: Any) -> None:
     """An empty prompt has no last token to predict from; a fraction is no token."""
     with pytest.raises(RequestError):

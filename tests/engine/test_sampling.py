@@ -93,6 +93,14 @@ def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
     assert sample(logits_BV, [SamplingParams()] * 2, batch_of([SamplingParams()] * 2)).tolist() == [1, 0]
 
 
+def test_however_small_a_temperature_the_likeliest_is_taken() -> None:
+    """Scores divided by it would be infinite."""
+    logits_BV = torch.tensor([[5.0, 9.0, 1.0, 7.0]])
+    for temperature in (1e-30, 1e-38, 1e-44):
+        params = [SamplingParams(temperature=temperature)]
+        assert sample(logits_BV, params, batch_of(params)).tolist() == [1]
+
+
 @pytest.mark.parametrize(
     "given",
     [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.2}],

@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import Engine, EngineConfig
+from engine.loading import load_model
 from engine.weights import LayerWeights, Linear
 from tests.engine.tiny import CONFIG, tiny_model
+from variants import load_variant
 from variants.folding import fold, fold_layers
 
 
@@ -74,3 +77,12 @@ def test_folding_twice_is_folding_once() -> None:
     once = fold_layers(tiny_model().weights, CONFIG)
     twice = fold_layers(once, CONFIG)
     assert all(a.qkv is b.qkv and a.gate_up is b.gate_up for a, b in zip(once.layers, twice.layers, strict=True))
+
+
+def test_an_engine_keeps_no_weight_that_was_replaced() -> None:
+    """The originals would take their memory from the KV cache. Whoever lends the weights keeps them."""
+    config = EngineConfig("tiny", dtype="float32", max_model_len=64, num_kv_blocks=4)
+    own = Engine(config, load_variant("folded"))
+    assert own.loaded.weights is own.model.weights
+    lent = load_model("tiny", torch.float32, torch.device("cpu"), 0)
+    assert Engine(config, load_variant("folded"), lent).loaded is lent
