@@ -15,9 +15,10 @@ from torch import Tensor
 
 from engine.batch import Batch, Context, LayerCache, Stream
 from engine.kernels.activation import silu_mul
-from engine.kernels.attention import paged_decode_attention, varlen_prefill_attention
+from engine.kernels.decode_attention import paged_decode_attention
 from engine.kernels.kv_store import store_kv
 from engine.kernels.norm import add_rms_norm, rms_norm
+from engine.kernels.prefill_attention import varlen_prefill_attention
 from engine.kernels.rope import rope
 from engine.parallel.ranks import Columns, Ranks
 from engine.ranges import op

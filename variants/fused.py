@@ -21,7 +21,7 @@ from torch import Tensor
 from engine import Runtime, Variant
 from engine.batch import Batch, Context, LayerCache, Stream
 from engine.kernels.activation import silu_mul
-from engine.kernels.attention import paged_decode_attention
+from engine.kernels.decode_attention import paged_decode_attention
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
@@ -73,7 +73,7 @@ class FusedOps(Ops):
     @op
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor | None, eps: float) -> Tensor:
         """The baseline's kernel, in the chain of dependent launches."""
-        return rms_norm(x_TH, weight_H, eps, pdl=self.pdl)
+        return rms_norm(x_TH, weight_H, eps, self.pdl)
 
     @op
     def add_rms_norm(

@@ -8,7 +8,7 @@ contiguous. Slot -1 marks a padded row, which is skipped.
 
 from torch import Tensor
 
-from engine.kernels._triton import cdiv, next_power_of_2, pdl_options, tl, triton
+from engine.kernels._triton import cdiv, next_power_of_2, tl, triton
 
 HEADS_PER_PROGRAM = 8
 
@@ -17,12 +17,9 @@ HEADS_PER_PROGRAM = 8
 def _store_kv_kernel(
     k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, num_heads, D,
     k_stride_t, k_stride_h, v_stride_t, v_stride_h, cache_stride_block, cache_stride_pos, cache_stride_h,
-    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program (t, j): the j-th group of HEADS heads of token t."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
@@ -36,9 +33,7 @@ def _store_kv_kernel(
     tl.store(v_cache_ptr + target, v, mask=mask)
 
 
-def store_kv_triton(
-    k_TMD: Tensor, v_TMD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor, pdl: bool = False
-) -> None:
+def store_kv_triton(k_TMD: Tensor, v_TMD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
     """Launcher of `_store_kv_kernel`; see `store_kv`."""
     num_tokens, num_heads, d = k_TMD.shape
     if num_tokens == 0:
@@ -47,13 +42,10 @@ def store_kv_triton(
         k_TMD, v_TMD, k_cache, v_cache, slots_T, num_heads, d,
         *k_TMD.stride()[:2], *v_TMD.stride()[:2], *k_cache.stride()[:3],
         BLOCK_SIZE=k_cache.shape[1], HEADS=HEADS_PER_PROGRAM, BLOCK_D=next_power_of_2(d), num_warps=4,
-        **pdl_options(pdl),
     )  # fmt: skip
 
 
-def store_kv_reference(
-    k_TMD: Tensor, v_TMD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor, pdl: bool = False
-) -> None:
+def store_kv_reference(k_TMD: Tensor, v_TMD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
     """Plain-PyTorch twin of `store_kv_triton`."""
     rows = (slots_T >= 0).nonzero().squeeze(1)
     slots = slots_T[rows].long()
@@ -62,8 +54,6 @@ def store_kv_reference(
     v_cache[page, pos] = v_TMD[rows]
 
 
-def store_kv(
-    k_TMD: Tensor, v_TMD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor, pdl: bool = False
-) -> None:
+def store_kv(k_TMD: Tensor, v_TMD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
     """Write token t's keys and values to slot `slots_T[t]`; both caches have the same strides."""
-    (store_kv_triton if k_TMD.is_cuda else store_kv_reference)(k_TMD, v_TMD, k_cache, v_cache, slots_T, pdl)
+    (store_kv_triton if k_TMD.is_cuda else store_kv_reference)(k_TMD, v_TMD, k_cache, v_cache, slots_T)

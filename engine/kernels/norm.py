@@ -66,28 +66,23 @@ def _launch(
     )  # fmt: skip
 
 
-def rms_norm_triton(
-    x_TH: Tensor, weight_H: Tensor | None, eps: float, out: Tensor | None = None, pdl: bool = False
-) -> Tensor:
+def rms_norm_triton(x_TH: Tensor, weight_H: Tensor | None, eps: float, pdl: bool = False) -> Tensor:
     """Launcher of `_rms_norm_kernel`; see `rms_norm`."""
-    y = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device) if out is None else out
+    y = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device)
     _launch(x_TH, None, weight_H, eps, y, None, pdl)
     return y
 
 
-def rms_norm_reference(
-    x_TH: Tensor, weight_H: Tensor | None, eps: float, out: Tensor | None = None, pdl: bool = False
-) -> Tensor:
+def rms_norm_reference(x_TH: Tensor, weight_H: Tensor | None, eps: float, pdl: bool = False) -> Tensor:
     """Plain-PyTorch twin of `rms_norm_triton`; float64 inputs make it the oracle."""
     x = x_TH.to(torch.promote_types(x_TH.dtype, torch.float32))
     y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    y = (y if weight_H is None else y * weight_H).to(x_TH.dtype)
-    return y if out is None else out.copy_(y)
+    return (y if weight_H is None else y * weight_H).to(x_TH.dtype)
 
 
-def rms_norm(x_TH: Tensor, weight_H: Tensor | None, eps: float, out: Tensor | None = None, pdl: bool = False) -> Tensor:
-    """x / rms(x) * weight over the last dimension of [T, H] or [T, heads, H]; rows may be strided. `out` may be `x`."""
-    return (rms_norm_triton if x_TH.is_cuda else rms_norm_reference)(x_TH, weight_H, eps, out, pdl)
+def rms_norm(x_TH: Tensor, weight_H: Tensor | None, eps: float, pdl: bool = False) -> Tensor:
+    """x / rms(x) * weight over the last dimension of [T, H] or [T, heads, H]; rows may be strided."""
+    return (rms_norm_triton if x_TH.is_cuda else rms_norm_reference)(x_TH, weight_H, eps, pdl)
 
 
 def add_rms_norm_triton(

@@ -18,36 +18,27 @@ sequence does not own is multiplied with a probability of zero (a stale NaN woul
 know how far the keys moved.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import INTERPRETED, cdiv, triton
+from engine.kernels._gluon import (
+    CONSUMER_REGISTERS,
+    MAX_REGISTERS,
+    PRODUCER_REGISTERS,
+    TmaDescriptor,
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    runs_on_hopper,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from engine.kernels._triton import cdiv
 from engine.kernels.decode_attention import LOG2_E
-
-TensorDescriptor: Any = None
-gluon: Any
-gl: Any
-try:
-    # Gluon is experimental: another release is another language.
-    if not triton.__version__.startswith("3.6."):
-        raise ImportError
-    from triton.experimental import gluon  # type: ignore[no-redef]
-    from triton.experimental.gluon import language as gl  # type: ignore[no-redef]
-    from triton.experimental.gluon.language.nvidia.hopper import (
-        fence_async_shared,
-        mbarrier,
-        tma,
-        warpgroup_mma,
-        warpgroup_mma_wait,
-    )
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # type: ignore[no-redef]
-except (ImportError, AttributeError):
-    from types import SimpleNamespace
-
-    gluon, gl = SimpleNamespace(jit=triton.jit), SimpleNamespace(constexpr=int)
 
 ROWS_PER_PROGRAM, PART_KEYS = 128, 64
 BLOCK_M = gl.constexpr(ROWS_PER_PROGRAM)
@@ -56,10 +47,6 @@ ROWS = gl.constexpr(64)
 TILE = gl.constexpr(128)
 PART = gl.constexpr(PART_KEYS)
 STAGES = 2
-# 12 warps start with 168 registers a thread (65536 / 384); then the fourth with the producer gives its own away.
-MAX_REGISTERS = 168
-CONSUMER_REGISTERS = gl.constexpr(240)
-PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 @gluon.jit
@@ -328,16 +315,10 @@ def _prefill_kernel_sm90(
     )  # fmt: skip
 
 
-@cache
-def is_hopper(index: int) -> bool:
-    """Whether the CUDA device of this index runs sm_90a's instructions."""
-    return torch.cuda.get_device_capability(index) == (9, 0)
-
-
 def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, sliding_window: int | None) -> bool:
     """Whether `varlen_prefill_attention_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     return (
-        TensorDescriptor is not None and not INTERPRETED and q_TND.is_cuda and is_hopper(q_TND.get_device())
+        runs_on_hopper(q_TND)
         and q_TND.dtype in (torch.bfloat16, torch.float16) and q_TND.shape[2] in (64, 128)
         and q_TND.dtype == k_cache.dtype == v_cache.dtype and sliding_window is None
         # A part of 64 keys stays inside a page.
@@ -351,7 +332,7 @@ def cache_descriptor(cache: Tensor) -> Any:
     num_blocks, block_size, m, d = cache.shape
     layout = gl.NVMMASharedLayout(128, 16, rank=3)
     shape, strides = [num_blocks, block_size, m * d], [block_size * m * d, m * d, 1]
-    return TensorDescriptor(cache, shape, strides, [1, PART_KEYS, PART_KEYS], layout)
+    return TmaDescriptor(cache, shape, strides, [1, PART_KEYS, PART_KEYS], layout)
 
 
 def varlen_prefill_attention_sm90(

@@ -60,13 +60,13 @@ def _rope_kernel(
 
 
 def rope_triton(
-    q_TND: Tensor, k_TMD: Tensor, positions_T: Tensor, cos_PD2: Tensor, sin_PD2: Tensor, inplace: bool = False
+    q_TND: Tensor, k_TMD: Tensor, positions_T: Tensor, cos_PD2: Tensor, sin_PD2: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Launcher of `_rope_kernel`; see `rope`."""
     num_tokens, num_q, d = q_TND.shape
     num_k = k_TMD.shape[1]
-    q_out = q_TND if inplace else torch.empty(q_TND.shape, dtype=q_TND.dtype, device=q_TND.device)
-    k_out = k_TMD if inplace else torch.empty(k_TMD.shape, dtype=k_TMD.dtype, device=k_TMD.device)
+    q_out = torch.empty(q_TND.shape, dtype=q_TND.dtype, device=q_TND.device)
+    k_out = torch.empty(k_TMD.shape, dtype=k_TMD.dtype, device=k_TMD.device)
     if num_tokens:
         heads = HEADS_PER_PROGRAM
         _rope_kernel[(num_tokens, cdiv(num_q, heads) + cdiv(num_k, heads))](
@@ -78,7 +78,7 @@ def rope_triton(
 
 
 def rope_reference(
-    q_TND: Tensor, k_TMD: Tensor, positions_T: Tensor, cos_PD2: Tensor, sin_PD2: Tensor, inplace: bool = False
+    q_TND: Tensor, k_TMD: Tensor, positions_T: Tensor, cos_PD2: Tensor, sin_PD2: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Plain-PyTorch twin of `rope_triton`; float64 inputs make it the oracle."""
     rows = positions_T.clamp(min=0)
@@ -86,14 +86,11 @@ def rope_reference(
 
     def rotate(x: Tensor) -> Tensor:
         x1, x2 = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
-        y = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
-        return x.copy_(y) if inplace else y
+        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
 
     return rotate(q_TND), rotate(k_TMD)
 
 
-def rope(
-    q_TND: Tensor, k_TMD: Tensor, positions_T: Tensor, cos_PD2: Tensor, sin_PD2: Tensor, inplace: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Queries and keys rotated by their positions; strided views in, new contiguous tensors out unless `inplace`."""
-    return (rope_triton if q_TND.is_cuda else rope_reference)(q_TND, k_TMD, positions_T, cos_PD2, sin_PD2, inplace)
+def rope(q_TND: Tensor, k_TMD: Tensor, positions_T: Tensor, cos_PD2: Tensor, sin_PD2: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys rotated by their positions; strided views in, new contiguous tensors out."""
+    return (rope_triton if q_TND.is_cuda else rope_reference)(q_TND, k_TMD, positions_T, cos_PD2, sin_PD2)

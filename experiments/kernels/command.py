@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from engine.kernels.prefill_attention_sm90 import is_hopper
+from engine.kernels._gluon import is_hopper
 from experiments.command_line import run_or_help
 from experiments.durable import make_new_folder
 from experiments.environment import resolve_device, resolve_dtype

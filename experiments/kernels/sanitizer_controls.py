@@ -16,10 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.kernels.prefill_attention_sm90 import TensorDescriptor, gl, gluon, is_hopper
-
-if TensorDescriptor is not None:
-    from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from engine.kernels._gluon import HAS_GLUON, TmaDescriptor, fence_async_shared, gl, gluon, is_hopper, mbarrier, tma
 
 NUM_TILES, NUM_THREADS, TILE_SIZE = 5, 128, 64
 THREADS = gl.constexpr(NUM_THREADS)
@@ -162,7 +159,7 @@ def _copied(device: torch.device, num_tiles: int) -> tuple[Tensor, Tensor, objec
     """(x, y like it, x as TMA takes it)."""
     x = torch.arange(num_tiles * TILE_SIZE**2, device=device).remainder(251).bfloat16().view(-1, TILE_SIZE)
     layout = gl.NVMMASharedLayout(128, 16)
-    return x, torch.zeros_like(x), TensorDescriptor.from_tensor(x, [TILE_SIZE, TILE_SIZE], layout)
+    return x, torch.zeros_like(x), TmaDescriptor.from_tensor(x, [TILE_SIZE, TILE_SIZE], layout)
 
 
 def _one_tile(device: torch.device, waits: bool = True) -> bool:
@@ -198,8 +195,8 @@ def launch_controls(device: torch.device, planted: bool) -> None:
 
     Off Hopper, `exchanged` alone; without Gluon, none.
     """
-    hopper = TensorDescriptor is not None and is_hopper(torch.cuda.current_device())
-    controls = {} if TensorDescriptor is None else PLANTED if planted else RIGHT
+    hopper = HAS_GLUON and is_hopper(torch.cuda.current_device())
+    controls = {} if not HAS_GLUON else PLANTED if planted else RIGHT
     for name, control in controls.items():
         if (hopper or name.startswith("exchanged")) and not control(device) and not planted:
             raise RuntimeError(f"{name}: its answer is wrong")

@@ -12,7 +12,6 @@ result does not depend on who is last. Softmax and accumulation in fp32.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,10 +27,9 @@ from variants.kernels.qkv_post import (
     norm_rotate,
     qk_norm_rope_store_reference,
 )
+from variants.kernels.tickets import MAX_TICKETS, tickets
 from variants.kernels.tile_table import on_trial
 
-# More (sequence, key head) pairs than this fill any GPU and are never split.
-MAX_TICKETS = 4096
 # fp32 elements of the workspace that a merging program holds at once.
 MERGE_ELEMENTS = 4096
 # Programs that a multiprocessor holds at once without a limit on their registers.
@@ -377,12 +375,6 @@ def register_limit(rows: int, block_d: int, max_context: int, cut: Cut) -> int |
     return 128 if block_d == 128 and rows <= 16 and not few else None
 
 
-@cache
-def _tickets(device: torch.device) -> Tensor:
-    """Arrival counters, zero between launches. One stream at a time may use them: the engine has one a device."""
-    return torch.zeros(MAX_TICKETS, dtype=torch.int32, device=device)
-
-
 def decode_qkv_attention_triton(
     qkv_BO: Tensor, q_norm_D: Tensor | None, k_norm_D: Tensor | None, cos_PD2: Tensor, sin_PD2: Tensor,
     positions_B: Tensor, slots_B: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor,
@@ -407,17 +399,17 @@ def decode_qkv_attention_triton(
     if cut.hopper:
         return decode_qkv_attention_sm90(
             qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
-            context_lens_B, _tickets(qkv_BO.device), num_heads, norm_eps, scale, pdl, cut.splits, cut.stages, cut.ahead,
+            context_lens_B, tickets(qkv_BO.device), num_heads, norm_eps, scale, pdl, cut.splits, cut.stages, cut.ahead,
         )  # fmt: skip
-    parts, lse, tickets = None, None, None
+    parts, lse, arrivals = None, None, None
     if cut.splits > 1:
         parts = torch.empty((batch, num_heads * cut.splits, head_dim), dtype=torch.float32, device=qkv_BO.device)
         lse = torch.empty((batch, num_heads * cut.splits), dtype=torch.float32, device=qkv_BO.device)
-        tickets = _tickets(qkv_BO.device)
+        arrivals = tickets(qkv_BO.device)
     rows, block_half = next_power_of_2(group), max(8, next_power_of_2(half))
     _decode_qkv_attention_kernel[(num_kv_heads, batch, cut.splits)](
         qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
-        context_lens_B, o, parts, lse, tickets, group, norm_eps, scale * LOG2_E, sliding_window,
+        context_lens_B, o, parts, lse, arrivals, group, norm_eps, scale * LOG2_E, sliding_window,
         qkv_BO.stride(0), *k_cache.stride()[:3], block_tables_BP.stride(0),
         HALF=half, BLOCK_HALF=block_half, BLOCK_G=max(HEADS_PER_PROGRAM, rows), BLOCK_SIZE=block_size, TILE=cut.tile,
         SPLITS=cut.splits, ROWS=rows, CHUNK=merge_chunk(cut.splits, rows * 2 * block_half), STAGES=cut.stages,

@@ -19,24 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import INTERPRETED, next_power_of_2
-from engine.kernels.decode_attention import LOG2_E
-from engine.kernels.prefill_attention_sm90 import (
-    PART,
-    PART_KEYS,
-    TensorDescriptor,
-    cache_descriptor,
+from engine.kernels._gluon import (
+    fence_async_shared,
+    gdc_launch_dependents,
+    gdc_wait,
     gl,
     gluon,
-    is_hopper,
-    moved_by,
-    row_of,
+    mbarrier,
+    mma_v2,
+    runs_on_hopper,
+    tma,
 )
-
-if TensorDescriptor is not None:
-    from triton.experimental.gluon.language.nvidia.ampere import mma_v2
-    from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from engine.kernels._triton import next_power_of_2
+from engine.kernels.decode_attention import LOG2_E
+from engine.kernels.prefill_attention_sm90 import PART, PART_KEYS, cache_descriptor, moved_by, row_of
 
 # Queries of a product on the tensor cores; more heads than this do not share a key.
 MAX_GROUP = 16
@@ -361,7 +357,7 @@ def supported(qkv_BO: Tensor, k_cache: Tensor, num_heads: int, sliding_window: i
     """Whether `decode_qkv_attention_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     block_size, num_kv_heads, head_dim = k_cache.shape[1:]
     return (
-        TensorDescriptor is not None and not INTERPRETED and qkv_BO.is_cuda and is_hopper(qkv_BO.get_device())
+        runs_on_hopper(qkv_BO)
         and qkv_BO.dtype in (torch.bfloat16, torch.float16) and qkv_BO.dtype == k_cache.dtype
         and head_dim in (64, 128) and num_heads // num_kv_heads <= MAX_GROUP
         # A tile stays inside a page.

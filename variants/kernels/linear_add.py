@@ -8,19 +8,15 @@ leaves its fp32 part in a workspace, and the last to arrive adds the parts in fi
 result does not depend on who is last). After quack's gemm_rms.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, pdl_options, tl, triton
 from variants.kernels.product import begin, product, tile_index
+from variants.kernels.tickets import MAX_TICKETS, tickets
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch, descriptors
-
-# More tiles than this fill any GPU and are never split.
-MAX_TICKETS = 4096
 
 
 @triton.jit
@@ -85,12 +81,6 @@ def _linear_add_kernel(
         tl.store(partials_ptr + m * tl.cdiv(N, BLOCK_N) + tile_n, sums, mask=m < M)
 
 
-@cache
-def _tickets(device: torch.device) -> Tensor:
-    """Arrival counters, zero between launches. One stream at a time may use them: the engine has one a device."""
-    return torch.zeros(MAX_TICKETS, dtype=torch.int32, device=device)
-
-
 def linear_add_triton(
     x_TK: Tensor,
     weight_NK: Tensor,
@@ -106,13 +96,15 @@ def linear_add_triton(
     partials = torch.empty((m, cdiv(n, tile.block_n)), dtype=torch.float32, device=x_TK.device)
     if m == 0:
         return y, partials
-    grid, parts, tickets = tile.grid(m, n), None, None
+    grid, parts, arrivals = tile.grid(m, n), None, None
     descs = descriptors(x_TK, weight_NK, tile)
     if tile.splits > 1:
+        if grid[0] > MAX_TICKETS:
+            raise ValueError(f"{tile} splits {grid[0]} tiles, and at most {MAX_TICKETS} can be")
         size = grid[0] * tile.splits * tile.block_m * tile.block_n
-        parts, tickets = torch.empty(size, dtype=torch.float32, device=x_TK.device), _tickets(x_TK.device)
+        parts, arrivals = torch.empty(size, dtype=torch.float32, device=x_TK.device), tickets(x_TK.device)
     _linear_add_kernel[grid](
-        *descs, x_TK, weight_NK, bias_N, residual_TN, y, partials, parts, tickets, m, n, k,
+        *descs, x_TK, weight_NK, bias_N, residual_TN, y, partials, parts, arrivals, m, n, k,
         x_TK.stride(0), weight_NK.stride(0), residual_TN.stride(0), n,
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLITS=tile.splits,
         STAGES=tile.stages, EVEN=tile.even(k), ONCE=tile.once(k),

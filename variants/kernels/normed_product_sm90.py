@@ -21,18 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import INTERPRETED, cdiv, num_sms
-from engine.kernels.prefill_attention_sm90 import TensorDescriptor, gl, gluon, is_hopper
+from engine.kernels._gluon import (
+    CONSUMER_REGISTERS,
+    MAX_REGISTERS,
+    PRODUCER_REGISTERS,
+    TmaDescriptor,
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    runs_on_hopper,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from engine.kernels._triton import cdiv, num_sms
 from variants.kernels.add_squares import add_squares_triton
-
-if TensorDescriptor is not None:
-    from triton.experimental.gluon.language.nvidia.hopper import (
-        fence_async_shared,
-        mbarrier,
-        tma,
-        warpgroup_mma,
-        warpgroup_mma_wait,
-    )
 
 ROWS_OF_TILE, STEP_COLUMNS = 128, 64
 # Rows of the weight in a tile, of warpgroups that take turns and that share.
@@ -46,10 +50,6 @@ STEP = gl.constexpr(STEP_COLUMNS)
 # Tiles of rows that share weights in L2 while they are computed side by side.
 GROUP = gl.constexpr(8)
 LOG2_E = gl.constexpr(1.4426950408889634)
-# 12 warps start with 168 registers a thread (65536 / 384); then the fourth with the producer gives its own away.
-MAX_REGISTERS = 168
-CONSUMER_REGISTERS = gl.constexpr(240)
-PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 @gluon.jit
@@ -232,8 +232,7 @@ def _gate_up_silu_kernel_sm90(
 def supported(s_TK: Tensor, weight_NK: Tensor) -> bool:
     """Whether `normed_product_sm90` computes this; a function of device, dtype, shapes and strides alone."""
     return (
-        TensorDescriptor is not None and not INTERPRETED and s_TK.is_cuda and is_hopper(s_TK.get_device())
-        and s_TK.dtype in (torch.bfloat16, torch.float16) and weight_NK.is_contiguous()
+        runs_on_hopper(s_TK) and s_TK.dtype in (torch.bfloat16, torch.float16) and weight_NK.is_contiguous()
         # TMA's units are 16 bytes, in the result too.
         and s_TK.stride(1) == 1 and s_TK.stride(0) % 8 == 0 and s_TK.shape[1] % 8 == 0 and weight_NK.shape[0] % 16 == 0
     )  # fmt: skip
@@ -295,4 +294,4 @@ def stream_and_squares(
 
 def boxes(x: Tensor, rows: int, columns: int) -> Any:
     """A descriptor of a matrix that is copied so many rows and columns at a time."""
-    return TensorDescriptor.from_tensor(x, [rows, columns], gl.NVMMASharedLayout(128, 16))
+    return TmaDescriptor.from_tensor(x, [rows, columns], gl.NVMMASharedLayout(128, 16))

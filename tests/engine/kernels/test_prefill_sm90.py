@@ -9,7 +9,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from engine.compilations import Compilations, watch_triton
-from engine.kernels import prefill_attention, prefill_attention_sm90
+from engine.kernels import _gluon, prefill_attention
 from engine.kernels.prefill_attention import (
     MIN_HOPPER_QUERIES,
     varlen_prefill_attention,
@@ -42,7 +42,7 @@ def aot(d: int, block_size: int = 64, dtype: str = "bf16") -> AotCase:
 
 CASES = [aot(64), aot(128), aot(128, block_size=256), aot(128, dtype="fp16")]
 with_gluon = pytest.mark.skipif(
-    prefill_attention_sm90.TensorDescriptor is None, reason="this Triton's Gluon is not the one that the kernel is for"
+    not _gluon.HAS_GLUON, reason="this Triton's Gluon is not the one that the kernel is for"
 )
 
 
@@ -90,8 +90,8 @@ def hopper_case(dtype=torch.bfloat16, d=128, block_size=64, cache_dtype=None, de
 @pytest.fixture
 def as_on_hopper(monkeypatch):
     """Fake tensors on a GPU that this machine need not have."""
-    monkeypatch.setattr(prefill_attention_sm90, "INTERPRETED", False)
-    monkeypatch.setattr(prefill_attention_sm90, "is_hopper", lambda index: index == 0)
+    monkeypatch.setattr(_gluon, "INTERPRETED", False)
+    monkeypatch.setattr(_gluon, "is_hopper", lambda index: index == 0)
     with FakeTensorMode():
         yield
 
@@ -109,7 +109,7 @@ def test_what_is_supported(as_on_hopper, monkeypatch):
     assert not supported(*hopper_case(device="cpu"), None)
     assert not supported(*hopper_case(pad=4), None)
     assert not supported(*hopper_case(page_stride=2), None)
-    monkeypatch.setattr(prefill_attention_sm90, "INTERPRETED", True)
+    monkeypatch.setattr(_gluon, "INTERPRETED", True)
     assert not supported(*hopper_case(), None)
 
 

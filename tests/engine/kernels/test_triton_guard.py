@@ -11,7 +11,7 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
 import torch
-from engine.kernels import activation, attention, kv_store, norm, rope
+from engine.kernels import activation, decode_attention, kv_store, norm, prefill_attention, rope
 from variants.kernels import gate_up_silu, linear_add, lm_head, norm_linear, qkv_post
 x = torch.ones(2, 8)
 y, s = norm_linear.norm_linear(norm.rms_norm(x, None, 0.0), x, torch.eye(8), None, 0.0)

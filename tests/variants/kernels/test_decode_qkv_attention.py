@@ -21,10 +21,8 @@ from tests.kernel_gates import (
 )  # fmt: skip
 from variants.kernels import decode_qkv_attention as module
 from variants.kernels.decode_qkv_attention import (
-    MAX_TICKETS,
     WHOLE,
     Cut,
-    _tickets,
     attention_cut,
     decode_qkv_attention,
     decode_qkv_attention_reference,
@@ -33,6 +31,7 @@ from variants.kernels.decode_qkv_attention import (
 )  # fmt: skip
 from variants.kernels.linear_add import linear_add_triton
 from variants.kernels.qkv_post import qk_norm_rope_store_triton
+from variants.kernels.tickets import MAX_TICKETS, tickets
 from variants.kernels.tile_table import Trial, trying
 
 EPS = 1e-6
@@ -117,7 +116,7 @@ def test_matches_float64_and_is_no_worse_than_unfused(heads, block_size, splits,
     assert error < 1.05 * own + unit_roundoff(torch.float32)
     for cache, stored in zip(args[7:9], before[7:9], strict=True):
         assert same_bits(cache, stored)
-    assert not _tickets(o.device).any()
+    assert not tickets(o.device).any()
 
 
 @pytest.mark.parametrize("lens", [[1, 2, 17], [200, 33]])
@@ -202,7 +201,7 @@ def test_a_cut_on_trial_is_taken(monkeypatch):
     assert asked == [1, 4]
 
 
-def test_the_cut_fits_the_page_and_the_tickets():
+def test_the_cut_fits_the_page_and_thetickets():
     assert attention_cut(1, 16, 8, 128, 8192, 16, 132).tile == 16
     assert attention_cut(1, 16, 8, 128, 8192, 64, 132).splits > 1
     assert attention_cut(MAX_TICKETS, 1, 1, 128, 8192, 64, 2**30).splits > 1
@@ -259,4 +258,4 @@ def test_deterministic_and_the_same_under_pdl(lens, cut):
         return torch.cat([x.flatten() for x in seen])
 
     assert_pdl_changes_nothing(chain, lambda: first.normal_())
-    assert not _tickets(first.device).any()
+    assert not tickets(first.device).any()

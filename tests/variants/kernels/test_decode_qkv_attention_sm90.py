@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from engine.kernels import _gluon
 from engine.kernels._triton import next_power_of_2
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
 from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, compile_cases
 from tests.kernel_gates import relative_error
 from tests.variants.kernels.test_aot import DECODE_TYPES, PDL
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
-from variants.kernels import decode_qkv_attention_sm90 as module
 from variants.kernels.decode_qkv_attention import (
     PROGRAMS,
     WHOLE,
@@ -107,9 +107,9 @@ def test_turn_after_turn_of_programs_has_small_rings_and_nothing_ahead():
 
 
 def test_supports_what_fits_a_tile(monkeypatch):
-    monkeypatch.setattr(module, "INTERPRETED", False)
-    monkeypatch.setattr(module, "is_hopper", lambda index: index == 0)
-    monkeypatch.setattr(module, "TensorDescriptor", object())
+    monkeypatch.setattr(_gluon, "INTERPRETED", False)
+    monkeypatch.setattr(_gluon, "is_hopper", lambda index: index == 0)
+    monkeypatch.setattr(_gluon, "HAS_GLUON", True)
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def fits(heads=16, kv_heads=8, d=128, dtype=torch.bfloat16, block_size=64, window=None, device="cuda"):

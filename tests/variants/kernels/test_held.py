@@ -15,9 +15,10 @@ from tests.kernel_gates import (
     tolerance,
 )
 from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate_up_silu_triton
-from variants.kernels.linear_add import _tickets, linear_add_reference, linear_add_triton
+from variants.kernels.linear_add import linear_add_reference, linear_add_triton
 from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
+from variants.kernels.tickets import tickets
 from variants.kernels.tiles import Tile
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -78,7 +79,7 @@ def test_linear_add(rows, splits, dtype, monkeypatch):
     assert relative_error(y, expected) < tolerance(dtype, sums=k)
     assert relative_error(partials.sum(1), y.double().square().sum(1)) < tolerance(torch.float32, sums=N)
     assert torch.equal(linear_add_triton(x, weight, None, residual, tile=tile)[0], y)
-    assert not _tickets(x.device).any()
+    assert not tickets(x.device).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,8 +15,9 @@ from tests.kernel_gates import (
     strided,
     tolerance,
 )  # fmt: skip
-from variants.kernels.linear_add import _tickets, linear_add, linear_add_reference, linear_add_triton
+from variants.kernels.linear_add import linear_add, linear_add_reference, linear_add_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
+from variants.kernels.tickets import MAX_TICKETS, tickets
 from variants.kernels.tiles import Tile
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -57,7 +58,13 @@ def test_parts_of_k_add_up_and_leave_no_ticket(k, splits):
     first = linear_add_triton(x, weight, bias, residual, tile=tile)[0]
     assert relative_error(first, oracle) < tolerance(torch.float32, sums=k)
     assert torch.equal(linear_add_triton(x, weight, bias, residual, tile=tile)[0], first)
-    assert not _tickets(x.device).any()
+    assert not tickets(x.device).any()
+
+
+def test_more_tiles_than_tickets_are_not_split():
+    x, weight, bias, residual = inputs(2, 64, 8 * (MAX_TICKETS + 1), torch.float32)
+    with pytest.raises(ValueError, match="at most 4096"):
+        linear_add_triton(x, weight, bias, residual, tile=Tile("gemv", 2, 8, 32, 4, 2, 2))
 
 
 @pytest.mark.parametrize("rows", [3, 17, 66])
@@ -108,4 +115,4 @@ def test_deterministic_and_the_same_under_pdl(rows):
         return y
 
     assert_pdl_changes_nothing(chain, lambda: x.normal_())
-    assert not _tickets(torch.device(DEVICE, 0)).any()
+    assert not tickets(torch.device(DEVICE, 0)).any()

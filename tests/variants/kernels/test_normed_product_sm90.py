@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from engine.kernels import _gluon
 from engine.kernels.activation import silu_mul_triton
 from engine.kernels.norm import rms_norm_triton
 from tests.engine.kernels.test_aot import TYPES
@@ -16,7 +17,7 @@ from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
 from tests.kernel_aot import AotCase, assemble, assert_fits, compile_cases
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
 from variants import dispatch
-from variants.kernels import normed_product, normed_product_sm90, tile_table
+from variants.kernels import normed_product, tile_table
 from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate_up_silu_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
 from variants.kernels.normed_product_sm90 import (
@@ -94,8 +95,8 @@ def product(dtype=torch.bfloat16, rows=2048, k=1024, n=6144, device="cuda:0", pa
 @pytest.fixture
 def as_on_hopper(monkeypatch):
     """Fake tensors on a GPU that this machine need not have."""
-    monkeypatch.setattr(normed_product_sm90, "INTERPRETED", False)
-    monkeypatch.setattr(normed_product_sm90, "is_hopper", lambda index: index == 0)
+    monkeypatch.setattr(_gluon, "INTERPRETED", False)
+    monkeypatch.setattr(_gluon, "is_hopper", lambda index: index == 0)
     with FakeTensorMode():
         yield
 
@@ -111,7 +112,7 @@ def test_what_is_supported(as_on_hopper, monkeypatch):
     assert not supported(*product(device="cuda:1"))
     assert not supported(*product(device="cpu"))
     assert not supported(*product(weight_pad=8))
-    monkeypatch.setattr(normed_product_sm90, "INTERPRETED", True)
+    monkeypatch.setattr(_gluon, "INTERPRETED", True)
     assert not supported(*product())
 
 

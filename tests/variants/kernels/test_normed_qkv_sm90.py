@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from engine.kernels import _gluon
 from engine.kernels.norm import rms_norm_triton
 from tests.engine.kernels.test_aot import TYPES
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
 from tests.kernel_aot import AotCase, assemble, assert_fits, compile_cases
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
 from variants import dispatch
-from variants.kernels import normed_product_sm90
 from variants.kernels.norm_linear import norm_linear_reference
 from variants.kernels.normed_product_sm90 import MAX_REGISTERS, TURNS_N, num_stages
 from variants.kernels.normed_qkv_sm90 import normed_qkv_sm90, supported
@@ -66,8 +66,8 @@ def test_what_it_takes_is_recorded(compiled):
 
 @with_gluon
 def test_takes_heads_of_a_tile_and_only_when_asked(monkeypatch):
-    monkeypatch.setattr(normed_product_sm90, "INTERPRETED", False)
-    monkeypatch.setattr(normed_product_sm90, "is_hopper", lambda index: True)
+    monkeypatch.setattr(_gluon, "INTERPRETED", False)
+    monkeypatch.setattr(_gluon, "is_hopper", lambda index: True)
     with FakeTensorMode():
 
         def fits(d=128, cache_dtype=torch.bfloat16, k=1024):
