@@ -1,42 +1,29 @@
 """CUDA graphs over whole steps, and the one place that decides whether a step gets one."""
 
 import logging
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from engine.inputs import Layout
 from engine.ranges import span
 
 logger = logging.getLogger("fusebench.engine")
 
 
 class GraphKey(NamedTuple):
-    """What a captured step is good for; its shapes are padded to these."""
+    """What a captured step is good for: its shapes are padded to the layout."""
 
-    kind: Literal["decode", "prefill", "mixed"]
-    num_tokens: int
-    num_seqs: int
-    num_decode: int
-    table_width: int
+    layout: Layout
     greedy: bool
 
-
-def bucket_sizes(largest: int) -> list[int]:
-    """Decode batch sizes to capture, so that every size up to `largest` has one at most 15 rows above it."""
-    sizes = [1, 2, 4, *range(8, largest + 1, 8 if largest <= 64 else 16)]
-    return sorted({*(size for size in sizes if size <= largest), largest})
-
-
-def round_up(value: int, sizes: list[int]) -> int | None:
-    """The smallest of `sizes`, which ascend, that holds `value`; None when none does."""
-    index = bisect_left(sizes, value)
-    return sizes[index] if index < len(sizes) else None
+    def __str__(self) -> str:
+        return "-".join(map(str, (self.layout.kind, *self.layout, self.greedy)))
 
 
 @dataclass
@@ -87,7 +74,7 @@ class GraphCache:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         # Other threads may go on: NCCL's watchdog asks after the collectives of the run before.
         capturing = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
-        with span(f"capture/{'-'.join(map(str, key))}"), capturing:
+        with span(f"capture/{key}"), capturing:
             tokens, logits = step()
         self.graphs[key] = Graph(graph, tokens, logits)
         self.num_captures += 1

@@ -6,7 +6,7 @@ order, so the next upload cannot overtake a step that still reads.
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,13 @@ class Layout(NamedTuple):
     num_seqs: int
     num_decode: int
     table_width: int
+
+    @property
+    def kind(self) -> Literal["decode", "prefill", "mixed"]:
+        """What its sequences do."""
+        if self.decode_only:
+            return "decode"
+        return "mixed" if self.num_decode else "prefill"
 
     @property
     def decode_only(self) -> bool:
@@ -85,7 +92,7 @@ def fill_decode(buffer: np.ndarray, layout: Layout, decodes: Sequence[Scheduled]
     return fields["all"]
 
 
-def fill_mixed(
+def fill_prompts(
     buffer: np.ndarray,
     layout: Layout,
     decodes: Sequence[Scheduled],
@@ -140,8 +147,8 @@ def _fill_tables(tables: np.ndarray, items: Sequence[Scheduled]) -> None:
         tables[i, : len(blocks)] = blocks
 
 
-def mixed_batch(buffer: Tensor, layout: Layout, num_logit_rows: int, max_query_len: int) -> Batch:
-    """The forward pass's view of an uploaded mixed step."""
+def prompt_batch(buffer: Tensor, layout: Layout, num_logit_rows: int, max_query_len: int) -> Batch:
+    """The forward pass's view of an uploaded step with prompts."""
     fields = layout.fields(buffer)
     return Batch(
         fields["tokens"],

@@ -7,7 +7,6 @@ tensor parallelism every rank has a runner: rank 0's tells the others' what to r
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from engine import inputs
 from engine.batch import Batch, LayerCache, Stream
 from engine.config import EngineConfig
-from engine.graphs import GraphCache, GraphKey, Step, bucket_sizes, round_up
+from engine.graphs import GraphCache, GraphKey, Step
 from engine.inputs import Layout, Staging
 from engine.kernels.step import advance, publish
 from engine.launch import Launch, Pending
@@ -27,17 +26,8 @@ from engine.ranges import span
 from engine.request import TokenLogprobs
 from engine.sampling import SamplingBatch, on_device, penalise, sample, token_logprobs
 from engine.scheduler import Scheduled
+from engine.sizes import PREFILL_GRAPH_SEQS, bucket_sizes, mixed_sizes, prefill_sizes, round_up, table_widths
 from engine.variant import Variant
-
-# Prefills of so many tokens get a graph in any model, larger ones where the GPU would wait for their launches: an H200
-# multiplies so many weights by tokens while the host launches a layer, in half a millisecond. With more, padding costs
-# more than a graph saves, and only a step that needs none gets one (docs/data/prefill_graphs.json).
-PREFILL_GRAPH_TOKENS = 2048
-LAUNCH_BOUND_PRODUCTS = 80e9
-PREFILL_GRAPH_SEQS = 16
-# Prompts that come while others decode: sequences and tokens that a step with both is padded to.
-MIXED_GRAPH_SEQS = (1, 4, PREFILL_GRAPH_SEQS)
-MIXED_GRAPH_TOKENS = (64, 128, 256, 512, 1024, 2048)
 
 
 class Runner:
@@ -84,8 +74,7 @@ class Runner:
         params = [item.sequence.sampling for item in sampling]
         greedy = not any(p.needs_logits for p in params)
         with torch.inference_mode():
-            mixed = len(prefills) > 0
-            step = self._mixed_launch(decodes, prefills, greedy) if mixed else self._decode_launch(decodes, greedy)
+            step = self._prompt_launch(decodes, prefills, greedy) if prefills else self._decode_launch(decodes, greedy)
             tokens, logits_BV = self.run(step)
             chances: list[TokenLogprobs | None] | None = None
             if not greedy and logits_BV is not None:
@@ -103,7 +92,7 @@ class Runner:
             return self._replay(step.layout, step.greedy)
         if step.layout.decode_only:
             return self._decode_step(step.layout, step.greedy)
-        return self._mixed_step(step.layout, step.num_rows, step.max_query_len, step.greedy)
+        return self._prompt_step(step.layout, step.num_rows, step.max_query_len, step.greedy)
 
     @on_every_rank
     def logits(self, batch: Batch) -> Tensor:
@@ -176,7 +165,7 @@ class Runner:
         self._on_device = None
         with torch.inference_mode():
             self._upload_padding(layout)
-            self._mixed_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy=True)
+            self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy=True)
 
     @on_every_rank
     def forget_graphs(self) -> None:
@@ -189,10 +178,9 @@ class Runner:
         """Capture every graph that there is once more and replay it on padding: a trace names what it saw captured."""
         keys = list(self.graphs.graphs)
         self.forget_graphs()
-        for key in keys:
-            layout = Layout(key.num_tokens, key.num_seqs, key.num_decode, key.table_width)
-            self._ensure_captured(layout, key.greedy)
-            self._replay_padding(layout, key.greedy)
+        for layout, greedy in keys:
+            self._ensure_captured(layout, greedy)
+            self._replay_padding(layout, greedy)
 
     # Decode-only steps.
 
@@ -229,7 +217,7 @@ class Runner:
 
     # Steps with prefill chunks in them.
 
-    def _mixed_launch(self, decodes: list[Scheduled], prefills: list[Scheduled], greedy: bool) -> Launch:
+    def _prompt_launch(self, decodes: list[Scheduled], prefills: list[Scheduled], greedy: bool) -> Launch:
         self._on_device = None
         num_tokens = sum(item.length for item in prefills)
         num_rows = len(decodes) + sum(item.samples for item in prefills)
@@ -242,7 +230,7 @@ class Runner:
         else:
             self._ensure_captured(layout, greedy)
         host = self.staging.next()
-        packed = inputs.fill_mixed(host, layout, decodes, prefills, self.config.block_size, self.dummy_row)
+        packed = inputs.fill_prompts(host, layout, decodes, prefills, self.config.block_size, self.dummy_row)
         return Launch(layout, greedy, graphed, packed, num_rows, max_query_len)
 
     def _graphed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, greedy: bool) -> Layout | None:
@@ -261,7 +249,7 @@ class Runner:
         decodes, seqs, tokens = map(round_up, (num_decode, num_seqs, num_tokens), self.mixed_sizes)
         if decodes and seqs and tokens:
             layout = Layout(decodes + tokens, decodes + seqs, decodes, self.table_width)
-            if self._key(layout, greedy) in self.graphs.graphs:
+            if GraphKey(layout, greedy) in self.graphs.graphs:
                 return layout
         self.graphs.fall_back("prefill chunks and decodes in one step")
         return None
@@ -285,23 +273,19 @@ class Runner:
             return Layout(tokens, seqs, 0, self.table_width)
         return None
 
-    def _mixed_step(
+    def _prompt_step(
         self, layout: Layout, num_rows: int, max_query_len: int, greedy: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
-        batch = inputs.mixed_batch(self.staging.device_buffer, layout, num_rows, max_query_len)
+        batch = inputs.prompt_batch(self.staging.device_buffer, layout, num_rows, max_query_len)
         if layout.num_decode:
-            rows = self._decode_rows(layout)
+            # Decode rows always sample and come first, so the first of `rows` are theirs.
+            rows = fields["rows"][: layout.num_decode]
             batch.token_ids_T[: layout.num_decode] = self.last_token_R[rows].to(batch.token_ids_T.dtype)
         stream = hidden(self.model, self.ops, batch, self.caches)
         if num_rows == 0:
             return None, None
         return self._finish(stream, fields["rows"][:num_rows], greedy)
-
-    def _decode_rows(self, layout: Layout) -> Tensor:
-        # Decode rows always sample and come first, so the first of `rows` are theirs.
-        rows = layout.fields(self.staging.device_buffer)["rows"]
-        return rows[: layout.num_decode]
 
     # What both share.
 
@@ -313,7 +297,7 @@ class Runner:
         return tokens, None
 
     def _ensure_captured(self, layout: Layout, greedy: bool) -> None:
-        if self._key(layout, greedy) not in self.graphs.graphs:
+        if GraphKey(layout, greedy) not in self.graphs.graphs:
             self.capture(layout, greedy)
 
     @on_every_rank
@@ -325,18 +309,12 @@ class Runner:
             step: Step = (
                 (lambda: self._decode_step(layout, greedy))
                 if layout.decode_only
-                else (lambda: self._mixed_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy))
+                else (lambda: self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy))
             )
-            self.graphs.capture(self._key(layout, greedy), step)
-
-    def _key(self, layout: Layout, greedy: bool) -> GraphKey:
-        kind: Literal["decode", "prefill", "mixed"] = "decode" if layout.decode_only else "prefill"
-        if 0 < layout.num_decode < layout.num_seqs:
-            kind = "mixed"
-        return GraphKey(kind, *layout, greedy)
+            self.graphs.capture(GraphKey(layout, greedy), step)
 
     def _replay(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
-        graph = self.graphs.replay(self._key(layout, greedy))
+        graph = self.graphs.replay(GraphKey(layout, greedy))
         return graph.tokens, graph.logits
 
     def _upload_padding(self, layout: Layout) -> None:
@@ -344,7 +322,7 @@ class Runner:
         if layout.decode_only:
             packed = inputs.fill_decode(host, layout, [], self.dummy_row)
         else:
-            packed = inputs.fill_mixed(host, layout, [], [], self.config.block_size, self.dummy_row)
+            packed = inputs.fill_prompts(host, layout, [], [], self.config.block_size, self.dummy_row)
         self.staging.upload(packed.size)
 
     def _sample(self, sampling: list[Scheduled], logits_BV: Tensor) -> tuple[Tensor, list[TokenLogprobs | None] | None]:
@@ -404,42 +382,3 @@ class Runner:
         event = torch.cuda.Event()
         event.record()
         return event.synchronize if self.mirror is None else partial(self.mirror.wait, event)
-
-
-def launch_bound_tokens(layer_weights: int) -> int:
-    """The most tokens whose layer is computed before the next one is launched kernel by kernel."""
-    return int(LAUNCH_BOUND_PRODUCTS / layer_weights)
-
-
-def prefill_sizes(max_num_batched_tokens: int, layer_weights: int) -> list[int]:
-    """Numbers of tokens that prefills are padded to: every 64 up to 512, then four to each doubling, and the most."""
-    most = min(max_num_batched_tokens, max(PREFILL_GRAPH_TOKENS, launch_bound_tokens(layer_weights)))
-    sizes = set(range(64, 512, 64)) | {2**power * quarter // 4 for power in range(9, 31) for quarter in range(4, 8)}
-    return sorted({size for size in sizes if size < most} | {most})
-
-
-def mixed_sizes(
-    max_num_batched_tokens: int, layer_weights: int, max_num_seqs: int
-) -> tuple[list[int], list[int], list[int]]:
-    """(decodes, sequences with prompts, tokens of prompts) that steps with both are padded to.
-
-    Few of each, since every combination is captured: so only where launches take longer than what padding adds.
-    """
-    most = min(max_num_batched_tokens, PREFILL_GRAPH_TOKENS, launch_bound_tokens(layer_weights))
-    tokens = [size for size in MIXED_GRAPH_TOKENS if size <= most]
-    decodes = [2**power for power in range(3, 31) if 2**power < max_num_seqs]
-    # Up to the first that holds all who are not decoding.
-    before = (0, *MIXED_GRAPH_SEQS)
-    seqs = [size for i, size in enumerate(MIXED_GRAPH_SEQS) if before[i] < max_num_seqs - 1]
-    return [*decodes, max_num_seqs], seqs, tokens
-
-
-def table_widths(max_model_len: int, block_size: int) -> list[int]:
-    """Block-table widths to choose from, in blocks: attention divides its work by the longest context a table can hold.
-
-    A quarter above the powers of four, since contexts tend to be a little over a round number.
-    """
-    full = -(-max_model_len // block_size)
-    tokens = (4**power * 5 // 4 for power in range(4, 16))
-    widths = {-(-count // block_size) for count in tokens}
-    return sorted({width for width in widths if width < full} | {full})

@@ -19,7 +19,7 @@ from engine.kernels._triton import num_sms
 from engine.loading import LoadedModel, load_model_yaml
 from engine.loading.hf_config import read_hf_config
 from engine.loading.random import random_weights
-from engine.runner import table_widths
+from engine.sizes import table_widths
 from experiments.floors import decode_work
 from experiments.kernels.candidates import Problem
 from experiments.kernels.case import How

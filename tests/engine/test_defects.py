@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 
 from engine import BASELINE, Engine, EngineConfig, ModelError, SamplingParams, build, kv_cache
-from engine.graphs import bucket_sizes
 from engine.loading import load_model
 from engine.model import Model
 from engine.ops import Ops
 from engine.parallel.ranks import ALONE
 from engine.rope import rope_tables
+from engine.sizes import bucket_sizes
 from tests.engine.checkpoints import tiny_checkpoint
 from tests.engine.replay import graph_engine
 from tests.engine.tiny import GREEDY, PROMPTS, expected, prompt_of, run, serve, tiny_engine, tiny_model
@@ -37,7 +37,7 @@ def test_02_any_max_num_seqs_has_a_graph(max_num_seqs: int) -> None:
     prompts, sampling = [prompt_of(3, seed=i) for i in range(max_num_seqs)], replace(GREEDY, max_tokens=3)
     assert serve(engine, prompts, sampling) == expected(prompts, sampling)
     assert engine.runner.graphs.fallbacks.keys() <= {"a prefill of more than 16 sequences"}
-    assert max(key.num_seqs for key in engine.runner.graphs.graphs) == max_num_seqs
+    assert max(key.layout.num_seqs for key in engine.runner.graphs.graphs) == max_num_seqs
 
 
 def test_03_a_request_that_can_never_fit_ends_alone() -> None:

@@ -7,8 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.graphs import GraphCache, GraphKey, bucket_sizes, round_up
-from engine.runner import LAUNCH_BOUND_PRODUCTS, PREFILL_GRAPH_TOKENS, mixed_sizes, prefill_sizes, table_widths
+from engine.graphs import GraphCache, GraphKey
+from engine.inputs import Layout
+from engine.sizes import (
+    LAUNCH_BOUND_PRODUCTS,
+    PREFILL_GRAPH_TOKENS,
+    bucket_sizes,
+    mixed_sizes,
+    prefill_sizes,
+    round_up,
+    table_widths,
+)
 
 
 @given(st.integers(1, 600))
@@ -49,7 +58,7 @@ def test_captures_leave_no_workspace_behind_each() -> None:
     allocated_bytes = []
     for number in range(6):
         cache = GraphCache(enabled=True)
-        cache.capture(GraphKey("decode", number, 1, 1, 1, True), lambda: (x @ x, None))
+        cache.capture(GraphKey(Layout(number, 1, 1, 1), True), lambda: (x @ x, None))
         cache.clear()
         torch.cuda.synchronize()
         allocated_bytes.append(torch.cuda.memory_allocated())

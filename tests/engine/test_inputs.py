@@ -57,7 +57,7 @@ def test_long_contexts_come_first_and_equals_keep_their_order() -> None:
         assert [item.sequence.row for item in inputs.longest_first(decodes)] == [1, 3, 2, 5, 0, 4]
 
 
-def test_a_mixed_step_reads_back_as_written() -> None:
+def test_a_prompt_step_reads_back_as_written() -> None:
     """A decode, a middle chunk and a last chunk, in a layout padded to more tokens and sequences."""
     items = [
         scheduled(row=3, start=17, length=1, samples=True, blocks=[5, 2]),
@@ -65,8 +65,8 @@ def test_a_mixed_step_reads_back_as_written() -> None:
         scheduled(row=6, start=0, length=3, samples=True, blocks=[4]),
     ]
     layout = Layout(num_tokens=12, num_seqs=5, num_decode=1, table_width=3)
-    packed = inputs.fill_mixed(buffer_of(layout), layout, items[:1], items[1:], BLOCK_SIZE, DUMMY_ROW)
-    batch = inputs.mixed_batch(torch.from_numpy(packed), layout, num_logit_rows=2, max_query_len=4)
+    packed = inputs.fill_prompts(buffer_of(layout), layout, items[:1], items[1:], BLOCK_SIZE, DUMMY_ROW)
+    batch = inputs.prompt_batch(torch.from_numpy(packed), layout, num_logit_rows=2, max_query_len=4)
     assert batch.token_ids_T.tolist()[1:8] == [16, 17, 18, 19, 600, 601, 602]
     assert batch.positions_T.tolist() == [17, 16, 17, 18, 19, 0, 1, 2, 0, 0, 0, 0]
     assert batch.slots_T.tolist() == [2 * 16 + 1, 16, 17, 18, 19, 64, 65, 66, -1, -1, -1, -1]

@@ -101,12 +101,12 @@ def test_every_step_without_a_graph_has_its_reason() -> None:
 
 def test_a_step_that_is_full_replays_a_graph_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chunks of a long prompt need no padding; what is left at its end would, and has no graph."""
-    monkeypatch.setattr("engine.runner.PREFILL_GRAPH_TOKENS", 64)
-    monkeypatch.setattr("engine.runner.LAUNCH_BOUND_PRODUCTS", 0)
+    monkeypatch.setattr("engine.sizes.PREFILL_GRAPH_TOKENS", 64)
+    monkeypatch.setattr("engine.sizes.LAUNCH_BOUND_PRODUCTS", 0)
     engine = graph_engine(max_num_batched_tokens=100)
     prompt = prompt_of(100 + 90)
     assert serve(engine, [prompt], GREEDY) == expected([prompt])
-    assert [key.num_tokens for key in engine.runner.graphs.graphs if key.kind == "prefill"] == [100]
+    assert [key.layout.num_tokens for key in engine.runner.graphs.graphs if key.layout.kind == "prefill"] == [100]
     assert engine.snapshot()["no graph: a prefill of more than 64 tokens that does not fill the step"] == 1
 
 
@@ -170,7 +170,7 @@ def test_prompts_among_decodes_replay_what_was_captured_ahead(variant: Any) -> N
     engine.runner.warm_up_all()
     replayed: list[str] = []
     replay = engine.runner.graphs.replay
-    engine.runner.graphs.replay = lambda key: replayed.append(key.kind) or replay(key)  # type: ignore[method-assign]
+    engine.runner.graphs.replay = lambda key: replayed.append(key.layout.kind) or replay(key)  # type: ignore[method-assign]
     assert staggered(engine) == expected(PROMPTS)
     assert replayed.count("mixed") >= 4
     assert len(replayed) == engine.snapshot()["steps"], "every step has a graph"
@@ -192,7 +192,7 @@ def test_on_a_gpu_prompts_among_decodes_get_the_tokens_of_steps_without_graphs(n
         runtime = replace(VARIANTS[name].runtime, cuda_graphs=cuda_graphs)
         engine = tiny_engine(replace(VARIANTS[name], runtime=runtime), loaded, device="cuda")
         engine.runner.warm_up_all()
-        mixed += sum(key.kind == "mixed" for key in engine.runner.graphs.graphs)
+        mixed += sum(key.layout.kind == "mixed" for key in engine.runner.graphs.graphs)
         answers.append(staggered(engine))
     assert mixed > 0
     assert answers[0] == answers[1]
@@ -212,17 +212,17 @@ def test_warming_up_all_leaves_no_trace(build: Any) -> None:
     assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
 
 
-def test_mixed_steps_of_every_number_of_decodes_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_steps_of_every_number_of_decodes_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention splits by their number; a prompt's kernels by its tokens, up to the step's budget."""
     shapes = []
     engine = tiny_engine(max_num_seqs=6, max_num_batched_tokens=40)
-    step = engine.runner._mixed_step
+    step = engine.runner._prompt_step
 
     def recorded(layout: Any, *rest: Any, **more: Any) -> Any:
         shapes.append((layout.num_decode, layout.num_tokens - layout.num_decode))
         return step(layout, *rest, **more)
 
-    monkeypatch.setattr(engine.runner, "_mixed_step", recorded)
+    monkeypatch.setattr(engine.runner, "_prompt_step", recorded)
     engine.runner.warm_up_all()
     assert {decodes for decodes, _ in shapes} == {1, 2, 3, 4, 5}
     assert {tokens for decodes, tokens in shapes if decodes == 1} == {1, 2, 4, 8, 16, 32, 39}

@@ -116,7 +116,7 @@ def test_what_cannot_be_dealt_out_is_refused(changes: dict[str, Any], size: int,
 
 def test_a_config_asks_for_at_least_one_rank() -> None:
     """None is no number of GPUs."""
-    with pytest.raises(UserError, match="tensor_parallel_size=0 must be at least 1"):
+    with pytest.raises(UserError, match="tensor_parallel_size=0 must be a whole number of at least 1"):
         EngineConfig("tiny", tensor_parallel_size=0)
 
 

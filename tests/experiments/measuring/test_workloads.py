@@ -83,7 +83,7 @@ def test_a_longer_block_table_is_met_before_the_clock_runs() -> None:
         session, replace(DECODE, length=300), replace(PROTOCOL, steps_per_window=32, window_ms=1e6)
     )
     assert len(samples["step_ms"]) == PROTOCOL.windows
-    assert {key.table_width * engine.config.block_size for key in engine.runner.graphs.graphs} == {320, 1280}
+    assert {key.layout.table_width * engine.config.block_size for key in engine.runner.graphs.graphs} == {320, 1280}
 
 
 def test_ragged_contexts_step_together_and_average_to_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,14 +232,14 @@ def test_offline_counts_every_output_token(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_offline_warm_up_has_every_step_of_a_run_that_no_graph_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same sizes in the same order, though its answers are cut off with the last prompt."""
     monkeypatch.setattr(offline, "MAX_BATCHED_TOKENS", 8)
-    mixed_step = Runner._mixed_step
+    mixed_step = Runner._prompt_step
     seen: list[tuple[int, int, int]] = []
 
     def step(runner: Runner, layout: Layout, *rest: Any) -> Any:
         seen.append((layout.num_tokens, layout.num_seqs, layout.num_decode))
         return mixed_step(runner, layout, *rest)
 
-    monkeypatch.setattr(Runner, "_mixed_step", step)
+    monkeypatch.setattr(Runner, "_prompt_step", step)
     session = session_of()
     requests = draw_requests(3, session.workloads["offline"], 256)
     engine = session.engine(3, 20, 8)
@@ -258,7 +258,7 @@ class CachedMemory:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allocations = self.cached_tokens = 0
-        mixed_step, capture = Runner._mixed_step, Replayed.capture
+        mixed_step, capture = Runner._prompt_step, Replayed.capture
 
         def step(runner: Runner, layout: Layout, *rest: Any) -> Any:
             if layout.num_tokens > self.cached_tokens:
@@ -272,7 +272,7 @@ class CachedMemory:
         def now(engine: Engine) -> Disturbances:
             return Disturbances(0, 0, engine.runner.graphs.num_captures, self.allocations)
 
-        monkeypatch.setattr(Runner, "_mixed_step", step)
+        monkeypatch.setattr(Runner, "_prompt_step", step)
         monkeypatch.setattr(Replayed, "capture", captured)
         monkeypatch.setattr(Disturbances, "now", now)
 
