@@ -171,7 +171,6 @@ class Attention(QkvPost):
     RUNG: ClassVar[str] = "attention"
     # The values of a head share their weights, and err together.
     ENOUGH_VALUES: ClassVar[int] = 4096
-    SHAPES: ClassVar[tuple[Shape, ...]] = ((9, 3, 64), (5, 1, 80))
 
     def attention_arguments(self) -> tuple[Any, ...]:
         """Those of `decode_qkv_attention` but for `sliding_window` and `pdl`."""

@@ -47,8 +47,8 @@ class Case(ABC):
 
     `SHAPES` and `FEW_ROWS` are what Triton's interpreter can afford, `REAL_SHAPES` wait for a GPU. `ROWWISE` names the
     fields that have a row for each row of the outputs, `WEIGHTS` those that a model has once per layer. `RUNG` is the
-    kernel's switch. `FORM` is one of kernel_records.FORMS. With `ENOUGH_VALUES` of the first output two typical errors
-    can be compared.
+    kernel's switch. `FORM` is kernel_records.ALONE or CHAINED. With `ENOUGH_VALUES` of the first output two typical
+    errors can be compared.
     """
 
     OP: ClassVar[str]

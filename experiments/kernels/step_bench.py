@@ -31,7 +31,7 @@ from experiments.kernels.tuning import Point
 from experiments.measuring.decode import SETTLE_STEPS, run_window
 from experiments.measuring.session import MAX_MODEL_LEN, free_memory
 from variants import load_variant
-from variants.dispatch import KERNELS, attention_pays, pays_here
+from variants.dispatch import attention_pays, pays_here
 from variants.kernels.decode_qkv_attention import attention_cut
 from variants.kernels.decode_qkv_attention_sm90 import supported
 from variants.kernels.normed_product_sm90 import supported as product_supported
@@ -185,11 +185,10 @@ class GpuSteps:
     def _own(self, site: str, point: Point) -> Choice:
         """What the engine chooses there by itself."""
         (n, k), kind = point.shape, point.kind
-        rung = next(rung for rung, kernel in KERNELS.items() if kernel == point.op)
         x = torch.empty(point.rows, k, dtype=self._dtype, device=self.place.device)
         # Of the weight only its shape counts.
         weight = torch.empty(n, k, device="meta")
-        if not pays_here(rung, x, weight):
+        if not pays_here(kind.RUNG, x, weight):
             return Choice(site, point.key, False)
         if point.rows > MAX_SKINNY_ROWS and product_supported(x, weight) and not known_tile(point.op, x, weight):
             return Choice(site, point.key, True)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from experiments.kernels.cases import CASES
 from experiments.kernels.step_bench import StepPlace
 from experiments.kernels.step_choices import ATTENTION, Choice
 from experiments.kernels.step_search import Steps, StepSearch
 from experiments.models import Model
 from experiments.step_records import StepCell, StepRun, speedup, write_steps
 from experiments.tuned_rows import RunsAt
-from variants.dispatch import KERNELS, most_rows
+from variants.dispatch import most_rows
 from variants.kernels.tile_table import Measured, shape_of
 from variants.kernels.tiles import Tile
 
@@ -71,8 +72,7 @@ class StepTuner:
         if key in measured.fused_up_to_rows:
             return RunsAt(measured.fused_up_to_rows[key], tuple(measured.apart.get(key, ())))
         kernel, n, k = shape_of(key)
-        rung = next(rung for rung, name in KERNELS.items() if name == kernel)
-        return RunsAt(most_rows(rung, n, k))
+        return RunsAt(most_rows(CASES[kernel].RUNG, n, k))
 
     def _search(
         self, model: Model, place: StepPlace, ends_at: float, dispatch: dict[str, dict[int, tuple[bool, bool]]]
