@@ -16,18 +16,15 @@ from experiments.compose import compose
 from experiments.environment import find_gpu, package_version, run_quietly
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cache_dir, cached_model
+from experiments.throttling import throttled
 from experiments.trace.ncu import INSTALL as NCU_INSTALL
 from experiments.trace.ncu import find_ncu
 from experiments.trace.nsys import INSTALL as NSYS_INSTALL
-from experiments.trace.nsys import find_nsys
+from experiments.trace.nsys import INSTALL_NVTX, NEWEST_NVTX_FOR_OLD_NSYS, find_nsys, importer_beside, mend_importer
 from experiments.trace.tools import numbers
 
 PYTHON = (3, 11)
-NEWEST_NVTX_FOR_OLD_NSYS = (0, 2, 11)
 LITTLE_SPACE_BYTES = 2 * 2**30
-DEBIAN_HOST = Path("/usr/lib/nsight-systems/host-linux-x64")
-# Clock limits by choice or idling, not by heat or power: idle, application clocks, sync boost, display (nvml.h).
-HARMLESS_THROTTLING = 0x1 | 0x2 | 0x10 | 0x100
 
 
 class Level(StrEnum):
@@ -130,9 +127,9 @@ def _gpu_state() -> Iterator[Finding]:
         return
     now_mhz, most_mhz, reasons, celsius = fields
     text = f"SM clock {now_mhz} of {most_mhz} MHz, {celsius} C"
-    throttled = reasons.startswith("0x") and int(reasons, 16) & ~HARMLESS_THROTTLING
-    mend = "let it cool, or raise its power limit; a sweep records these reasons per cell"
-    yield Finding(Level.NOTE, f"{text}, throttled ({reasons})", mend) if throttled else Finding(Level.OK, text)
+    names = throttled(int(reasons, 16)) if reasons.startswith("0x") else []
+    mend = "let it cool, or see to its power supply; a sweep records these reasons per cell"
+    yield Finding(Level.NOTE, f"{text}, throttled ({', '.join(names)})", mend) if names else Finding(Level.OK, text)
 
 
 def _nsys() -> Iterator[Finding]:
@@ -142,24 +139,16 @@ def _nsys() -> Iterator[Finding]:
         yield Finding(Level.LACKS, f"{_reason(error)}: no traces", NSYS_INSTALL)
         return
     what = f"nsys {nsys.version}"
-    if find_importer(nsys.path):
+    if importer_beside(nsys):
         yield Finding(Level.OK, f"{what}, with its importer")
-        return
-    mend = "install the whole of Nsight Systems, host part included"
-    if (DEBIAN_HOST / "QdstrmImporter").exists():
-        mend = f"ln -s {DEBIAN_HOST} {nsys.path.resolve().parent.parent}/"
-    yield Finding(Level.LACKS, f"{what} cannot find its importer: it would leave a .qdstrm and no report", mend)
+    else:
+        lacks = f"{what} cannot find its importer: it would leave a .qdstrm and no report"
+        yield Finding(Level.LACKS, lacks, mend_importer(nsys))
 
 
 def _reason(error: UserError) -> str:
     """Without the mend, which has a line of its own."""
     return str(error).partition("; ")[0]
-
-
-def find_importer(nsys: Path) -> Path | None:
-    """QdstrmImporter where nsys looks for it: in host-linux-* beside the folder of its own executable."""
-    root = nsys.resolve().parent.parent
-    return next(iter(sorted(root.glob("host-linux-*/QdstrmImporter"))), None)
 
 
 def _ncu() -> Iterator[Finding]:
@@ -172,11 +161,10 @@ def _ncu() -> Iterator[Finding]:
 
 def _nvtx() -> Iterator[Finding]:
     found = package_version("nvtx")
-    mend = "python -m pip install nvtx==0.2.11"
     if found is None:
-        yield Finding(Level.LACKS, "nvtx is not installed: traces have no ranges", mend)
+        yield Finding(Level.LACKS, "nvtx is not installed: traces have no ranges", INSTALL_NVTX)
     elif numbers(found) > NEWEST_NVTX_FOR_OLD_NSYS:
-        yield Finding(Level.LACKS, f"nvtx {found} records no range at all under nsys 2022.4 and 2023.4", mend)
+        yield Finding(Level.LACKS, f"nvtx {found} records no range at all under nsys 2022.4 and 2023.4", INSTALL_NVTX)
     else:
         yield Finding(Level.OK, f"nvtx {found}")
 

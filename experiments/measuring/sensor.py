@@ -1,13 +1,4 @@
-"""One GPU as NVML sees it. What a driver does not tell is left out; nothing is made up.
-
-Reasons why clocks are lower than they could be, by NVML's names (nvmlClocksEventReason..., once
-nvmlClocksThrottleReason...). `THROTTLED` are those that make a measurement unlike another: heat, the power brake, and
-the slowdown that either of them engages. Not among them, but kept with every reading:
-
-- GpuIdle, ApplicationsClocksSetting, DisplayClockSetting, SyncBoost: how the machine is set up, the same for all cells;
-- SwPowerCap: the board at its power limit, which is where compute-bound work belongs. It is the variant's own doing,
-  and one that needs less power for the same work rightly gains from it.
-"""
+"""One GPU as NVML sees it. What a driver does not tell is left out; nothing is made up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,24 +8,12 @@ import torch
 
 T = TypeVar("T")
 
-SW_POWER_CAP = 0x4
-THROTTLED = {
-    "HwSlowdown": 0x8,
-    "SwThermalSlowdown": 0x20,
-    "HwThermalSlowdown": 0x40,
-    "HwPowerBrakeSlowdown": 0x80,
-}
 # Nanoseconds that the clocks were held down so far: they also tell of what came and went between two readings.
 COUNTERS = {
     "SwThermalSlowdown": "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN",
     "HwThermalSlowdown": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",
     "HwPowerBrakeSlowdown": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
 }
-
-
-def throttled(reasons: int) -> list[str]:
-    """The names of those bits that are in THROTTLED."""
-    return [name for name, bit in THROTTLED.items() if reasons & bit]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ energy and memory over the whole cell, and who else was on the GPU.
 Readings are taken before and after a window, never inside: no thread samples while the clock runs. A window is flagged
 by what the hardware says of itself, never by how long it took, so that repeating flagged ones favours no result:
 
-- `throttled: REASON` where a reason of `sensor.THROTTLED` was active at either end or its counter grew in between;
+- `throttled: REASON` where a reason in `THROTTLED` was active at either end or its counter grew in between;
 - `SM clock off by N %` where the clock at the end of a window was more than 3 % off the median of the cell's windows,
   and the board was not at its power limit.
 """
@@ -22,8 +22,9 @@ from types import TracebackType
 
 import torch
 
-from experiments.measuring.sensor import SW_POWER_CAP, sensor_of, throttled
+from experiments.measuring.sensor import sensor_of
 from experiments.records import Window
+from experiments.throttling import SW_POWER_CAP, throttled
 
 STEADY_CLOCK = 0.03
 LEAST_S = 0.05  # Windows that follow each other sooner share a reading.

@@ -25,11 +25,13 @@ INSTALL_PLACES = (
     "/tmp/nsys/nsight-systems/target-linux-*/nsys",
 )
 INSIDE_FOLDER = ("nsys", "bin/nsys", "target-linux-*/nsys", "*/target-linux-*/nsys", "*/*/target-linux-*/nsys")
+IMPORTER = "QdstrmImporter"
 DEBIAN_HOST = Path("/usr/lib/nsight-systems/host-linux-x64")
 OLDEST = (2022, 4)
 # Later nvtx packages emit a payload that these nsys drop without a word: a trace without a single range.
 NEWEST_NVTX_FOR_OLD_NSYS = (0, 2, 11)
 LAST_NSYS_KNOWN_TO_DROP = (2023, 4)
+INSTALL_NVTX = "python -m pip install nvtx==0.2.11"
 INSTALL = (
     "install Nsight Systems (NVIDIA's package, or Debian's nsight-systems of non-free), name it with nsys=PATH or "
     f"{COMMAND}, or use profiler=torch"
@@ -97,26 +99,36 @@ def finish_report(nsys: Nsys, report: Path) -> Path:
             "use profiler=torch. With one, look into the worker's log"
         )
     importer = find_importer(nsys)
+    mend = mend_importer(nsys)
     if importer is None:
-        raise UserError(f"nsys {nsys.version} left a .qdstrm and no report, for its importer is missing: {mend(nsys)}")
+        raise UserError(f"nsys {nsys.version} left a .qdstrm and no report, for its importer is missing: {mend}")
     done = run_tool([str(importer), "-i", str(raw), "-o", str(report)], nsys.environment(os.environ), 600)
     if not report.is_file():
-        raise UserError(f"{importer.name} could not read the capture: {last_words(done, 'no words')}; {mend(nsys)}")
+        raise UserError(f"{importer.name} could not read the capture: {last_words(done, 'no words')}; {mend}")
     return report
 
 
 def find_importer(nsys: Nsys) -> Path | None:
-    """QdstrmImporter, beside nsys or where Debian puts it."""
-    root = nsys.path.resolve().parent.parent
-    places = [*sorted(root.glob("host-linux-*/QdstrmImporter")), DEBIAN_HOST / "QdstrmImporter"]
+    """The importer, beside nsys or where Debian puts it."""
+    debian = DEBIAN_HOST / IMPORTER
+    return importer_beside(nsys) or (debian if debian.is_file() else None)
+
+
+def importer_beside(nsys: Nsys) -> Path | None:
+    """The importer where nsys looks for it: in host-linux-* beside the folder of its own executable."""
+    places = sorted(_root(nsys).glob(f"host-linux-*/{IMPORTER}"))
     return next((place for place in places if place.is_file()), None)
 
 
-def mend(nsys: Nsys) -> str:
+def mend_importer(nsys: Nsys) -> str:
     """How to get an importer to where nsys looks for it."""
-    if DEBIAN_HOST.is_dir():
-        return f"ln -s {DEBIAN_HOST} {nsys.path.resolve().parent.parent}/"
+    if (DEBIAN_HOST / IMPORTER).is_file():
+        return f"ln -s {DEBIAN_HOST} {_root(nsys)}/"
     return "install the whole of Nsight Systems, its host part included"
+
+
+def _root(nsys: Nsys) -> Path:
+    return nsys.path.resolve().parent.parent
 
 
 def export_sqlite(nsys: Nsys, report: Path, output: Path) -> Path:
@@ -132,7 +144,7 @@ def why_no_ranges(nsys_version: str) -> str:
     try:
         nvtx = version("nvtx")
     except PackageNotFoundError:
-        return "nvtx is not installed: python -m pip install nvtx==0.2.11"
+        return f"nvtx is not installed: {INSTALL_NVTX}"
     if numbers(nvtx) > NEWEST_NVTX_FOR_OLD_NSYS and numbers(nsys_version)[:2] <= LAST_NSYS_KNOWN_TO_DROP:
-        return f"nsys {nsys_version} drops every range of nvtx {nvtx}: python -m pip install nvtx==0.2.11"
+        return f"nsys {nsys_version} drops every range of nvtx {nvtx}: {INSTALL_NVTX}"
     return f"nsys {nsys_version} recorded none of the ranges of nvtx {nvtx}: did the worker push any?"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import doctor
-from experiments.doctor import Finding, Level, diagnose, find_importer, main
+from experiments.doctor import Finding, Level, diagnose, main
 from experiments.trace import nsys
 from experiments.trace.tools import numbers
 from tests.experiments.test_environment import fake_nvidia_smi
@@ -71,12 +71,11 @@ def test_versions_are_held_to_what_is_needed(
 
 
 def test_an_nsys_without_its_importer_is_told_from_a_whole_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    nsys = executable(tmp_path / "nsight" / "target-linux-x64" / "nsys", "NVIDIA Nsight Systems version 2023.4.4.54-1")
+    path = executable(tmp_path / "nsight" / "target-linux-x64" / "nsys", "NVIDIA Nsight Systems version 2023.4.4.54-1")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "nsys").symlink_to(nsys)
+    (tmp_path / "bin" / "nsys").symlink_to(path)
     on_path(monkeypatch, tmp_path / "bin")
-    monkeypatch.setattr(doctor, "DEBIAN_HOST", tmp_path / "host-elsewhere")
-    assert find_importer(tmp_path / "bin" / "nsys") is None
+    monkeypatch.setattr(nsys, "DEBIAN_HOST", tmp_path / "host-elsewhere")
     found = having(diagnose(), "nsys 2023.4.4.54 cannot find its importer")
     assert found.level is Level.LACKS
     assert "install the whole" in found.mend
@@ -121,7 +120,8 @@ def test_a_gpu_is_described_with_its_state(monkeypatch: pytest.MonkeyPatch, tmp_
     [
         ("1980, 1980, 0x0000000000000000, 40", Level.OK, "SM clock 1980 of 1980 MHz, 40 C"),
         ("345, 1980, 0x0000000000000001, 30", Level.OK, "SM clock 345"),
-        ("1200, 1980, 0x0000000000000048, 88", Level.NOTE, "throttled (0x0000000000000048)"),
+        ("1200, 1980, 0x0000000000000048, 88", Level.NOTE, "throttled (HwSlowdown, HwThermalSlowdown)"),
+        ("1900, 1980, 0x0000000000000004, 60", Level.OK, "SM clock 1900"),
     ],
 )
 def test_throttling_is_told_from_idling(monkeypatch: pytest.MonkeyPatch, state: str, level: Level, text: str) -> None:
