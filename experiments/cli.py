@@ -1,4 +1,4 @@
-"""`fusebench COMMAND [arguments]`: each command is a module of this package, imported only when it is asked for."""
+"""`fusebench COMMAND [arguments]`: each command is a module, imported only when it is asked for."""
 
 import importlib
 import sys
@@ -22,6 +22,8 @@ COMMANDS = {
     "calibrate": "count how often the analysis is right, on sweeps with a known truth",
     "doctor": "say what this machine has and lacks, and how to mend it",
 }
+# Those that are packages; of the others each is one module.
+PACKAGES = ("trace", "kernels", "traffic")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"fusebench: there is no command {command!r}{suggest(command, COMMANDS)}; see --help", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"experiments.{command}")
-    code: int = module.main(arguments[1:])
+    code: int = importlib.import_module(module_of(command)).main(arguments[1:])
     return code
+
+
+def module_of(command: str) -> str:
+    """The module that has the command's `main`, and the `parse` of its arguments."""
+    return f"experiments.{command}" + ".command" * (command in PACKAGES)
 
 
 def usage() -> str:

@@ -2,6 +2,6 @@
 
 import sys
 
-from experiments.kernels import main
+from experiments.kernels.command import main
 
 sys.exit(main())

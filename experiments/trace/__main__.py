@@ -2,6 +2,6 @@
 
 import sys
 
-from experiments.trace import main
+from experiments.trace.command import main
 
 sys.exit(main())

@@ -5,12 +5,3 @@ the same on every machine.
 
 requests -> Books (ours, nano-vLLM's, vLLM's) -> drive -> Usage -> results/traffic/<run_id>/traffic.json
 """
-
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    from experiments.traffic import command
-
-    return command.main(argv)

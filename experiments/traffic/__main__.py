@@ -1,4 +1,4 @@
-"""`python -m experiments.traffic`."""
+"""`python -m experiments.traffic` is `fusebench traffic`."""
 
 import sys
 

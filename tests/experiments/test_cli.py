@@ -17,7 +17,7 @@ from experiments.errors import UserError
 
 def test_every_command_is_a_module_with_a_main() -> None:
     for name in cli.COMMANDS:
-        spec = importlib.util.find_spec(f"experiments.{name}")
+        spec = importlib.util.find_spec(cli.module_of(name))
         assert spec is not None
         assert spec.origin is not None
         tree = ast.parse(Path(spec.origin).read_text())
@@ -92,7 +92,7 @@ def test_errors_become_exit_codes(
     assert capsys.readouterr().err == text
 
 
-@pytest.mark.parametrize("module", ["experiments", "experiments.sweep", "experiments.doctor"])
+@pytest.mark.parametrize("module", ["experiments", "experiments.sweep", "experiments.doctor", "experiments.kernels"])
 def test_commands_run_as_modules_from_anywhere(tmp_path: Path, module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
     there = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}}

@@ -16,7 +16,8 @@ from experiments.records import Cell, CellResult, Point, Status
 from experiments.reporting.ledgers import read_ledgers
 from experiments.store import read_run
 from experiments.sweep import prepare
-from experiments.trace import command, main
+from experiments.trace import command
+from experiments.trace.command import main
 from experiments.trace.ledger import Ledger
 from experiments.trace.options import Options, parse
 from experiments.trace.runs import open_run
