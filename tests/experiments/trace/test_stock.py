@@ -13,7 +13,7 @@ import pytest
 from experiments.errors import UserError
 from experiments.trace.nsys import Nsys, find_nsys
 from experiments.trace.reader import read_trace
-from experiments.trace.stock import inclusive_sums, kernel_sums, projection
+from tests.experiments.trace.stock import inclusive_sums, kernel_sums, projection
 
 Synthetic = Callable[..., Any]
 

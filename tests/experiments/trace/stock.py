@@ -1,7 +1,7 @@
-"""The three stock nsys reports that other tools are checked against, computed from the same arrays.
+"""The three stock nsys reports that other tools are checked against, computed from the reader's arrays.
 
 They count inclusively, so their rows cannot be summed: a kernel appears under every range around its launch. They are
-here to hold this reader equal to `nsys stats` to the nanosecond, and for those who are used to them.
+here to hold the reader equal to `nsys stats` to the nanosecond.
 """
 
 import numpy as np
