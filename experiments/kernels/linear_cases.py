@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels._triton import num_sms
 from engine.kernels.activation import silu_mul_reference, silu_mul_triton
 from engine.kernels.norm import add_rms_norm_reference, add_rms_norm_triton
 from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, doubled
@@ -39,7 +38,7 @@ from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
 from variants.kernels.normed_product_sm90 import share_tiles, supported
 from variants.kernels.tile_table import choose_tile
-from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, linear_tile
+from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile
 
 WEIGHT_SCALE = 0.02
 
@@ -100,11 +99,6 @@ class LinearCase(Case):
         n, k = shape
         x, weight = (torch.empty(1, dtype=dtype, device=device).expand(size) for size in ((rows, k), (n, k)))
         return choose_tile(cls.OP, x, weight, cls.MATRICES, cls.CAN_SPLIT)
-
-    def heuristic_tile(self) -> Tile:
-        """The tile where nothing was measured."""
-        (rows, k), n = self.x_TK.shape, self.weight_NK.shape[0] // self.MATRICES
-        return linear_tile(rows, n, k, self.dtype.itemsize, num_sms(self.x_TK), self.MATRICES, self.CAN_SPLIT)
 
     def given(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What a kernel that norms is given: (x, residual, sums of squares of x per tile)."""

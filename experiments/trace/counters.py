@@ -63,10 +63,10 @@ class CounterRow:
             return None
         return (self.values["dram_read_bytes"] + self.values.get("dram_write_bytes", 0.0)) / time_us * 1e6
 
-    def stalls(self, most: int = 2) -> list[tuple[str, float]]:
-        """What its warps wait for, worst first; a warp that could issue and was not picked does not wait."""
+    def stalls(self) -> list[tuple[str, float]]:
+        """What its warps wait for, the worst two; a warp that could issue and was not picked does not wait."""
         found = [(key.removeprefix(STALL), value) for key, value in self.values.items() if key.startswith(STALL)]
-        return sorted((s for s in found if s[1] > 0 and s[0] != "not_selected"), key=lambda s: (-s[1], s[0]))[:most]
+        return sorted((s for s in found if s[1] > 0 and s[0] != "not_selected"), key=lambda s: (-s[1], s[0]))[:2]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from experiments.trace.ledger import Ledger, compare, per_step
 
 _TITLES = {"name": "Kernel", "phase": "Phase", "op": "Op", "layer": "Layer"}
 NAME_WIDTH = 60
+# Rows of what is printed; a ledger keeps all.
+MOST_SHOWN = 15
 
 
 def time_by(ledger: Ledger, key: str, most: int | None = None) -> Table:
@@ -78,7 +80,7 @@ def counter_values(row: CounterRow) -> tuple[Value, ...]:
     return (row.name, row.launches_per_step, row.values.get("time_us"), gb_per_s, *named, stalls)
 
 
-def counter_table(counters: Counters, most: int = 15) -> Table:
+def counter_table(counters: Counters, most: int = MOST_SHOWN) -> Table:
     """What ncu counted of a cell's kernels, those with most time first."""
     title = f"{title_of_cell(counters.cell)}: ncu {counters.profiler_version}, {counters.extent}"
     rows = tuple(counter_values(row) for row in counters.rows[:most])
@@ -169,7 +171,7 @@ def show(console: Console, table: Table) -> None:
     console.print(printed)
 
 
-def show_ledger(console: Console, ledger: Ledger, most: int = 15) -> None:
+def show_ledger(console: Console, ledger: Ledger) -> None:
     """Print a ledger: its facts, then device time by phase, by op and by name."""
     console.print(f"[bold]{escape(title_of(ledger))}[/bold]")
     for fact in facts(ledger):
@@ -177,4 +179,4 @@ def show_ledger(console: Console, ledger: Ledger, most: int = 15) -> None:
     if ledger.warning:
         console.print(f"  [yellow]{escape(ledger.warning)}[/yellow]")
     for key in ("phase", "op", "name"):
-        show(console, time_by(ledger, key, most))
+        show(console, time_by(ledger, key, MOST_SHOWN))

@@ -64,11 +64,12 @@ def bench(timer: Any) -> Bench:
     return Bench(CPU, "bfloat16", timer, repeats=10, l2=1)
 
 
-def case(rows: int = 32) -> Recorded:
-    return Recorded.draw((64, 512), rows, torch.bfloat16, CPU, plain=True)
+def case() -> Recorded:
+    return Recorded.draw(POINT.shape, POINT.rows, torch.bfloat16, CPU, plain=True)
 
 
-HEURISTIC = case().heuristic_tile()
+POINT = Point("linear_add", (64, 512), rows=32)
+HEURISTIC = POINT.problem(itemsize=2, sms=132).heuristic()
 TILES = [HEURISTIC, *(replace(HEURISTIC, **changes) for changes in ({"stages": 3}, {"stages": 2}, {"num_warps": 8}))]
 
 
