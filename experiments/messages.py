@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from experiments import plain
 from experiments.config import ProtocolConfig, VariantConfig, WorkloadConfig
@@ -173,12 +173,7 @@ Request = Load | Verify | Ceilings | Measure | Trace | Exit
 Answer = Ready | Verified | Rates | Measured | Traced | Failed | Progress
 Message = Request | Answer
 
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__.lower(): kind
-    for kind in (
-        Load, Verify, Ceilings, Measure, Trace, Exit, Ready, Verified, Rates, Measured, Traced, Failed, Progress,
-    )
-}  # fmt: skip
+_KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 
 
 def to_line(message: Message) -> bytes:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.command_line import run_or_help
 from experiments.durable import make_new_folder
 from experiments.environment import ROOT, machine, resolve_device
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.kernel_records import SCHEMA, new_stamp
 from experiments.models import Model, find_model
 from experiments.options import choose, parse_options, usage
@@ -202,7 +202,7 @@ def tune(options: Options, bench: "Bench", gpu: str, compile_: "Compile", quick:
             result = tuning.search_point(point, able, bench, quick)
         except RuntimeError as error:
             # Out of memory, or a kernel that does not run: the others have their turn.
-            print(f"{point.key}, {point.rows} rows: not measured: {str(error).splitlines()[0]}", flush=True)
+            print(f"{point.key}, {point.rows} rows: not measured: {first_line(error)}", flush=True)
             continue
         mine = found[point.key]
         mine[point.rows] = result

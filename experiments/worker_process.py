@@ -13,26 +13,12 @@ from typing import BinaryIO
 
 from experiments.durable import mendable
 from experiments.environment import ROOT
-from experiments.messages import (
-    Answer,
-    Exit,
-    Failed,
-    Measured,
-    Progress,
-    Rates,
-    Ready,
-    Request,
-    Traced,
-    Verified,
-    from_line,
-    to_line,
-)
+from experiments.messages import Answer, Exit, Progress, Request, from_line, to_line
 from experiments.records import Status
 
 # -P: a folder called `experiments` where the user stands must not be taken for ours.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "experiments.worker")
 PEER_COMMAND = (sys.executable, "-P", "-m", "experiments.peer_worker")  # And the kind of engine.
-ANSWERS = Ready | Verified | Rates | Measured | Traced | Failed | Progress
 EXIT_TIMEOUT_S = 10
 LOOK_S = 5.0
 TAIL_BYTES = 4096
@@ -142,7 +128,7 @@ class WorkerProcess:
                 message = from_line(line)
             except ValueError:
                 message = None
-            if isinstance(message, ANSWERS):
+            if isinstance(message, Answer):
                 return message
             with contextlib.suppress(OSError), self._log.open("ab") as log:
                 log.write(line + b"\n")

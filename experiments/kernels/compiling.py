@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.kernels.case import Shape
 from experiments.kernels.cases import forms
 from experiments.kernels.linear_cases import LinearCase
@@ -30,7 +30,6 @@ SHARE_OF_MEMORY = 0.6
 MOST_WORKERS = 32
 # The likeliest tiles come first. Where each of these failed, and two more for each worker, it is not the tiles.
 MOST_FAILURES = 8
-REASON_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def run_all(jobs: Iterable[J], work: Work[J], weight_bytes: int, ends_at: float)
     begin, done, reasons = time.monotonic(), set[J](), Counter[str]()
     for job, reason in run_side_by_side(jobs, work, count, ends_at):
         if reason:
-            reasons[reason.splitlines()[0][:REASON_WIDTH]] += 1
+            reasons[first_line(reason)] += 1
         else:
             done.add(job)
         if not done and reasons.total() >= 2 * count + MOST_FAILURES:

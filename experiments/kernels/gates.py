@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from experiments.errors import first_line
 from experiments.kernel_records import GateRow, GateStatus
 from experiments.kernels.case import Case, How, Measured, Outputs, Shape, rows_of
 from experiments.kernels.cases import ALL_ROWS
@@ -33,7 +34,7 @@ MOST_TWIN_ROWS = 129
 BROKEN, SPECIAL_ROWS = (1, 2), (4, 17, 66)
 PDL_ROWS, PDL_WIDTH = (1, 4, 16, 64, 200), 1024
 NO_GPU = "it needs a GPU"
-RUNS, REASON_WIDTH = "every gate runs", 200
+RUNS = "every gate runs"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ class Reach:
 
     def fail(self, error: Exception) -> GateRow:
         """The row of a kernel that raised."""
-        first = (str(error).strip().splitlines() or [""])[0]
-        return GateRow(*self._name(RUNS), GateStatus.FAILED, f"{type(error).__name__}: {first}"[:REASON_WIDTH])
+        return GateRow(*self._name(RUNS), GateStatus.FAILED, f"{type(error).__name__}: {first_line(error)}")
 
     def _name(self, gate: str) -> tuple[str, str, str, str]:
         return self.kind.name(), self.kernels, str(self.dtype).removeprefix("torch."), gate

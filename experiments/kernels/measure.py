@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from experiments.errors import REASON_WIDTH, first_line
 from experiments.floors import Ceilings
 from experiments.kernel_floors import kernel_work
 from experiments.kernel_records import ALONE, COMPILED, FUSED, UNFUSED, KernelRow
@@ -19,7 +20,6 @@ from experiments.records import Status
 COLD, HOT = "cold", "hot"
 # The baseline rounds more often than a fused kernel and is the yardstick; only what is beyond all rounding is refused.
 MOST_UNFUSED_BOUNDS = 4.0
-REASON_WIDTH = 200
 MORE_THAN_UNFUSED = "more than the unfused path's own"
 
 Run = Callable[[Case], Any]
@@ -88,7 +88,7 @@ def measure(bench: Bench, place: Place) -> Iterator[KernelRow]:
             yield from _timed(bench, case, runs, [replace(row, cache=cache) for row in checked])
     except torch.cuda.OutOfMemoryError as error:
         for name in runs:
-            yield _row(bench, place, name, Status.OOM, str(error).splitlines()[0])
+            yield _row(bench, place, name, Status.OOM, first_line(error))
 
 
 def check(bench: Bench, place: Place, case: Case, runs: dict[str, Run]) -> list[KernelRow]:

@@ -17,6 +17,7 @@ from itertools import chain
 from statistics import median
 from typing import Protocol
 
+from experiments.errors import first_line
 from experiments.kernels.candidates import Problem
 from experiments.kernels.step_choices import (
     ATTENTION,
@@ -36,7 +37,6 @@ LEAST_NOISE = 0.001
 CONFIRMING_ROUNDS = 8
 # The most of the time that is left that a pass may compile for.
 COMPILING_SHARE = 0.4
-REASON_WIDTH = 120
 
 
 class Steps(Protocol):
@@ -140,7 +140,7 @@ class StepSearch:
             if took_us[choice] >= self._best_us * (1 - self.noise):
                 break
             if reason := self._steps.why_wrong(choice):
-                self.tried.append(Tried(site, choice.label, None, f"wrong: {reason}"[:REASON_WIDTH]))
+                self.tried.append(Tried(site, choice.label, None, first_line(f"wrong: {reason}")))
                 continue
             self._keep_if_again(choice)
             break
@@ -160,8 +160,8 @@ class StepSearch:
             step_us = self._time(self._with(choice))
         except Exception as error:
             # Registers, shared memory, the driver: each says so in its own way.
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            self.tried.append(Tried(choice.site, choice.label, None, reason[:REASON_WIDTH]))
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            self.tried.append(Tried(choice.site, choice.label, None, reason))
             return None
         self.tried.append(Tried(choice.site, choice.label, step_us))
         return step_us

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from experiments.errors import first_line
 from experiments.kernels.cases import CASES
 from experiments.kernels.step_bench import StepPlace
 from experiments.kernels.step_choices import ATTENTION, Choice
@@ -56,7 +57,7 @@ class StepTuner:
                     cell = self._search(model, place, now + (ends_at - now) / left, dispatch)
                 except RuntimeError as error:
                     # Out of memory, or a kernel that does not run: the others have their turn.
-                    print(f"{_name(place)}: not searched: {str(error).splitlines()[0]}", flush=True)
+                    print(f"{_name(place)}: not searched: {first_line(error)}", flush=True)
                 else:
                     run = replace(run, cells=(*run.cells, cell))
                     write_steps(self.folder, run)

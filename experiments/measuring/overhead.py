@@ -32,7 +32,7 @@ from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import VariantConfig
 from experiments.durable import mendable
-from experiments.environment import code, machine
+from experiments.environment import code, machine, resolve_device, resolve_dtype
 from experiments.measuring.decode import decode_engine, decoding, run_window, synchronize
 from experiments.measuring.guard import undisturbed
 from experiments.measuring.session import Session
@@ -157,7 +157,8 @@ def decode_overhead(model: str, variant: VariantConfig, steps: int, pairs: int) 
 
 def _session(model: str, variant: VariantConfig) -> tuple[Session, Point]:
     config = compose(["workloads=[decode]", "batches=[1]", f"lengths=[{CONTEXT}]", "protocol=full"])
-    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    device = resolve_device("auto", machine())
+    dtype = resolve_dtype("auto", device)
     point = Point(model, "decode", 1, CONTEXT)
     load = Load(
         model, variant, device, dtype, "random", config.seed, (point,), tuple(config.workloads), config.protocol

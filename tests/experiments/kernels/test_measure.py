@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.errors import REASON_WIDTH
 from experiments.floors import Ceilings
 from experiments.kernel_floors import OPS, kernel_work
 from experiments.kernel_records import COMPILED, FUSED, UNFUSED
 from experiments.kernels import linear_cases
-from experiments.kernels import measure as measuring
 from experiments.kernels.cases import CASES, forms, sites
 from experiments.kernels.linear_cases import LmHead, NormLinear
 from experiments.kernels.measure import COLD, HOT, Bench, Place, measure
@@ -178,7 +178,7 @@ def test_the_reasons_fit_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("x" * 5000)
 
     monkeypatch.setattr(NormLinear, "launch", fail)
-    assert all(len(row.reason) <= measuring.REASON_WIDTH for row in measure(bench(FakeTimer()), PLACE))
+    assert all(len(row.reason) <= REASON_WIDTH for row in measure(bench(FakeTimer()), PLACE))
 
 
 def test_a_single_logit_is_not_what_a_kernel_is_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
