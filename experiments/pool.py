@@ -5,9 +5,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from experiments.config import BASELINE, ExperimentConfig
+from experiments.config import BASELINE
 from experiments.errors import UserError
 from experiments.loading import Event, Job, load_side_by_side
 from experiments.messages import (
@@ -25,7 +24,8 @@ from experiments.messages import (
 from experiments.models import Model
 from experiments.plan import ModelPlan
 from experiments.records import Cell, CellResult, Status, Verdict
-from experiments.worker_process import PEER_COMMAND, WORKER_COMMAND, WorkerLost, WorkerProcess, without_paths
+from experiments.worker_process import WorkerLost, WorkerProcess, without_paths
+from experiments.workplace import Workplace
 
 MOST_LOST_LOADS = 2
 
@@ -57,26 +57,23 @@ class Pool:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        workplace: Workplace,
         model: Model,
         plan: ModelPlan,
-        logs: Path,
         verdicts: dict[str, Verdict],
         on_ready: OnReady,
         on_rates: OnRates | None,
-        say: Callable[[str], None],
-        command: Sequence[str] | None = None,
         at_once: int = 1,
     ) -> None:
         """`verdicts` are those already earned on this model, by variant; new ones are added.
 
-        With `on_rates` the baseline's worker measures this GPU's ceilings before its first cell. `command` starts the
-        worker of any variant; without one it is that of the variant's kind. `at_once` workers load side by side.
+        With `on_rates` the baseline's worker measures this GPU's ceilings before its first cell. `at_once` workers
+        load side by side.
         """
-        self._config, self._model, self._plan, self._at_once = config, model, plan, at_once
-        self._logs, self._verdicts, self._on_ready, self._say, self._command = logs, verdicts, on_ready, say, command
-        self._on_rates = on_rates
-        self._variants = {variant.name: variant for variant in config.variants}
+        self._workplace, self._model, self._plan, self._at_once = workplace, model, plan, at_once
+        self._verdicts, self._on_ready, self._on_rates = verdicts, on_ready, on_rates
+        self._protocol, self._say = workplace.config.protocol, workplace.say
+        self._variants = {variant.name: variant for variant in workplace.config.variants}
         self._workers: dict[str, WorkerProcess] = {}
         self._kernels: dict[str, str] = {}
         self._gpu_pids: dict[str, tuple[int, ...]] = {}
@@ -132,7 +129,7 @@ class Pool:
             worker = self._worker(cell.variant)
             if cell.variant == BASELINE:
                 self._measure_ceilings(worker)
-            answer = self._ask(cell.variant, worker, Measure(cell, self._ours()), self._config.protocol.cell_timeout_s)
+            answer = self._ask(cell.variant, worker, Measure(cell, self._ours()), self._protocol.cell_timeout_s)
         except CannotMeasure as error:
             return self._failed(cell, error.unfit)
         if not isinstance(answer, Measured):
@@ -159,9 +156,8 @@ class Pool:
         return self._workers[variant]
 
     def _start(self, variant: str) -> WorkerProcess:
-        kind = self._variants[variant]
-        command = self._command or ((*PEER_COMMAND, kind.kind) if kind.is_peer else WORKER_COMMAND)
-        return WorkerProcess(self._logs / f"{self._model.name}.{variant}.log", command)
+        log = self._workplace.logs / f"{self._model.name}.{variant}.log"
+        return WorkerProcess(log, self._workplace.command_for(self._variants[variant]))
 
     def _loads_alone(self, variant: str) -> bool:
         """Engines with processes of their own: the GPU tells them by who came meanwhile, vLLM sizes its cache by what
@@ -195,19 +191,8 @@ class Pool:
 
     def _job(self, variant: str) -> Job:
         worker = self._workers[variant] = self._workers.get(variant) or self._start(variant)
-        config = self._config
-        load = Load(
-            model=self._model.source,
-            variant=self._variants[variant],
-            device=config.device,
-            dtype=config.dtype,
-            weights=config.weights,
-            seed=config.seed,
-            points=self._plan.points,
-            workloads=tuple(config.workloads),
-            protocol=config.protocol,
-        )
-        return Job(worker, load, variant not in self._verdicts, config.protocol.load_timeout_s)
+        load = self._workplace.load(self._model, self._variants[variant], self._plan.points)
+        return Job(worker, load, variant not in self._verdicts, self._protocol.load_timeout_s)
 
     def _take(self, variant: str, event: Event) -> None:
         """Keep what a worker that loads has come to; CannotMeasure where that ends it."""
@@ -242,7 +227,7 @@ class Pool:
         """Here, and not while it loads: others may be loading then."""
         if self._on_rates is None:
             return
-        answer = self._ask(BASELINE, worker, Ceilings(), self._config.protocol.load_timeout_s)
+        answer = self._ask(BASELINE, worker, Ceilings(), self._protocol.load_timeout_s)
         if not isinstance(answer, Rates):
             raise self._give_up(BASELINE, answer, "no ceilings", Status.ERROR)
         self._on_rates(answer.rates)

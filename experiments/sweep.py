@@ -37,6 +37,7 @@ from experiments.run_end import how_to_go_on, show_table
 from experiments.settling import Settling
 from experiments.store import RunStore, create_run, resume_run
 from experiments.validate_inputs import check
+from experiments.workplace import Workplace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +133,8 @@ class Sweep:
         done: Sequence[CellResult],
         worker: Sequence[str] | None,
     ) -> None:
-        self._prepared, self._store, self._display, self._worker = prepared, store, display, worker
+        self._prepared, self._store, self._display = prepared, store, display
+        self._workplace = Workplace(prepared.config, store.logs, display.say, worker)
         self._done = {result.cell for result in done}
         self._started = time.monotonic()
         self._foresight = Foresight()
@@ -164,18 +166,14 @@ class Sweep:
 
     def _run_model(self, model: Model, plan: ModelPlan, missing: Sequence[Cell], deadline: float) -> None:
         self._look()
-        config = self._prepared.config
         with Pool(
-            config,
+            self._workplace,
             model,
             plan,
-            self._store.logs,
             self._verdicts.setdefault(model.name, {}),
             self._note_ready,
             None if self._store.manifest.ceilings else self._note_rates,
-            self._display.say,
-            self._worker,
-            load_at_once(model, config, self._prepared.environment),
+            load_at_once(model, self._prepared.config, self._prepared.environment),
         ) as pool:
             for round_, cells in itertools.groupby(missing, lambda cell: cell.round):
                 out_of_time = time.monotonic() > deadline

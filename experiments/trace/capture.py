@@ -28,6 +28,7 @@ NEVER_KEPT = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KE
 ASIDE = 'exec 3<&0 4>&1 </dev/null >&2; exec "$@"'
 BACK = 'exec "$@" <&3 >&4 3<&- 4>&-'
 END_TIMEOUT_S = 10
+REPORT_TIMEOUT_S = 600
 
 
 def profile_arguments(output: Path, window: str = WINDOW, activities: str = "cuda,nvtx") -> list[str]:
@@ -80,7 +81,19 @@ def traced_command(
 
 
 class TracedWorker(WorkerProcess):
-    """A worker under a profiler. `finish` lets that write its report; `kill` gives it up, agent and all."""
+    """A worker under a profiler. `finish` lets that write its report; `kill` gives it up, agent and all.
+
+    A `with` block ends in the one, or in the other where it raises.
+    """
+
+    def __enter__(self) -> "TracedWorker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish(REPORT_TIMEOUT_S)
+        else:
+            self.kill()
 
     def finish(self, timeout_s: float) -> None:
         """Let the worker exit and the profiler write what it has. UserError where that takes too long."""

@@ -47,7 +47,7 @@ from experiments.trace.runs import TraceRun, open_run
 from experiments.trace.session import CannotTrace, Tracer
 from experiments.trace.show_file import show_file
 from experiments.trace.tables import changes, counter_table, show, show_ledger
-from experiments.worker_process import WORKER_COMMAND
+from experiments.workplace import Workplace
 
 STEP_KINDS = ("decode", "prefill")
 WHOLE_RUNS = ("offline",)
@@ -77,10 +77,8 @@ def _main(arguments: Sequence[str]) -> int:
     return 0 if config is None else run_trace(config, options, console)
 
 
-def run_trace(
-    config: ExperimentConfig, options: Options, console: Console, worker: Sequence[str] = WORKER_COMMAND
-) -> int:
-    """Trace every job of an experiment, store the ledgers, print them; `worker` is the command that starts a worker."""
+def run_trace(config: ExperimentConfig, options: Options, console: Console, worker: Sequence[str] | None = None) -> int:
+    """Trace every job of an experiment, store the ledgers, print them; `worker` starts any worker."""
     if config.is_spread:
         raise UserError("trace runs on one GPU of this machine: leave out cluster and devices")
     prepared = prepare(config)
@@ -97,11 +95,11 @@ def run_trace(
 
     with open_run(prepared, options.run) as run:
         console.print(f"run {run.path}: {len(jobs)} cells under {_name(profiler)}", markup=False)
-        how = (run.logs, keep_raw, say, worker)
+        workplace = Workplace(prepared.config, run.logs, say, worker)
         if isinstance(profiler, Ncu):
-            failed = _count_all(jobs, Counter(prepared.config, options.steps, profiler, *how), run, console)
+            failed = _count_all(jobs, Counter(workplace, options.steps, profiler, keep_raw), run, console)
         else:
-            failed = _trace_all(jobs, Tracer(prepared.config, options.steps, profiler, *how), run, options, console)
+            failed = _trace_all(jobs, Tracer(workplace, options.steps, profiler, keep_raw), run, options, console)
     if failed:
         console.print(f"{len(failed)} of {len(jobs)} cells failed: {', '.join(failed)}", markup=False)
     console.print(f"The report: fusebench report experiment={config.name} run={run.path.name}", markup=False)

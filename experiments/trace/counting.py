@@ -2,11 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.config import ExperimentConfig, VariantConfig
+from experiments.config import VariantConfig
 from experiments.errors import UserError
 from experiments.messages import Trace
 from experiments.models import Model
@@ -14,25 +13,22 @@ from experiments.records import Cell
 from experiments.trace.capture import TracedWorker, traced_command
 from experiments.trace.counters import Counters, read_raw_page
 from experiments.trace.ncu import MOST_LAUNCHES, Ncu, profile_arguments, raw_page, why_nothing
-from experiments.trace.session import REPORT_TIMEOUT_S, CannotTrace, run_window
-from experiments.worker_process import WORKER_COMMAND
+from experiments.trace.session import CannotTrace, run_window
+from experiments.workplace import Workplace
 
 
 @dataclass(frozen=True)
 class Counter:
     """How cells are counted in this run."""
 
-    config: ExperimentConfig
+    workplace: Workplace
     steps: int
     ncu: Ncu
-    logs: Path
     keep_raw: Path | None
-    say: Callable[[str], None]
-    worker: Sequence[str] = WORKER_COMMAND
 
     def count(self, model: Model, variant: VariantConfig, cell: Cell) -> Counters:
         """The counters of one cell. CannotTrace for what is this cell's own trouble, UserError for everybody's."""
-        log = self.logs / f"{cell.id}.ncu.log"
+        log = self.workplace.logs / f"{cell.id}.ncu.log"
         log.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="fusebench-ncu-") as folder:
             report = Path(folder) / "capture.ncu-rep"
@@ -44,20 +40,14 @@ class Counter:
             return read_raw_page(raw_page(self.ncu, report), cell, self.ncu.version, steps, MOST_LAUNCHES)
 
     def _profile(self, output: Path, log: Path, model: Model, variant: VariantConfig, cell: Cell) -> int:
-        worker = TracedWorker(log, traced_command(self.ncu, profile_arguments(output), worker=self.worker))
+        command = self.workplace.command_for(variant)
         try:
-            request = Trace(cell, self.steps, "ncu")
-            traced = run_window(worker, self.config, model, variant, request, self.say)
-        except CannotTrace as error:
-            worker.kill()
+            with TracedWorker(log, traced_command(self.ncu, profile_arguments(output), worker=command)) as worker:
+                return run_window(worker, self.workplace, model, variant, Trace(cell, self.steps, "ncu")).steps
+        except CannotTrace:
             if why := why_nothing(_text(log)):
                 raise UserError(why) from None
-            raise error
-        except BaseException:
-            worker.kill()
             raise
-        worker.finish(REPORT_TIMEOUT_S)
-        return traced.steps
 
 
 def _explained(log: Path, otherwise: str) -> str:

@@ -2,14 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.config import ExperimentConfig, VariantConfig
+from experiments.config import VariantConfig
 from experiments.environment import package_version
 from experiments.errors import UserError
-from experiments.messages import Failed, Load, Ready, Traced
+from experiments.messages import Failed, Ready, Traced
 from experiments.messages import Trace as TraceRequest
 from experiments.models import Model
 from experiments.records import Cell
@@ -22,9 +22,9 @@ from experiments.trace.nsys import Nsys, export_sqlite, finish_report, why_no_ra
 from experiments.trace.reader import Trace, read_trace
 from experiments.trace.schema import KINDS, NONE
 from experiments.trace.summarise import make_ledger
-from experiments.worker_process import WORKER_COMMAND, WorkerLost, WorkerProcess, without_paths
+from experiments.worker_process import WorkerLost, WorkerProcess, without_paths
+from experiments.workplace import Workplace
 
-REPORT_TIMEOUT_S = 600
 EAGER = "without CUDA graphs: the PyTorch profiler cannot tell which layer a graph's kernel belongs to"
 
 
@@ -34,51 +34,40 @@ class CannotTrace(Exception):
 
 @dataclass(frozen=True)
 class Tracer:
-    """How cells are traced in this run. `nsys` is None for the PyTorch profiler; `config` has its device resolved."""
+    """How cells are traced in this run. `nsys` is None for the PyTorch profiler."""
 
-    config: ExperimentConfig
+    workplace: Workplace
     steps: int
     nsys: Nsys | None
-    logs: Path
     keep_raw: Path | None
-    say: Callable[[str], None]
-    worker: Sequence[str] = WORKER_COMMAND
 
     def trace(self, model: Model, variant: VariantConfig, cell: Cell, untraced_step_ms: float | None) -> Ledger:
         """The ledger of one cell. CannotTrace for what is this cell's own trouble, UserError for everybody's."""
-        eager = self.nsys is None and self.config.device == "cuda" and variant.runtime.cuda_graphs
+        device = self.workplace.config.device
+        eager = self.nsys is None and device == "cuda" and variant.runtime.cuda_graphs
         if eager:
             variant = replace(variant, runtime=replace(variant.runtime, cuda_graphs=False))
         with tempfile.TemporaryDirectory(prefix="fusebench-trace-") as folder:
             trace, traced = self._capture(Path(folder), model, variant, cell)
-        check_content(trace, cell, self.config.device, self.nsys.version if self.nsys else "")
+        check_content(trace, cell, device, self.nsys.version if self.nsys else "")
         profiler = "nsys" if self.nsys else "torch"
         note = EAGER if eager else ""
         ledger = make_ledger(trace, attribute(trace), profiler, cell, traced.steps, untraced_step_ms, note, traced.run)
         return replace(ledger, rungs=check_rungs(trace, ledger, traced.rungs))
 
     def _capture(self, folder: Path, model: Model, variant: VariantConfig, cell: Cell) -> tuple[Trace, Traced]:
-        log = self.logs / f"{cell.id}.trace.log"
+        log, command = self.workplace.logs / f"{cell.id}.trace.log", self.workplace.command_for(variant)
         if self.nsys is None:
             chrome = folder / "trace.json"
-            worker = WorkerProcess(log, self.worker)
-            try:
+            with closing(WorkerProcess(log, command)) as worker:
                 request = TraceRequest(cell, self.steps, "torch", str(chrome))
-                answer = run_window(worker, self.config, model, variant, request, self.say)
-            finally:
-                worker.close()
+                answer = run_window(worker, self.workplace, model, variant, request)
             self._keep(cell, chrome, "pt.trace.json")
             return read_chrome_trace(chrome, package_version("torch") or "?"), answer
         output = folder / "capture"
-        under = TracedWorker(log, traced_command(self.nsys, profile_arguments(output), worker=self.worker))
-        try:
-            request = TraceRequest(cell, self.steps, "nsys")
-            answer = run_window(under, self.config, model, variant, request, self.say)
-        except BaseException:
-            under.kill()
-            raise
-        self.say("nsys writes its report")
-        under.finish(REPORT_TIMEOUT_S)
+        with TracedWorker(log, traced_command(self.nsys, profile_arguments(output), worker=command)) as worker:
+            answer = run_window(worker, self.workplace, model, variant, TraceRequest(cell, self.steps, "nsys"))
+            self.workplace.say("nsys writes its report")
         report = finish_report(self.nsys, output.with_suffix(".nsys-rep"))
         self._keep(cell, report, "nsys-rep")
         export = export_sqlite(self.nsys, report, output.with_suffix(".sqlite"))
@@ -92,28 +81,14 @@ class Tracer:
 
 
 def run_window(
-    worker: WorkerProcess,
-    config: ExperimentConfig,
-    model: Model,
-    variant: VariantConfig,
-    request: TraceRequest,
-    say: Callable[[str], None],
+    worker: WorkerProcess, workplace: Workplace, model: Model, variant: VariantConfig, request: TraceRequest
 ) -> Traced:
     """Load the engine and run the window; returns what the worker says of it."""
-    load = Load(
-        model=model.source,
-        variant=variant,
-        device=config.device,
-        dtype=config.dtype,
-        weights=config.weights,
-        seed=config.seed,
-        points=(request.cell.point,),
-        workloads=tuple(config.workloads),
-        protocol=config.protocol,
-    )
+    protocol, say = workplace.config.protocol, workplace.say
+    load = workplace.load(model, variant, (request.cell.point,))
     try:
-        ready = worker.ask(load, config.protocol.load_timeout_s, say)
-        traced = worker.ask(request, config.protocol.cell_timeout_s, say) if isinstance(ready, Ready) else ready
+        ready = worker.ask(load, protocol.load_timeout_s, say)
+        traced = worker.ask(request, protocol.cell_timeout_s, say) if isinstance(ready, Ready) else ready
     except WorkerLost as lost:
         raise CannotTrace(lost.reason) from None
     if isinstance(traced, Failed):

@@ -17,6 +17,7 @@ from experiments.plan import make_plan
 from experiments.pool import Pool
 from experiments.records import Cell, CellResult, Status, Verdict
 from experiments.worker_process import WorkerLost
+from experiments.workplace import Workplace
 
 GOOD, BAD = Verdict(True, "", 8, 1.0, 1e-6, 1e-5, 3), Verdict(False, "wrong", 8, 0.0, 1.0, 1.0, 3)
 VARIANTS = ("baseline", "folded", "fused")
@@ -97,9 +98,8 @@ def make_pool(
 ) -> Pool:
     config = compose(["experiment=quick", "models=[tiny]", f"variants=[{variants}]"])
     [plan] = make_plan(config, ["tiny"], frozenset({"tiny"} if by_process else ())).models
-    return Pool(
-        config, find_model("tiny"), plan, tmp_path, verdicts, lambda *_: None, on_rates, say, at_once=at_once
-    )  # fmt: skip
+    workplace = Workplace(config, tmp_path, say)
+    return Pool(workplace, find_model("tiny"), plan, verdicts, lambda *_: None, on_rates, at_once)
 
 
 def test_workers_start_side_by_side_and_load_one_by_one_where_cores_are_few(tmp_path: Path, workers: Workers) -> None:

@@ -21,6 +21,7 @@ from experiments.trace.counting import Counter
 from experiments.trace.ncu import MENDS, MOST_LAUNCHES, Ncu, find_ncu, profile_arguments, why_nothing
 from experiments.trace.options import Options, parse
 from experiments.trace.session import CannotTrace
+from experiments.workplace import Workplace
 from tests.experiments.trace.test_nsys import path_with, script
 
 WORKER = Path(__file__).with_name("tracing_worker.py")
@@ -102,19 +103,19 @@ def counter(tmp_path: Path, path: Path, *mode: str) -> Counter:
     config = replace(compose(["experiment=quick", "models=[tiny]"]), device="cuda", dtype="bfloat16")
     (tmp_path / "raw").mkdir()
     worker = [sys.executable, "-P", str(WORKER), *mode]
-    return Counter(config, 1, Ncu(path, "2025.3.1"), tmp_path, tmp_path / "raw", lambda text: None, worker)
+    return Counter(Workplace(config, tmp_path, lambda text: None, worker), 1, Ncu(path, "2025.3.1"), tmp_path / "raw")
 
 
 def test_what_ncu_was_told_to_leave_out_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many kernels as it was told to stop after."""
     monkeypatch.setattr(counting, "MOST_LAUNCHES", 4)
     under = counter(tmp_path, stand_in(tmp_path))
-    assert under.count(Model("tiny", "tiny"), under.config.variants[0], CELL).first == 4
+    assert under.count(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL).first == 4
 
 
 def test_from_a_worker_under_ncu_to_its_counters(tmp_path: Path) -> None:
     under = counter(tmp_path, stand_in(tmp_path))
-    counters = under.count(Model("tiny", "tiny"), under.config.variants[0], CELL)
+    counters = under.count(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL)
     assert (counters.cell, counters.profiler_version, counters.steps) == (CELL, "2025.3.1", 1)
     assert counters.first == 0
     assert [row.name for row in counters.rows] == ["_norm_linear_kernel", "reduce", "_norm_linear_kernel"]
@@ -132,7 +133,7 @@ DENIED = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to acce
 def test_no_report_is_explained_from_the_log(tmp_path: Path, say: str, complaint: str) -> None:
     under = counter(tmp_path, stand_in(tmp_path, say, report=False))
     with pytest.raises(UserError, match=complaint):
-        under.count(Model("tiny", "tiny"), under.config.variants[0], CELL)
+        under.count(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL)
 
 
 @pytest.mark.parametrize(("say", "kind"), [(DENIED, UserError), ("==PROF== x", CannotTrace)])
@@ -141,7 +142,7 @@ def test_a_worker_that_dies_is_the_cells_trouble_unless_ncu_says_otherwise(
 ) -> None:
     under = counter(tmp_path, stand_in(tmp_path, say), "die")
     with pytest.raises(kind):
-        under.count(Model("tiny", "tiny"), under.config.variants[0], CELL)
+        under.count(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL)
 
 
 def test_the_command_stores_and_prints_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

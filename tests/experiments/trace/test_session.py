@@ -16,6 +16,7 @@ from experiments.trace import nsys as nsys_module
 from experiments.trace.nsys import Nsys
 from experiments.trace.reader import read_trace
 from experiments.trace.session import CannotTrace, Tracer, check_content
+from experiments.workplace import Workplace
 
 Synthetic = Callable[..., Any]
 
@@ -67,12 +68,12 @@ def tracer(tmp_path: Path, nsys: Nsys, *mode: str) -> Tracer:
     config = replace(compose(["experiment=quick", "models=[tiny]"]), device="cuda", dtype="bfloat16")
     (tmp_path / "raw").mkdir()
     worker = [sys.executable, "-P", str(WORKER), *mode]
-    return Tracer(config, 2, nsys, tmp_path, tmp_path / "raw", lambda text: None, worker)
+    return Tracer(Workplace(config, tmp_path, lambda text: None, worker), 2, nsys, tmp_path / "raw")
 
 
 def test_from_a_worker_under_nsys_to_its_ledger(tmp_path: Path, synthetic: Synthetic) -> None:
     under = tracer(tmp_path, stand_in(tmp_path, replayed_graph(synthetic)))
-    ledger = under.trace(Model("tiny", "tiny"), under.config.variants[0], CELL, untraced_step_ms=0.0008)
+    ledger = under.trace(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL, untraced_step_ms=0.0008)
     assert (ledger.cell, ledger.profiler, ledger.steps, ledger.coverage) == (CELL, "nsys", 2, 1.0)
     rows = [(row.name, row.phase, row.layer, row.op, row.count) for row in ledger.kernels]
     assert rows == [
@@ -87,20 +88,20 @@ def test_from_a_worker_under_nsys_to_its_ledger(tmp_path: Path, synthetic: Synth
 def test_a_capture_of_another_cell_is_refused(tmp_path: Path, synthetic: Synthetic) -> None:
     under = tracer(tmp_path, stand_in(tmp_path, replayed_graph(synthetic, "another")))
     with pytest.raises(UserError, match=f"no range cell/{CELL.id}: it is of another cell"):
-        under.trace(Model("tiny", "tiny"), under.config.variants[0], CELL, None)
+        under.trace(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL, None)
 
 
 def test_no_report_is_the_profilers_trouble(tmp_path: Path, synthetic: Synthetic) -> None:
     under = tracer(tmp_path, stand_in(tmp_path, replayed_graph(synthetic), report=False))
     with pytest.raises(UserError, match="the profiler window never opened"):
-        under.trace(Model("tiny", "tiny"), under.config.variants[0], CELL, None)
+        under.trace(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL, None)
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("fail", "out of memory"), ("die", "worker exited with code")])
 def test_a_failed_worker_is_the_cells_trouble(tmp_path: Path, synthetic: Synthetic, mode: str, reason: str) -> None:
     under = tracer(tmp_path, stand_in(tmp_path, replayed_graph(synthetic)), mode)
     with pytest.raises(CannotTrace, match=reason):
-        under.trace(Model("tiny", "tiny"), under.config.variants[0], CELL, None)
+        under.trace(Model("tiny", "tiny"), under.workplace.config.variants[0], CELL, None)
 
 
 def test_kernels_without_ranges_point_at_nvtx(synthetic: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
