@@ -11,6 +11,7 @@ from types import FrameType
 from experiments.compose import compose, names
 from experiments.config import ExperimentConfig
 from experiments.errors import UserError
+from experiments.validate_inputs import check
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -52,7 +53,7 @@ def _asks_for_help(arguments: Sequence[str]) -> bool:
 
 
 def composed(arguments: Sequence[str], usage: str) -> ExperimentConfig | None:
-    """The experiment that the arguments ask for; None after `--help` or `--cfg job`, which are answered here."""
+    """The experiment asked for, checked; None after `--help` or `--cfg job`, which are answered here."""
     arguments = list(arguments)
     if _asks_for_help(arguments):
         print(help_text(usage))
@@ -68,6 +69,7 @@ def composed(arguments: Sequence[str], usage: str) -> ExperimentConfig | None:
     if show_config:
         print(as_yaml(config), end="")
         return None
+    check(config)
     return config
 
 

@@ -50,9 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_or_help(argv, __doc__, _main)
 
 
-def _main(arguments: Sequence[str]) -> int:
+def parse(arguments: Sequence[str]) -> None:
+    """UserError for any argument."""
     if arguments:
         raise UserError(f"doctor takes no arguments, not {arguments[0]!r}")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parse(arguments)
     findings = diagnose()
     print("\n".join(line for finding in findings for line in _lines(finding)))
     return 1 if any(finding.level is Level.BROKEN for finding in findings) else 0

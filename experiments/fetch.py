@@ -158,10 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_or_help(argv, __doc__, _main)
 
 
-def _main(arguments: Sequence[str]) -> int:
+def parse(arguments: Sequence[str]) -> str:
+    """The model's name, if there is one alone."""
     if len(arguments) != 1:
         raise UserError(f"fetch takes the name of one model: {', '.join(MODELS)}")
-    print(fetch_model(arguments[0]))
+    return arguments[0]
+
+
+def _main(arguments: Sequence[str]) -> int:
+    print(fetch_model(parse(arguments)))
     return 0
 
 

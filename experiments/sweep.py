@@ -46,8 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: _main(arguments))
 
 
+def parse(arguments: Sequence[str]) -> ExperimentConfig | None:
+    """The experiment, checked but for the machine; None after `--help` or `--cfg job`, which are answered."""
+    return composed(arguments, __doc__ or "")
+
+
 def _main(arguments: Sequence[str]) -> int:
-    config = composed(arguments, __doc__ or "")
+    config = parse(arguments)
     return 0 if config is None else run_sweep(config, arguments)
 
 

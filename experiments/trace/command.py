@@ -42,7 +42,7 @@ from experiments.trace.ledger import Ledger, compare
 from experiments.trace.liveness import assert_present, contradictions
 from experiments.trace.ncu import Ncu, find_ncu
 from experiments.trace.nsys import Nsys, find_nsys
-from experiments.trace.options import Options, parse
+from experiments.trace.options import Options, take_options
 from experiments.trace.runs import TraceRun, open_run
 from experiments.trace.session import CannotTrace, Tracer
 from experiments.trace.show_file import show_file
@@ -68,12 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: _main(arguments))
 
 
+def parse(arguments: Sequence[str]) -> tuple[Options, ExperimentConfig | None]:
+    """Our own options and the experiment, which is None with `read=`, and after `--help` or `--cfg job`."""
+    options, rest = take_options(arguments)
+    return options, None if options.read else composed(rest, __doc__ or "")
+
+
 def _main(arguments: Sequence[str]) -> int:
+    options, config = parse(arguments)
     console = make_console()
-    options, rest = parse(arguments)
     if options.read:
         return show_file(Path(options.read), Path(options.against) if options.against else None, options, console)
-    config = composed(rest, __doc__ or "")
     return 0 if config is None else run_trace(config, options, console)
 
 

@@ -31,7 +31,7 @@ class Options:
 KEYS = frozenset(field.name for field in fields(Options))
 
 
-def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     """Our own keys, and the arguments that are the experiment's. UserError for a value that does not fit."""
     keys = [argument.partition("=")[0] for argument in arguments]
     mine = [argument for argument, key in zip(arguments, keys, strict=True) if key in KEYS]

@@ -15,13 +15,13 @@ from experiments.environment import ROOT
 from experiments.errors import UserError
 
 
-def test_every_command_is_a_module_with_a_main() -> None:
+def test_every_command_is_a_module_with_a_parse_and_a_main() -> None:
     for name in cli.COMMANDS:
         spec = importlib.util.find_spec(cli.module_of(name))
         assert spec is not None
         assert spec.origin is not None
         tree = ast.parse(Path(spec.origin).read_text())
-        assert "main" in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        assert {"parse", "main"} <= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

@@ -5,15 +5,16 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from experiments.cli import COMMANDS as COMMAND_MODULES
+from experiments.cli import COMMANDS as FUSEBENCH_COMMANDS
+from experiments.cli import module_of
 from experiments.compose import compose, load_yaml, names
 from experiments.models import find_model
 from experiments.reporting.docs import stale_blocks
-from experiments.trace.options import parse as trace_options
 from experiments.validate_inputs import check
 from tests.house.tree import CODE, ROOT, files
 
@@ -72,13 +73,13 @@ COMMANDS = [(document, line) for document in DOCUMENTS for line in shell_lines(d
 
 @pytest.mark.parametrize(("document", "line"), COMMANDS, ids=[f"{relative(d)}: {line}" for d, line in COMMANDS])
 def test_commands_are_understood(document: Path, line: str) -> None:
-    """Every command shown parses: overrides compose and pass every check, targets of make exist."""
+    """Every command shown parses as fusebench would, checks included; targets of make exist."""
     name, *arguments = shlex.split(line.removeprefix(".venv/bin/"))
     if name == "make":
         plan = ["make", "--dry-run", *arguments]
         subprocess.run(plan, cwd=ROOT, check=True, capture_output=True)
     elif name == "fusebench":
-        understand(arguments[0], arguments[1:])
+        import_module(module_of(arguments[0])).parse(arguments[1:])
     else:
         assert name in (
             "git",
@@ -94,40 +95,6 @@ def test_commands_are_understood(document: Path, line: str) -> None:
         ), line
 
 
-def understand(command: str, arguments: list[str]) -> None:
-    """Parse the arguments of a fusebench command as it would."""
-    if command == "sweep":
-        check(compose(arguments))
-    elif command == "trace":
-        check(compose(trace_options(arguments)[1]))
-    elif command == "report":
-        from experiments.report import parse
-
-        parse(arguments)
-    elif command == "compare":
-        from experiments.compare import parse as parse_compare
-
-        parse_compare(arguments)
-    elif command == "generate":
-        from experiments.generate import parse as parse_generate
-
-        parse_generate(arguments)
-    elif command in ("kernels", "validate", "sanitize", "tune", "traffic", "calibrate", "measuring.overhead"):
-        from experiments import calibrate, sanitize, tune, validate
-        from experiments.kernels import command as kernels
-        from experiments.measuring import overhead
-        from experiments.traffic import command as traffic
-
-        commands = {
-            "kernels": kernels, "validate": validate, "sanitize": sanitize, "tune": tune, "traffic": traffic,
-            "calibrate": calibrate, "measuring.overhead": overhead,
-        }  # fmt: skip
-        commands[command].parse(arguments)
-    else:
-        assert command == "doctor"
-        assert not arguments
-
-
 def first_column(document: str, title: str) -> list[str]:
     """The first word in monospace of each row of the table that has this title over its first column."""
     table = re.search(
@@ -139,7 +106,7 @@ def first_column(document: str, title: str) -> list[str]:
 
 def test_tables_of_names_are_complete() -> None:
     """Every command, variant, workload and switch is in its table, and nothing else."""
-    assert first_column("README.md", "command") == list(COMMAND_MODULES)
+    assert first_column("README.md", "command") == list(FUSEBENCH_COMMANDS)
     assert sorted(first_column("README.md", "variant")) == names("variant")
     assert sorted(first_column("README.md", "workload")) == names("workload")
     switches = [switch for variant in names("variant") for switch in load_yaml("variant", variant).get("switches", {})]

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import tarfile
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from experiments import plain
+from experiments.cli import module_of
 from experiments.compose import compose
 from experiments.config import DTYPES
 from experiments.memory import fit_together
@@ -18,7 +20,6 @@ from experiments.models import find_model
 from experiments.reporting.ablation import ladders
 from experiments.reporting.info import run_info
 from experiments.validate import OPS
-from tests.house.test_documents import understand
 from tests.house.tree import ROOT
 
 GPU = ROOT / ".ci/gpu"
@@ -62,7 +63,7 @@ def test_every_step_asks_for_what_there_is(tmp_path: Path) -> None:
             assert folders
             assert all((ROOT / folder).exists() for folder in folders)
         else:
-            understand(module.removeprefix("experiments."), arguments[2:])
+            import_module(module_of(module.removeprefix("experiments."))).parse(arguments[2:])
     assert all((tmp_path / f"out/{step}.log").is_file() for step in steps)
 
 

@@ -19,7 +19,7 @@ from experiments.sweep import prepare
 from experiments.trace import command
 from experiments.trace.command import main
 from experiments.trace.ledger import Ledger
-from experiments.trace.options import Options, parse
+from experiments.trace.options import Options, take_options
 from experiments.trace.runs import open_run
 from tests.experiments.sweeping import sweep
 
@@ -270,15 +270,15 @@ def test_auto_falls_back_to_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_bad_options(argument: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        parse([argument])
+        take_options([argument])
 
 
 def test_options_and_the_experiments_keys_are_told_apart() -> None:
-    options, rest = parse(["experiment=demo", "steps=5", "expect=[a,b*]", "batches=[1]", "nsys=/x"])
+    options, rest = take_options(["experiment=demo", "steps=5", "expect=[a,b*]", "batches=[1]", "nsys=/x"])
     assert options == Options(steps=5, expect=("a", "b*"), nsys="/x")
     assert rest == ["experiment=demo", "batches=[1]"]
     with pytest.raises(UserError, match="'batches="):
-        parse(["read=x", "batches=[1]"])
+        take_options(["read=x", "batches=[1]"])
 
 
 @pytest.mark.parametrize("name", ["absent.json", "absent.sqlite", "absent.nsys-rep"])

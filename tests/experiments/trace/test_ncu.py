@@ -19,7 +19,7 @@ from experiments.trace import ncu as module
 from experiments.trace.counters import METRICS, Counters
 from experiments.trace.counting import Counter
 from experiments.trace.ncu import MENDS, MOST_LAUNCHES, Ncu, find_ncu, profile_arguments, why_nothing
-from experiments.trace.options import Options, parse
+from experiments.trace.options import Options, take_options
 from experiments.trace.session import CannotTrace
 from experiments.workplace import Workplace
 from tests.experiments.trace.test_nsys import path_with, script
@@ -165,5 +165,5 @@ def test_the_command_stores_and_prints_them(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_ncu_takes_one_step_unless_told_otherwise() -> None:
-    assert parse(["profiler=ncu"])[0].steps == 1
-    assert parse(["profiler=ncu", "steps=3", "ncu=/x"])[0] == Options(profiler="ncu", steps=3, ncu="/x")
+    assert take_options(["profiler=ncu"])[0].steps == 1
+    assert take_options(["profiler=ncu", "steps=3", "ncu=/x"])[0] == Options(profiler="ncu", steps=3, ncu="/x")
