@@ -11,12 +11,15 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 # What one program may have on sm_90.
 MAX_SHARED_BYTES = 227 * 1024
+# What every kernel took when `python -m tests.record_resources` was last run.
+RECORD = Path(__file__).parents[1] / "docs/data/resources.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,25 @@ def assert_fits(resources: Resources, spilled_bytes: int = 0) -> None:
     print(f"{resources.name}: {resources.registers} registers, {resources.shared_bytes} bytes of shared memory")
     assert resources.stack_bytes <= spilled_bytes, f"{resources.name} spills {resources.stack_bytes} bytes a thread"
     assert resources.shared_bytes <= MAX_SHARED_BYTES
+
+
+def figures(resources: Resources) -> dict[str, object]:
+    """What is kept of one compiled kernel: all but its code."""
+    return {
+        "name": resources.name,
+        "registers": resources.registers,
+        "stack_bytes": resources.stack_bytes,
+        "shared_bytes": resources.shared_bytes,
+    }
+
+
+def assert_recorded(compiled: dict[str, Resources]) -> None:
+    """The record holds what this compiler makes of these kernels; another Triton may make something else."""
+    record = json.loads(RECORD.read_text())
+    if record["triton"] == version("triton"):
+        kept = {row["name"]: row for group in ("baseline", "fused") for row in record[group]}
+        fresh = [figures(resources) for resources in compiled.values()]
+        assert [kept.get(row["name"]) for row in fresh] == fresh, "stale: run python -m tests.record_resources"
 
 
 def assemble(resources: Resources, folder: Path) -> Path:

@@ -2,37 +2,15 @@
 
 import json
 from importlib.metadata import version
-from pathlib import Path
 
 from experiments.environment import code
 from tests.engine.kernels.test_aot import CASES as BASELINE_CASES
 from tests.engine.kernels.test_prefill_sm90 import CASES as HOPPER_CASES
-from tests.kernel_aot import Resources, compile_cases
+from tests.kernel_aot import RECORD, compile_cases, figures
 from tests.variants.kernels.test_aot import CASES as FUSED_CASES
 from tests.variants.kernels.test_decode_qkv_attention_sm90 import CASES as ATTENTION_CASES
 from tests.variants.kernels.test_normed_product_sm90 import CASES as MANY_ROWS_CASES
 from tests.variants.kernels.test_normed_qkv_sm90 import CASES as WHOLE_HEADS_CASES
-
-RECORD = Path(__file__).parents[1] / "docs/data/resources.json"
-
-
-def figures(resources: Resources) -> dict[str, object]:
-    """What is kept of one compiled kernel: all but its code."""
-    return {
-        "name": resources.name,
-        "registers": resources.registers,
-        "stack_bytes": resources.stack_bytes,
-        "shared_bytes": resources.shared_bytes,
-    }
-
-
-def assert_recorded(compiled: dict[str, Resources]) -> None:
-    """The record holds what this compiler makes of these kernels; another Triton may make something else."""
-    record = json.loads(RECORD.read_text())
-    if record["triton"] == version("triton"):
-        kept = {row["name"]: row for group in ("baseline", "fused") for row in record[group]}
-        fresh = [figures(resources) for resources in compiled.values()]
-        assert [kept.get(row["name"]) for row in fresh] == fresh, "stale: run python -m tests.record_resources"
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.kernels.prefill_attention import prefill_tile
-from tests.kernel_aot import AotCase, assert_fits, compile_cases
+from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases
 
 POINTERS = {
     f"{name}_ptr": "*bf16:16"
@@ -82,8 +82,6 @@ def test_fits_sm_90(case, compiled):
 
 
 def test_what_each_kernel_takes_is_recorded(compiled):
-    from tests.record_resources import assert_recorded
-
     assert_recorded(compiled)
 
 

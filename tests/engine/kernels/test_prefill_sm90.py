@@ -19,7 +19,7 @@ from engine.kernels.prefill_attention import (
 from engine.kernels.prefill_attention_sm90 import MAX_REGISTERS, STAGES, supported, varlen_prefill_attention_sm90
 from tests.engine.kernels.test_aot import TYPES
 from tests.engine.kernels.test_attention import attention_tolerance, pages
-from tests.kernel_aot import AotCase, assemble, assert_fits, compile_cases
+from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases
 from tests.kernel_gates import DEVICE, assert_deterministic, guard_outputs, randn, relative_error
 
 RAGGED = [1, 63, 64, 0, 65, 127, 128, 129, 200, 513]
@@ -59,8 +59,6 @@ def test_fits_sm_90(case, compiled):
 
 @with_gluon
 def test_what_it_takes_is_recorded(compiled):
-    from tests.record_resources import assert_recorded
-
     assert_recorded(compiled)
 
 

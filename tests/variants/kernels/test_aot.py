@@ -3,7 +3,7 @@
 import pytest
 
 from engine.kernels._triton import next_power_of_2
-from tests.kernel_aot import AotCase, assert_fits, compile_cases
+from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases
 from variants.kernels.decode_qkv_attention import SHORT_CONTEXT, WHOLE, Cut, merge_chunk, register_limit
 from variants.kernels.qkv_post import HEADS_PER_PROGRAM
 from variants.kernels.tiles import Tile, linear_tile
@@ -204,8 +204,6 @@ def test_fits_sm_90(case, compiled):
 
 
 def test_what_each_kernel_takes_is_recorded(compiled):
-    from tests.record_resources import assert_recorded
-
     assert_recorded(compiled)
 
 

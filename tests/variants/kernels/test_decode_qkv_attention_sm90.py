@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 from engine.kernels import _gluon
 from engine.kernels._triton import next_power_of_2
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
-from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, compile_cases
+from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, assert_recorded, compile_cases
 from tests.kernel_gates import relative_error
 from tests.variants.kernels.test_aot import DECODE_TYPES, PDL
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
@@ -67,8 +67,6 @@ def test_fits_sm_90_and_fetches_before_it_waits(case, compiled):
 
 @with_gluon
 def test_what_it_takes_is_recorded(compiled):
-    from tests.record_resources import assert_recorded
-
     assert_recorded(compiled)
 
 

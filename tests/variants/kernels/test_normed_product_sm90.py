@@ -14,7 +14,7 @@ from engine.kernels.activation import silu_mul_triton
 from engine.kernels.norm import rms_norm_triton
 from tests.engine.kernels.test_aot import TYPES
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
-from tests.kernel_aot import AotCase, assemble, assert_fits, compile_cases
+from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
 from variants import dispatch
 from variants.kernels import normed_product, tile_table
@@ -75,8 +75,6 @@ def test_fits_sm_90(case, compiled):
 
 @with_gluon
 def test_what_it_takes_is_recorded(compiled):
-    from tests.record_resources import assert_recorded
-
     assert_recorded(compiled)
 
 

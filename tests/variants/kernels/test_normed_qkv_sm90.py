@@ -8,7 +8,7 @@ from engine.kernels import _gluon
 from engine.kernels.norm import rms_norm_triton
 from tests.engine.kernels.test_aot import TYPES
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
-from tests.kernel_aot import AotCase, assemble, assert_fits, compile_cases
+from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
 from variants import dispatch
 from variants.kernels.norm_linear import norm_linear_reference
@@ -59,8 +59,6 @@ def test_fits_sm_90_and_keeps_products_in_flight(case, compiled, tmp_path):
 
 @with_gluon
 def test_what_it_takes_is_recorded(compiled):
-    from tests.record_resources import assert_recorded
-
     assert_recorded(compiled)
 
 
