@@ -21,11 +21,8 @@ from engine.kernels.norm import rms_norm_reference, rms_norm_triton
 from engine.kernels.rope import rope_reference, rope_triton
 from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, doubled
 from experiments.kernels.figures import changed_bytes, randn, relative_error, strided, tolerance, unit_roundoff
-from variants.kernels.decode_qkv_attention import (
-    attention_cut,
-    decode_qkv_attention_reference,
-    decode_qkv_attention_triton,
-)
+from variants.kernels.attention_cut import attention_cut
+from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
 from variants.kernels.decode_qkv_attention_sm90 import supported
 from variants.kernels.qkv_post import qk_norm_rope_store_reference, qk_norm_rope_store_triton
 from variants.kernels.tiles import Tile

@@ -32,7 +32,7 @@ from experiments.measuring.decode import SETTLE_STEPS, run_window
 from experiments.measuring.session import MAX_MODEL_LEN, free_memory
 from variants import load_variant
 from variants.dispatch import attention_pays, pays_here
-from variants.kernels.decode_qkv_attention import attention_cut
+from variants.kernels.attention_cut import attention_cut
 from variants.kernels.decode_qkv_attention_sm90 import supported
 from variants.kernels.normed_product_sm90 import supported as product_supported
 from variants.kernels.tile_table import Trial, choose_tile, known_tile, trying

@@ -12,7 +12,7 @@ from engine.kernels.decode_attention import MAX_SPLITS
 from experiments.kernels.candidates import Problem, candidates, is_legal, neighbours
 from experiments.kernels.cases import sites
 from experiments.kernels.tuning import Point
-from variants.kernels.decode_qkv_attention import MAX_HOPPER_SPLITS, Cut
+from variants.kernels.attention_cut import MAX_HOPPER_SPLITS, Cut
 from variants.kernels.tickets import MAX_TICKETS
 from variants.kernels.tile_table import Measured, Trial, rows_class
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile

@@ -33,7 +33,7 @@ from experiments.models import Model, find_model
 from experiments.step_records import StepRun
 from experiments.tune import Options, parse, tune_steps
 from experiments.tuned_rows import RunsAt
-from variants.kernels.decode_qkv_attention import Cut
+from variants.kernels.attention_cut import Cut
 from variants.kernels.tile_table import Measured, Trial, read_table
 from variants.kernels.tiles import Tile
 

@@ -18,16 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, num_sms
+from variants.kernels.attention_cut import Cut
 from variants.kernels.tiles import Tile, linear_tile
-
-if TYPE_CHECKING:
-    from variants.kernels.decode_qkv_attention import Cut
 
 SCHEMA = 1
 FILE = resources.files("variants.kernels") / "tiles.json"
@@ -48,13 +46,13 @@ class Measured:
 class Trial:
     """What comes before table, bounds and heuristics, on any device and at any number of rows.
 
-    `tiles` and `fused`, whether the kernel runs at all, are by the table's keys; `fused` knows `attention` too, and
-    `cut` is how that cuts its keys.
+    `tiles` and `fused`, whether the kernel runs at all, are by the table's keys; `fused` knows `attention` and
+    `whole_heads` too (see dispatch.py), and `cut` is how attention cuts its keys.
     """
 
     tiles: Mapping[str, Tile] = field(default_factory=dict)
     fused: Mapping[str, bool] = field(default_factory=dict)
-    cut: "Cut | None" = None
+    cut: Cut | None = None
 
 
 _on_trial = Trial()

@@ -8,7 +8,7 @@ from experiments.kernels.step_choices import Choice, trial_of
 from experiments.models import find_model
 from experiments.tune import OPS
 from variants import fused
-from variants.kernels.decode_qkv_attention import attention_cut
+from variants.kernels.attention_cut import attention_cut
 from variants.kernels.tile_table import Trial, on_trial
 from variants.kernels.tiles import Tile
 

@@ -4,7 +4,7 @@ import pytest
 
 from engine.kernels._triton import next_power_of_2
 from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases
-from variants.kernels.decode_qkv_attention import SHORT_CONTEXT, WHOLE, Cut, merge_chunk, register_limit
+from variants.kernels.attention_cut import SHORT_CONTEXT, WHOLE, Cut, merge_chunk, register_limit
 from variants.kernels.qkv_post import HEADS_PER_PROGRAM
 from variants.kernels.tiles import Tile, linear_tile
 

@@ -20,15 +20,12 @@ from tests.kernel_gates import (
     unit_roundoff,
 )  # fmt: skip
 from variants.kernels import decode_qkv_attention as module
+from variants.kernels.attention_cut import WHOLE, Cut, attention_cut, merge_chunk
 from variants.kernels.decode_qkv_attention import (
-    WHOLE,
-    Cut,
-    attention_cut,
     decode_qkv_attention,
     decode_qkv_attention_reference,
     decode_qkv_attention_triton,
-    merge_chunk,
-)  # fmt: skip
+)
 from variants.kernels.linear_add import linear_add_triton
 from variants.kernels.qkv_post import qk_norm_rope_store_triton
 from variants.kernels.tickets import MAX_TICKETS, tickets
@@ -143,7 +140,7 @@ def test_a_tile_may_have_several_pages_and_one_may_travel_ahead(cut, window):
 
 @pytest.mark.parametrize("splits", [5, 70])
 def test_many_parts_are_merged_in_chunks(splits, monkeypatch):
-    monkeypatch.setattr("variants.kernels.decode_qkv_attention.MERGE_ELEMENTS", 128)
+    monkeypatch.setattr("variants.kernels.attention_cut.MERGE_ELEMENTS", 128)
     assert merge_chunk(splits, 64) == 2
     args = inputs([300], 3, 1, 16, 16, torch.float32)
     oracle = decode_qkv_attention_reference(*copied(args, torch.float64))

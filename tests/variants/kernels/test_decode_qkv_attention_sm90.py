@@ -11,15 +11,8 @@ from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, assert_reco
 from tests.kernel_gates import relative_error
 from tests.variants.kernels.test_aot import DECODE_TYPES, PDL
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
-from variants.kernels.decode_qkv_attention import (
-    PROGRAMS,
-    WHOLE,
-    Cut,
-    attention_cut,
-    decode_qkv_attention_reference,
-    decode_qkv_attention_triton,
-    ring_tiles,
-)
+from variants.kernels.attention_cut import PROGRAMS, WHOLE, Cut, attention_cut, ring_tiles
+from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
 from variants.kernels.decode_qkv_attention_sm90 import MAX_GROUP, NUM_WARPS, supported
 
 BOX = "tensordesc<bf16[1, 64, 64],NVMMASharedLayout(128, 16, rank=3)>"
