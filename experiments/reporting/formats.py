@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from experiments.records import Point
+
 Value = str | int | float | None
 
 SIGNIFICANT = 6
@@ -108,6 +110,11 @@ def count(value: float) -> str:
 def tiny(value: float) -> str:
     """A small number, always with its exponent; a plain zero."""
     return f"{value:.2e}" if value else "0"
+
+
+def where(point: Point) -> str:
+    """A point of its workload in words; of many lengths, as offline is, it has none."""
+    return f"batch {point.batch}, length {point.length}" if point.length else f"batch {point.batch}"
 
 
 _SHOWN: dict[Kind, Callable[[float], str]] = {

@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from experiments.records import Cell
-from experiments.reporting.formats import Column, Kind, Table, Value, display
+from experiments.reporting.formats import Column, Kind, Table, Value, display, where
 from experiments.trace.counters import CounterRow, Counters
 from experiments.trace.ledger import Ledger, compare, per_step
 
@@ -95,7 +95,7 @@ def title_of(ledger: Ledger) -> str:
 def title_of_cell(cell: Cell) -> str:
     """Point and variant."""
     point = cell.point
-    return f"{point.model} {point.workload} batch {point.batch} length {point.length}, {cell.variant}"
+    return f"{point.model} {point.workload} {where(point)}, {cell.variant}"
 
 
 def facts(ledger: Ledger) -> list[str]:

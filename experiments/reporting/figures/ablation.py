@@ -8,7 +8,7 @@ from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, Worth, abl
 from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Panel, Segment
 from experiments.reporting.charts.svg import GLYPHS
 from experiments.reporting.figures.registry import caption_of, figure
-from experiments.reporting.formats import Value, interval, number, ratio
+from experiments.reporting.formats import Value, interval, number, ratio, where
 from experiments.reporting.rows import Analysis
 
 MAX_POINTS = 6
@@ -50,11 +50,11 @@ def _records(a: Ablation) -> Iterator[tuple[Value, ...]]:
 
 
 def _panels(a: Ablation) -> Iterator[Panel]:
-    where = f"batch {a.point.batch}, length {a.point.length}"
+    place = where(a.point)
     if added := a.of(ADDED):
-        yield Panel(f"{where}: each added{_but_for(a, ADDED)}", _waterfall(a, added, rest_last=True))
+        yield Panel(f"{place}: each added{_but_for(a, ADDED)}", _waterfall(a, added, rest_last=True))
     if left_out := a.of(LEFT_OUT):
-        title = f"{where}: each left out of {a.full}{_but_for(a, LEFT_OUT)}"
+        title = f"{place}: each left out of {a.full}{_but_for(a, LEFT_OUT)}"
         yield Panel(title, _waterfall(a, left_out, rest_last=False))
 
 

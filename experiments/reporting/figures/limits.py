@@ -7,8 +7,8 @@ from experiments.floors import Ceilings
 from experiments.records import Row
 from experiments.reporting.charts.specs import Dot, Dots, Figure, Lines, Mark, Panel, Series
 from experiments.reporting.figures.registry import caption_of, figure, slots
-from experiments.reporting.figures.speed import evenly, tip, where
-from experiments.reporting.formats import Value, number, percent
+from experiments.reporting.figures.speed import evenly, tip
+from experiments.reporting.formats import Value, number, percent, where
 from experiments.reporting.rows import Analysis, point_of
 
 MAX_POINTS = 24
@@ -47,7 +47,7 @@ def floor_share(analysis: Analysis) -> Iterator[Figure]:
             f"Share of the floor, {model}",
             caption_of("floor_share"),
             f"Share of the floor on {model}; the greatest is {percent(best.share_of_floor)} "
-            f"({best.variant}, {best.workload}, {where(best)}).",
+            f"({best.variant}, {best.workload}, {where(point_of(best))}).",
             tuple(_share_panel(kind, [r for r in rows if r.workload == kind], color) for kind in kinds),
             _legend(color, rows),
             (*_PLACE, "share_of_floor", "floor", "median"),
@@ -58,7 +58,7 @@ def floor_share(analysis: Analysis) -> Iterator[Figure]:
 def _share_panel(workload: str, rows: Sequence[Row], color: dict[str, int]) -> Panel:
     points: dict[str, list[Dot]] = defaultdict(list)
     for row in rows:
-        points[where(row)].append(Dot(color[row.variant], row.share_of_floor or 0.0, tip(row)))
+        points[where(point_of(row))].append(Dot(color[row.variant], row.share_of_floor or 0.0, tip(row)))
     shown = [(name, tuple(dots)) for name, dots in points.items()][:MAX_POINTS]
     title = workload if len(shown) == len(points) else f"{workload}, the first {len(shown)} of {len(points)} points"
     return Panel(title, Dots("share of the physical floor", tuple(shown), limit=1.0))

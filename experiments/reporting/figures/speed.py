@@ -21,8 +21,8 @@ from experiments.reporting.charts.specs import (
     Series,
 )
 from experiments.reporting.figures.registry import caption_of, figure, slots
-from experiments.reporting.formats import Value, interval, number, percent, ratio
-from experiments.reporting.rows import Analysis
+from experiments.reporting.formats import Value, interval, number, percent, ratio, where
+from experiments.reporting.rows import Analysis, point_of
 from experiments.reporting.tables.registry import labelled
 
 MAX_PANELS = 6
@@ -37,14 +37,9 @@ def workloads(analysis: Analysis) -> list[tuple[str, str]]:
     return sorted({(p.model, p.workload) for p in analysis.run.points if kind(p.workload) != "serving"})
 
 
-def where(row: Row) -> str:
-    """A point in words."""
-    return f"batch {row.batch}, length {row.context}" if row.context else f"batch {row.batch}"
-
-
 def tip(row: Row) -> str:
     """What hovering a row says: value, interval, n, speed-up, verdict."""
-    head = f"{labelled(row.variant, row.kernels)}, {where(row)}"
+    head = f"{labelled(row.variant, row.kernels)}, {where(point_of(row))}"
     if row.median is None:
         return f"{head}\n{row.status.value}: {row.reason}"
     unit = METRICS[row.metric].unit
@@ -92,7 +87,7 @@ def _kernels(rows: Sequence[Row]) -> str:
 
 
 def _short_tip(row: Row) -> str:
-    head = f"{where(row)}: "
+    head = f"{where(point_of(row))}: "
     if row.speedup is None:
         return head + _no_value(row)
     return f"{head}{ratio(row.speedup)} ({interval(row.speedup_ci_low, row.speedup_ci_high)}), {row.verdict}, n={row.n}"
@@ -119,11 +114,8 @@ def _alt_speedup(model: str, workload: str, rows: Sequence[Row]) -> str:
     known = sorted((r for r in rows if r.speedup is not None), key=lambda r: r.speedup or 0.0)
     if not known:
         return f"Heat map of the speed-up on {model} {workload}: no cell has a value."
-    low, high = known[0], known[-1]
-    return (
-        f"Heat map of the speed-up on {model} {workload}, from {ratio(low.speedup)} ({low.variant}, {where(low)}) "
-        f"to {ratio(high.speedup)} ({high.variant}, {where(high)})."
-    )
+    low, high = (f"{ratio(r.speedup)} ({r.variant}, {where(point_of(r))})" for r in (known[0], known[-1]))
+    return f"Heat map of the speed-up on {model} {workload}, from {low} to {high}."
 
 
 def _place(row: Row) -> tuple[Value, ...]:
@@ -222,7 +214,7 @@ def _bars(rows: Sequence[Row], color: dict[str, int], unit: str) -> Panel:
         bounds = f" ({number(row.ci_low)} to {number(row.ci_high)})" if row.ci_low is not None else ""
         segment = Segment(row.variant, color[row.variant], row.median or 0.0, tip(row))
         name = labelled(row.variant, row.kernels)
-        groups[where(row)].append(Bar(name, (segment,), f"{number(row.median)}{bounds}"))
+        groups[where(point_of(row))].append(Bar(name, (segment,), f"{number(row.median)}{bounds}"))
     return Panel("", Bars(unit, tuple(BarGroup(name, tuple(bars)) for name, bars in groups.items())))
 
 

@@ -8,7 +8,7 @@ from experiments.records import Point, Row
 from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Lines, Mark, Panel, Segment, Series
 from experiments.reporting.figures.registry import caption_of, figure, slots
 from experiments.reporting.figures.speed import evenly, tip, workloads
-from experiments.reporting.formats import number, size
+from experiments.reporting.formats import number, size, where
 from experiments.reporting.rows import Analysis, key_of, point_of
 from experiments.reporting.tables.registry import labelled, place
 from experiments.stats import MIN_ROUNDS
@@ -77,11 +77,7 @@ def _grouped(bars: Sequence[tuple[Point, Bar]]) -> tuple[BarGroup, ...]:
     """By point; where there are many, some of them, ends kept."""
     points = sorted({point for point, _ in bars})
     points = evenly(points, max(2, MAX_BARS * len(points) // len(bars)))
-    return tuple(BarGroup(f"{p.workload}, {_where(p)}", tuple(bar for at, bar in bars if at == p)) for p in points)
-
-
-def _where(point: Point) -> str:
-    return f"batch {point.batch}, length {point.length}" if point.length else f"batch {point.batch}"
+    return tuple(BarGroup(f"{p.workload}, {where(p)}", tuple(bar for at, bar in bars if at == p)) for p in points)
 
 
 @figure("state")
@@ -96,9 +92,7 @@ def rounds(analysis: Analysis) -> Iterator[Figure]:
             continue
         metric = METRICS[rows[0].metric]
         points = evenly(sorted({point_of(r) for r in rows}), MAX_PANELS)
-        panels = [
-            Panel(_where(p), _drift(analysis, [r for r in rows if point_of(r) == p], metric.unit)) for p in points
-        ]
+        panels = [Panel(where(p), _drift(analysis, [r for r in rows if point_of(r) == p], metric.unit)) for p in points]
         drawn = {r.variant: labelled(r.variant, r.kernels) for r in rows}
         yield Figure(
             f"rounds_{model}_{workload}",

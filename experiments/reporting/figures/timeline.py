@@ -8,7 +8,7 @@ from experiments.reporting.charts.specs import Figure, Lane, Panel, Span, Spans
 from experiments.reporting.families import legend, slot_of
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.figures.traces import by_workload
-from experiments.reporting.formats import Value, number
+from experiments.reporting.formats import Value, number, where
 from experiments.reporting.ledgers import Interval, Ledger
 from experiments.reporting.rows import Analysis
 
@@ -25,7 +25,7 @@ def timeline(analysis: Analysis) -> Iterator[Figure]:
         ledgers = [ledger for ledger in found if ledger.step]
         panels: list[Panel] = []
         for point, group in groupby(ledgers, key=lambda ledger: ledger.cell.point):
-            panels += _panels(f"batch {point.batch}, length {point.length}", list(group))
+            panels += _panels(where(point), list(group))
         if panels:
             yield Figure(
                 f"timeline_{model}_{workload}",
@@ -39,13 +39,13 @@ def timeline(analysis: Analysis) -> Iterator[Figure]:
             )
 
 
-def _panels(where: str, ledgers: Sequence[Ledger]) -> Iterator[Panel]:
+def _panels(place: str, ledgers: Sequence[Ledger]) -> Iterator[Panel]:
     """The whole step, and one layer where every variant names its layers."""
-    yield Panel(f"{where}: the step", Spans(X_LABEL, tuple(_lane(g.label, g.step) for g in ledgers)))
+    yield Panel(f"{place}: the step", Spans(X_LABEL, tuple(_lane(g.label, g.step) for g in ledgers)))
     layer = _middle_layer(ledgers)
     parts = [(ledger.label, one_layer(ledger.step, layer)) for ledger in ledgers]
     if layer and all(part for _, part in parts):
-        yield Panel(f"{where}: layer {layer}", Spans(X_LABEL, tuple(_lane(*part) for part in parts)))
+        yield Panel(f"{place}: layer {layer}", Spans(X_LABEL, tuple(_lane(*part) for part in parts)))
 
 
 def _middle_layer(ledgers: Sequence[Ledger]) -> str:

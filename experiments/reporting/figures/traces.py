@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Panel, Segment
 from experiments.reporting.families import IDLE, SLOTS, legend, slot_of
 from experiments.reporting.figures.registry import caption_of, figure
-from experiments.reporting.formats import Value, number, percent
+from experiments.reporting.formats import Value, number, percent, where
 from experiments.reporting.ledgers import Ledger
 from experiments.reporting.rows import Analysis
 
@@ -22,7 +22,7 @@ def kernel_time(analysis: Analysis) -> Iterator[Figure]:
         records: list[tuple[Value, ...]] = []
         for ledger in ledgers:
             p = ledger.cell.point
-            groups[f"batch {p.batch}, length {p.length}"].append(_bar(ledger, times[id(ledger)]))
+            groups[where(p)].append(_bar(ledger, times[id(ledger)]))
             for op, us in times[id(ledger)].items():
                 records.append((model, workload, p.batch, p.length, ledger.cell.variant, op, us))
         yield Figure(

@@ -9,7 +9,7 @@ from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Pane
 from experiments.reporting.families import IDLE, OTHER, SLOTS, legend, slot_of
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.figures.traces import by_workload
-from experiments.reporting.formats import Value, number
+from experiments.reporting.formats import Value, number, where
 from experiments.reporting.ledgers import Ledger
 from experiments.reporting.rows import Analysis
 
@@ -99,7 +99,7 @@ def _panel(before: Ledger, after: Ledger) -> Panel:
         bars.append(_bar(step, level_us))
         level_us += step.change_us
     bars.append(_total(after.label, after.step_us))
-    title = f"batch {point.batch}, length {point.length}: {after.label}"
+    title = f"{where(point)}: {after.label}"
     return Panel(title, Bars("µs per step", (BarGroup("", tuple(bars)),)))
 
 

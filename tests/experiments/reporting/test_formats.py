@@ -7,6 +7,7 @@ import io
 
 import pytest
 
+from experiments.records import Point
 from experiments.reporting.formats import (
     Column,
     Kind,
@@ -22,6 +23,7 @@ from experiments.reporting.formats import (
     to_csv,
     to_latex,
     to_markdown,
+    where,
 )
 
 TABLE = Table(
@@ -69,6 +71,11 @@ def test_shares_and_sizes() -> None:
     assert size(12) == "12 B"
     assert shown(Kind.TINY, 0.0) == "0"
     assert shown(Kind.COUNT, 12_345) == "12,345"
+
+
+def test_a_point_of_mixed_lengths_has_no_length() -> None:
+    assert where(Point("m", "decode", 8, 1024)) == "batch 8, length 1024"
+    assert where(Point("m", "offline", 256, 0)) == "batch 256"
 
 
 def test_rounding_hides_the_last_bits_and_refuses_what_json_cannot_say() -> None:

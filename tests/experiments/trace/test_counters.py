@@ -101,7 +101,7 @@ def test_the_table_says_bandwidth_and_what_warps_wait_for() -> None:
     row = dict(zip([column.name for column in COUNTER_COLUMNS], table.rows[0], strict=True))
     assert row["dram_gb_per_s"] == pytest.approx(2708, rel=1e-3)
     assert (row["waves"], row["stalls"]) == (pytest.approx(1.94), "long scoreboard 20.5, wait 2.5")
-    assert table.title == "tiny decode batch 1 length 16, fused: ncu 2025.3.1, 1 step"
+    assert table.title == "tiny decode batch 1, length 16, fused: ncu 2025.3.1, 1 step"
 
 
 def test_the_report_shows_them_and_names_a_damaged_file(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_ledger_in_a_terminal() -> None:
     console = Console(width=120, file=io.StringIO(), record=True)
     show_ledger(console, BASELINE)
     text = console.export_text()
-    assert "qwen3-0.6b decode batch 1 length 128, baseline" in text
+    assert "qwen3-0.6b decode batch 1, length 128, baseline" in text
     assert "only 90.0% of the device time has a known layer or op: 30.0 us have none" in text
     assert max(map(len, text.splitlines())) <= 120
     assert LONG[:50] in text
