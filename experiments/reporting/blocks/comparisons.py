@@ -1,12 +1,13 @@
 """Committed runs whose question is not the headline's: what each rung is worth, and the baseline against itself."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.metrics import METRICS
 from experiments.reporting.blocks.headline import made
-from experiments.reporting.blocks.registry import block, markdown, read, read_table, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, read_table, usable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import BLANK, Column, Kind, Value, interval, ratio
 
@@ -24,50 +25,47 @@ HOW = ("added", "left out")
 
 
 @block
+@usable(PREDICTIONS)
 def rungs(root: Path) -> str:
     """Each rung at each point: what was expected, its speed-up added to nothing and left out of the whole."""
-    found = [row for report in ABLATIONS for row in read_table(root, report / RUNGS, NEEDED) if row["how"] in HOW]
-    if not found:
+    places: dict[str, tuple[str, str]] = {}
+    measured: dict[tuple[str, str, str], str] = {}
+    for path in (report / RUNGS for report in ABLATIONS):
+        with usable(path):
+            for row in (row for row in read_table(root, path, NEEDED) if row["how"] in HOW):
+                places[_place(row)] = row["model"], row["workload"]
+                if row["speedup"]:
+                    measured[_place(row), row["rung"], row["how"]] = _worth(row)
+    if not places:
         return NO_RUN
     expected = read(root, PREDICTIONS)
-    try:
-        measured = {(_place(row), row["rung"], row["how"]): _worth(row) for row in found if row["speedup"]}
-        columns = (
-            Column("cell", "Cell"),
-            Column("rung", "Rung"),
-            Column("expected", "Expected"),
-            Column("added", "Added"),
-            Column("left_out", "Left out"),
-        )
-        foreseen = {
-            _place(row)
-            for row in found
-            if row["model"] in expected["models"] and row["workload"] in expected["workloads"]
-        }
-        body: list[tuple[Value, ...]] = [
-            (
-                place,
-                rung,
-                words if place in foreseen else BLANK,
-                *(measured.get((place, rung, how), BLANK) for how in HOW),
-            )
-            for place in dict.fromkeys(map(_place, found))
-            for rung, words in expected["rungs"].items()
-        ]
-        caption = f"{_all_made(root)}. {CAPTION} Expected: {expected['source']}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unusable(ABLATIONS[0] / RUNGS, error) from None
-    return markdown(columns, body, caption)
+    columns = (
+        Column("cell", "Cell"),
+        Column("rung", "Rung"),
+        Column("expected", "Expected"),
+        Column("added", "Added"),
+        Column("left_out", "Left out"),
+    )
+    body: list[tuple[Value, ...]] = []
+    for place, (model, workload) in places.items():
+        is_foreseen = model in expected["models"] and workload in expected["workloads"]
+        for rung, words in expected["rungs"].items():
+            worths = (measured.get((place, rung, how), BLANK) for how in HOW)
+            body.append((place, rung, words if is_foreseen else BLANK, *worths))
+    return markdown(columns, body, f"{_all_made(root)}. {CAPTION} Expected: {expected['source']}")
 
 
 def _all_made(root: Path) -> str:
     """On what the runs behind the rungs were made, those alike but for their id at once."""
-    files = sorted(file for report in ABLATIONS for file in (root / report).glob("summary*.json"))
-    summaries = [read(root, file.relative_to(root)) for file in files]
-    alike: dict[str, list[str]] = {}
-    for run in sorted(summaries, key=lambda run: str(run["run_id"])):
-        alike.setdefault(made(run | {"run_id": ""}).removesuffix(", run "), []).append(run["run_id"])
-    return "; ".join(f"{words}, run{'s' * (len(ids) > 1)} {', '.join(ids)}" for words, ids in alike.items())
+    ids = {}
+    for path in sorted(path for report in ABLATIONS for path in _found(root, f"{report}/summary*.json")):
+        with usable(path):
+            run = read(root, path)
+            ids[run["run_id"]] = made(run | {"run_id": ""}).removesuffix(", run ")
+    alike: dict[str, list[str]] = defaultdict(list)
+    for run_id, words in sorted(ids.items()):
+        alike[words].append(run_id)
+    return "; ".join(f"{words}, run{'s' * (len(runs) > 1)} {', '.join(runs)}" for words, runs in alike.items())
 
 
 @block
@@ -76,25 +74,29 @@ def against_itself(root: Path) -> str:
 
     One row a run and workload.
     """
-    paths = [path.relative_to(root) for path in sorted(root.glob(AA_RUNS))]
-    if not paths:
+    origins, body = [], []
+    for path in _found(root, AA_RUNS):
+        with usable(path):
+            run = read(root, path)
+            origins.append(made(run))
+            body += _counts(run)
+    if not origins:
         return NO_RUN
-    runs = [read(root, path) for path in paths]
-    try:
-        columns = (
-            Column("run", "Run"),
-            Column("workload", "Workload"),
-            Column("rounds", "Rounds"),
-            Column("points", "Points", Kind.COUNT),
-            *(Column(verdict, verdict, Kind.COUNT) for verdict in ("same", "unresolved", "faster", "slower")),
-            Column("least", "Least ratio", Kind.RATIO),
-            Column("greatest", "Greatest ratio", Kind.RATIO),
-        )
-        body = [row for run in runs for row in _counts(run)]
-        caption = f"{'; '.join(map(made, runs))}. Verdicts corrected for all points of a run."
-    except (KeyError, TypeError, ValueError) as error:
-        raise unusable(paths[0], error) from None
-    return markdown(columns, body, caption)
+    columns = (
+        Column("run", "Run"),
+        Column("workload", "Workload"),
+        Column("rounds", "Rounds"),
+        Column("points", "Points", Kind.COUNT),
+        *(Column(verdict, verdict, Kind.COUNT) for verdict in ("same", "unresolved", "faster", "slower")),
+        Column("least", "Least ratio", Kind.RATIO),
+        Column("greatest", "Greatest ratio", Kind.RATIO),
+    )
+    return markdown(columns, body, f"{'; '.join(origins)}. Verdicts corrected for all points of a run.")
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, relative to the root."""
+    return sorted(path.relative_to(root) for path in root.glob(pattern))
 
 
 def _counts(run: Mapping[str, Any]) -> list[tuple[Value, ...]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments import plain
 from experiments.calibration import Calibration
 from experiments.kernel_records import PLANTED, GateRun, SanitizeRun, Watched, read_run
-from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.calibrated import calibration_table
 from experiments.reporting.formats import Column, Kind, to_markdown
 
@@ -18,21 +18,19 @@ OVERHEAD = Path("docs/data/overhead.json")
 
 
 @block
+@usable(CALIBRATION)
 def calibration(root: Path) -> str:
     """What the analysis made of sweeps with a known truth, as committed by `fusebench calibrate`."""
     if not (root / CALIBRATION).is_file():
         return "No calibration is committed yet: `fusebench calibrate` makes this table.\n"
     found = read(root, CALIBRATION)
-    try:
-        table = to_markdown(calibration_table([plain.decode(Calibration, row) for row in found["rows"]]))
-        protocol = found["protocol"]
-        note = (
-            f"*Commit {found['commit'][:12]}, {found['created'][:10]}, seed {found['seed']}, {found['cpu']}; at most "
-            f"{protocol['rounds']} rounds of {protocol['windows']} windows, points end from {protocol['min_rounds']} "
-            f"rounds on at +-{100 * protocol['target_ci']:g} %.*"
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise unusable(CALIBRATION, error) from None
+    table = to_markdown(calibration_table([plain.decode(Calibration, row) for row in found["rows"]]))
+    protocol = found["protocol"]
+    note = (
+        f"*Commit {found['commit'][:12]}, {found['created'][:10]}, seed {found['seed']}, {found['cpu']}; at most "
+        f"{protocol['rounds']} rounds of {protocol['windows']} windows, points end from {protocol['min_rounds']} "
+        f"rounds on at +-{100 * protocol['target_ci']:g} %.*"
+    )
     return f"{table}\n{note}\n"
 
 
@@ -62,6 +60,7 @@ def gates(root: Path) -> str:
 
 
 @block
+@usable(OVERHEAD)
 def overhead(root: Path) -> str:
     """What the harness adds to a decode step at batch 1, measured by leaving it out."""
     if not (root / OVERHEAD).is_file():
@@ -76,23 +75,20 @@ def overhead(root: Path) -> str:
         Column("interval", "95 % interval"),
         Column("guard", "Outside the clock, µs a window", Kind.NUMBER),
     )
-    try:
-        rows = [
-            (
-                *(row[name] for name in ("variant", "bare_us", "timed_us", "added_us")),
-                _share(row["ratio"]),
-                f"{_share(row['ratio_low'])} to {_share(row['ratio_high'])}",
-                row["guard_us"],
-            )
-            for row in kept["rows"]
-        ]
-        pairs = len(kept["rows"][0]["pairs"])
-        caption = (
-            f"{kept['gpu'] or 'a CPU'}, {kept['model']}, one sequence from {kept['context']} tokens on, {pairs} pairs "
-            f"of windows of {kept['steps']} steps, commit {kept['commit'][:12]}, {kept['created'][:10]}."
+    rows = [
+        (
+            *(row[name] for name in ("variant", "bare_us", "timed_us", "added_us")),
+            _share(row["ratio"]),
+            f"{_share(row['ratio_low'])} to {_share(row['ratio_high'])}",
+            row["guard_us"],
         )
-    except (KeyError, TypeError, IndexError) as error:
-        raise unusable(OVERHEAD, error) from None
+        for row in kept["rows"]
+    ]
+    pairs = len(kept["rows"][0]["pairs"])
+    caption = (
+        f"{kept['gpu'] or 'a CPU'}, {kept['model']}, one sequence from {kept['context']} tokens on, {pairs} pairs "
+        f"of windows of {kept['steps']} steps, commit {kept['commit'][:12]}, {kept['created'][:10]}."
+    )
     return markdown(columns, rows, caption)
 
 
@@ -101,6 +97,7 @@ def _share(ratio: float) -> str:
 
 
 @block
+@usable(RESOURCES)
 def resources(root: Path) -> str:
     """Registers and shared memory of every kernel, compiled for sm_90 without a GPU."""
     kept = read(root, RESOURCES)

@@ -1,13 +1,14 @@
 """The committed GPU run, alone and beside the goals."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from experiments.config import BASELINE
 from experiments.metrics import METRICS
-from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.compact import cell_name, compact_table, lead_of
 from experiments.reporting.formats import Column, Kind, to_markdown
 
@@ -49,14 +50,16 @@ def batches(root: Path) -> str:
 
 
 @block
+@usable(GOALS)
 def goals(root: Path) -> str:
     """The cells of the goals: the peers as quoted, the bars, and `fused` of the newest run that has the cell."""
     quoted = read(root, GOALS)
-    runs = sorted(_committed(root, HEADLINE, OFFLINE, *PEERS), key=lambda run: run["created"])
-    try:
-        newest = {place: found for run in runs for place, found in _fused(run).items()}
-    except (KeyError, TypeError) as error:
-        raise unusable(HEADLINE, error) from None
+    runs = []
+    for path, run in _committed(root, HEADLINE, OFFLINE, *PEERS).items():
+        with usable(path):
+            runs.append((run["created"], run["run_id"], _fused(run)))
+    runs.sort(key=itemgetter(0))
+    newest = {place: found for _, _, fused in runs for place, found in fused.items()}
     columns = (
         Column("cell", "Cell"),
         Column("vllm", "vLLM 0.26", Kind.NUMBER),
@@ -72,7 +75,7 @@ def goals(root: Path) -> str:
         place = (cell["model"], cell["workload"], cell["batch"], cell["context"])
         found = newest.get(place, (None, None, None))
         rows.append((cell_name(*place), cell["vllm"], cell["nano_vllm"], cell["bar"], cell["goal"], *found))
-    ran = ", ".join(f"run {run['run_id']}" for run in runs) or "no H200 run is committed yet"
+    ran = ", ".join(f"run {run_id}" for _, run_id, _ in runs) or "no H200 run is committed yet"
     caption = f"Decode and prefill in ms, offline in output tokens/s; fused: {ran}. {quoted['source']}"
     return markdown(columns, rows, caption)
 
@@ -96,18 +99,16 @@ def _run_table(root: Path, *paths: Path) -> str:
     runs = _committed(root, *paths)
     if not runs:
         return NO_RUN.replace("headline", paths[0].parent.name)
-    try:
-        return f"{to_markdown(compact_table(_rows(runs)))}\n{_caption(runs)}\n"
-    except (ValueError, KeyError, TypeError) as error:
-        raise unusable(paths[0], error) from None
+    with usable(*runs):
+        return f"{to_markdown(compact_table(_rows(*runs.values())))}\n{_caption(*runs.values())}\n"
 
 
-def _committed(root: Path, *paths: Path) -> list[dict[str, Any]]:
+def _committed(root: Path, *paths: Path) -> dict[Path, dict[str, Any]]:
     """The summaries of those reports that are there."""
-    return [read(root, path) for path in paths if (root / path).is_file()]
+    return {path: read(root, path) for path in paths if (root / path).is_file()}
 
 
-def _rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows(*runs: dict[str, Any]) -> list[dict[str, Any]]:
     """All rows, but for those of a workload that a later run has by itself."""
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -116,8 +117,8 @@ def _rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _caption(runs: Sequence[dict[str, Any]]) -> str:
-    machines, lead = "; ".join(map(made, runs)), lead_of(_rows(runs))
+def _caption(*runs: dict[str, Any]) -> str:
+    machines, lead = "; ".join(map(made, runs)), lead_of(_rows(*runs))
     return (
         f"*{machines}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
         f"Speed-up with its 95 % interval, verdict and share of the physical floor are those of `{lead}` over "

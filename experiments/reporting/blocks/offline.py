@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.blocks.headline import OFFLINE
-from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.formats import Column, Kind, Value, number
 
 RUNS = Path("results/offline")
@@ -22,32 +22,25 @@ Times = dict[tuple[str, str], float]
 @block
 def offline_split(root: Path) -> str:
     """Milliseconds of a run by kind of step: operations, idle within steps, idle for the host."""
-    ledgers = {found["cell"]["variant"]: found for found in _ledgers(root)}
-    if not ledgers:
+    folder = _folder(root)
+    if folder is None:
         return NO_TRACE
-    try:
-        columns = [Column("steps", "Steps"), Column("what", "What")]
-        for variant in ledgers:
-            columns += [
-                Column(variant, f"{variant}, ms", Kind.NUMBER),
-                Column(f"{variant}_share", "share", Kind.PERCENT),
-            ]
-        times = {variant: _times(ledger) for variant, ledger in ledgers.items()}
-        return markdown(columns, list(_rows(times)), " ".join([*map(_facts, ledgers.values()), _caption(root)]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise unusable(RUNS, error) from None
+    times, facts = {}, []
+    for path in sorted(path.relative_to(root) for path in (root / folder).glob("*.json")):
+        with usable(path):
+            ledger = read(root, path)
+            times[ledger["cell"]["variant"]] = _times(ledger)
+            facts.append(_facts(ledger))
+    columns = [Column("steps", "Steps"), Column("what", "What")]
+    for variant in times:
+        columns += [Column(variant, f"{variant}, ms", Kind.NUMBER), Column(f"{variant}_share", "share", Kind.PERCENT)]
+    return markdown(columns, list(_rows(times)), " ".join([*facts, _caption(root, folder.parent)]))
 
 
 def _folder(root: Path) -> Path | None:
     """The ledgers of the latest traced run, relative to the root."""
     folders = sorted(path for path in (root / RUNS).glob("*/traces") if any(path.glob("*.json")))
     return folders[-1].relative_to(root) if folders else None
-
-
-def _ledgers(root: Path) -> Iterator[dict[str, Any]]:
-    folder = _folder(root)
-    for path in sorted((root / folder).glob("*.json")) if folder else []:
-        yield read(root, path.relative_to(root))
 
 
 def _times(ledger: Mapping[str, Any]) -> Times:
@@ -90,18 +83,16 @@ def _facts(ledger: Mapping[str, Any]) -> str:
     return f"`{ledger['cell']['variant']}`: {'; '.join(parts)}, on average; {rate} output tokens/s while traced."
 
 
-def _caption(root: Path) -> str:
-    folder = _folder(root)
-    assert folder is not None
-    run_id = folder.parent.name
-    manifest = root / folder.parent / "manifest.json"
-    gpu = read(root, manifest.relative_to(root)).get("gpu") if manifest.is_file() else None
+@usable(OFFLINE)
+def _caption(root: Path, run: Path) -> str:
+    manifest = run / "manifest.json"
+    gpu = read(root, manifest).get("gpu") if (root / manifest).is_file() else None
     untraced = ""
-    if (root / OFFLINE).is_file() and (summary := read(root, OFFLINE))["run_id"] == run_id:
+    if (root / OFFLINE).is_file() and (summary := read(root, OFFLINE))["run_id"] == run.name:
         rates = (
             f"{number(row['median'])} in `{row['variant']}`"
             for row in summary["rows"]
             if row["metric"] == "output_tokens_per_s" and row["status"] == "ok"
         )
         untraced = f" Untraced: {', '.join(rates)}."
-    return f"{gpu or 'GPU unknown'}, run {run_id}, Nsight Systems with CUDA-graph node tracing.{untraced}"
+    return f"{gpu or 'GPU unknown'}, run {run.name}, Nsight Systems with CUDA-graph node tracing.{untraced}"

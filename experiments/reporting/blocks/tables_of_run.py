@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from experiments.reporting.blocks.headline import NO_RUN
-from experiments.reporting.blocks.registry import block, markdown, read, read_table
+from experiments.reporting.blocks.registry import block, markdown, read, read_table, usable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind, Value
 
@@ -141,8 +141,6 @@ def _caption(root: Path, report: Path) -> str | None:
     path = report / "summary.json"
     if not (root / path).is_file():
         return None
-    summary = read(root, path)
-    return (
-        f"{summary['gpu']}, {summary['dtype']}, commit {summary['commit'][:12]}, {summary['created'][:10]}, run "
-        f"{summary['run_id']}."
-    )
+    with usable(path):
+        run = read(root, path)
+        return f"{run['gpu']}, {run['dtype']}, commit {run['commit'][:12]}, {run['created'][:10]}, run {run['run_id']}."

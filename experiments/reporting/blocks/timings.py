@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRow, KernelRun, read_run
 from experiments.records import Status
-from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind, Value, percent, ratio
 
@@ -96,25 +96,24 @@ def _made(run: KernelRun) -> str:
 
 
 @block
+@usable(PREFILL)
 def prefill_attention(root: Path) -> str:
     """Prefill attention by kernel and shape: what runs, what was tried, and cuDNN's dense attention."""
     found = read(root, PREFILL)
-    try:
-        tflops = {(r["kernel"], r["session"], _prompts(r)): r["tflops"] for r in found["rows"]}
-        shapes = list(dict.fromkeys(shape for _, _, shape in tflops))
-        tried = dict.fromkeys((kernel, session) for kernel, session, _ in tflops)
-        rows = [(found["kernels"][k], n, *(tflops.get((k, n, shape)) for shape in shapes)) for k, n in tried]
-        versions = f"torch {found['torch']}, Triton {found['triton']}"
-        commits = ", ".join(f"session {n} at commit {commit[:12]}" for n, commit in enumerate(found["commits"], 1))
-        made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}; {commits}"
-        caption = f"TFLOP/s by {made}: {found['note']}"
-    except (KeyError, TypeError) as error:
-        raise unusable(PREFILL, error) from None
+    tflops = {(r["kernel"], r["session"], _prompts(r)): r["tflops"] for r in found["rows"]}
+    shapes = list(dict.fromkeys(shape for _, _, shape in tflops))
+    tried = dict.fromkeys((kernel, session) for kernel, session, _ in tflops)
+    rows = [(found["kernels"][k], n, *(tflops.get((k, n, shape)) for shape in shapes)) for k, n in tried]
+    versions = f"torch {found['torch']}, Triton {found['triton']}"
+    commits = ", ".join(f"session {n} at commit {commit[:12]}" for n, commit in enumerate(found["commits"], 1))
+    made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}; {commits}"
+    caption = f"TFLOP/s by {made}: {found['note']}"
     fixed = (Column("kernel", "Kernel, queries by keys"), Column("session", "Session", Kind.COUNT))
     return markdown((*fixed, *(Column(shape, shape, Kind.NUMBER) for shape in shapes)), rows, caption)
 
 
 @block
+@usable(MANY_ROWS)
 def many_rows(root: Path) -> str:
     """Products of many rows: gate and up in either way for Hopper, QKV, and a residual that cuBLAS adds."""
     found = read(root, MANY_ROWS)
@@ -129,22 +128,20 @@ def many_rows(root: Path) -> str:
         Column("o", "o, added by cuBLAS", Kind.RATIO),
         Column("down", "down, added by cuBLAS", Kind.RATIO),
     )
-    try:
-        rows = []
-        for r in found["products"]:
-            old, shared, turns = (r["gate_up"][way] for way in ("replaced_us", "shared_us", "turns_us"))
-            gains = (r[site]["replaced_us"] / r[site]["added_by_cublas_us"] for site in ("o", "down"))
-            qkv = r["qkv"]["replaced_us"] / r["qkv"]["turns_us"]
-            rows.append((r["model"], r["rows"], old, shared, turns, old / min(shared, turns), qkv, *gains))
-        versions = f"torch {found['torch']}, Triton {found['triton']}"
-        made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}, commit {found['commit']}"
-        caption = f"By {made}: {found['note']}"
-    except (KeyError, TypeError) as error:
-        raise unusable(MANY_ROWS, error) from None
+    rows = []
+    for r in found["products"]:
+        old, shared, turns = (r["gate_up"][way] for way in ("replaced_us", "shared_us", "turns_us"))
+        gains = (r[site]["replaced_us"] / r[site]["added_by_cublas_us"] for site in ("o", "down"))
+        qkv = r["qkv"]["replaced_us"] / r["qkv"]["turns_us"]
+        rows.append((r["model"], r["rows"], old, shared, turns, old / min(shared, turns), qkv, *gains))
+    versions = f"torch {found['torch']}, Triton {found['triton']}"
+    made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}, commit {found['commit']}"
+    caption = f"By {made}: {found['note']}"
     return markdown(columns, rows, caption)
 
 
 @block
+@usable(MANY_ROWS)
 def row_order(root: Path) -> str:
     """Decode attention over contexts of the offline workload, by the order of the rows."""
     found = read(root, MANY_ROWS)
@@ -154,33 +151,29 @@ def row_order(root: Path) -> str:
         Column("batch", "Sequences", Kind.COUNT),
         *(Column(order, f"{order.capitalize()}, µs", Kind.NUMBER) for order in orders),
     )
-    try:
-        times = {(r["heads"], r["batch"], r["order"]): r["us"] for r in found["order"]["attention"]}
-        places = dict.fromkeys((heads, batch) for heads, batch, _ in times)
-        rows = [(heads, batch, *(times[heads, batch, order] for order in orders)) for heads, batch in places]
-        first, last = (", ".join(f"{x:,}" for x in found["order"][key]) for key in ("longest_first", "as_they_came"))
-        caption = (
-            f"{found['gpu']}, {found['date']}, commit {found['commit']}, one split; equal: the same bytes in equal"
-            f" contexts. {found['order']['workload']}: longest first {first}; as they came {last}."
-        )
-    except (KeyError, TypeError) as error:
-        raise unusable(MANY_ROWS, error) from None
+    times = {(r["heads"], r["batch"], r["order"]): r["us"] for r in found["order"]["attention"]}
+    places = dict.fromkeys((heads, batch) for heads, batch, _ in times)
+    rows = [(heads, batch, *(times[heads, batch, order] for order in orders)) for heads, batch in places]
+    first, last = (", ".join(f"{x:,}" for x in found["order"][key]) for key in ("longest_first", "as_they_came"))
+    caption = (
+        f"{found['gpu']}, {found['date']}, commit {found['commit']}, one split; equal: the same bytes in equal"
+        f" contexts. {found['order']['workload']}: longest first {first}; as they came {last}."
+    )
     return markdown(columns, rows, caption)
 
 
 @block
+@usable(STEPS)
 def gpu_steps(root: Path) -> str:
     """What the guide's steps took on a GPU machine."""
     found = read(root, STEPS)
-    try:
-        rows = [(f"`{step['command']}`" + step["note"], step["seconds"]) for step in found["steps"]]
-        caption = f"{found['machine']}, commit {found['commit'][:12]}, {found['date']}; wheels installed before."
-    except (KeyError, TypeError) as error:
-        raise unusable(STEPS, error) from None
+    rows = [(f"`{step['command']}`" + step["note"], step["seconds"]) for step in found["steps"]]
+    caption = f"{found['machine']}, commit {found['commit'][:12]}, {found['date']}; wheels installed before."
     return markdown((Column("step", "Step"), Column("seconds", "Seconds", Kind.NUMBER)), rows, caption)
 
 
 @block
+@usable(CLOCKS)
 def step_clocks(root: Path) -> str:
     """One layer of a decode step by clocks in its kernels: when they wait, how long they take from there."""
     found = read(root, CLOCKS)
@@ -193,21 +186,19 @@ def step_clocks(root: Path) -> str:
         Column("median", "The median, µs", Kind.NUMBER),
         Column("greatest", "The slowest, µs", Kind.NUMBER),
     )
-    try:
-        clocks = found["clocks"]
-        rows = [
-            (cell_name(cell["model"], "decode", cell["batch"], cell["context"]), kernel["kernel"], kernel["programs"],
-             kernel["waited_us"][1], *kernel["after_wait_us"])
-            for cell in clocks["cells"]
-            for kernel in cell["kernels"]
-        ]  # fmt: skip
-        caption = f"{found['machine']}, {clocks['commit']}, {found['date']}. {clocks['note']}"
-    except (KeyError, TypeError, IndexError) as error:
-        raise unusable(CLOCKS, error) from None
+    clocks = found["clocks"]
+    rows = [
+        (cell_name(cell["model"], "decode", cell["batch"], cell["context"]), kernel["kernel"], kernel["programs"],
+         kernel["waited_us"][1], *kernel["after_wait_us"])
+        for cell in clocks["cells"]
+        for kernel in cell["kernels"]
+    ]  # fmt: skip
+    caption = f"{found['machine']}, {clocks['commit']}, {found['date']}. {clocks['note']}"
     return markdown(columns, rows, caption)
 
 
 @block
+@usable(READER)
 def trace_reader(root: Path) -> str:
     """How long and how much memory it took to read a large export into a ledger."""
     found = read(root, READER)
@@ -219,14 +210,11 @@ def trace_reader(root: Path) -> str:
         Column("wall", "Wall, s", Kind.NUMBER),
         Column("peak", "Peak memory, GB", Kind.NUMBER),
     )
-    try:
-        rows = [
-            (r["commit"][:12], r["bytes"] / 1e9, r["kernels"], r["cpu_s"], r["wall_s"], r["peak_bytes"] / 1e9)
-            for r in found["rows"]
-        ]
-        caption = f"`{found['command']}` on {found['machine']}, {found['date']}; the median of three readings."
-    except (KeyError, TypeError) as error:
-        raise unusable(READER, error) from None
+    rows = [
+        (r["commit"][:12], r["bytes"] / 1e9, r["kernels"], r["cpu_s"], r["wall_s"], r["peak_bytes"] / 1e9)
+        for r in found["rows"]
+    ]
+    caption = f"`{found['command']}` on {found['machine']}, {found['date']}; the median of three readings."
     return markdown(columns, rows, caption)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.reporting.blocks.registry import block, markdown, read
+from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.formats import Column, Kind, Value
 
 TRAFFIC = Path("docs/data/traffic.json")
@@ -53,6 +53,7 @@ def traffic_waiting(root: Path) -> str:
     )
 
 
+@usable(TRAFFIC)
 def _traffic(root: Path, columns: tuple[Column, ...], values: Callable[[Mapping[str, Any]], tuple[Value, ...]]) -> str:
     kept = read(root, TRAFFIC)
     order = {name: i for i, name in enumerate(kept["traffics"])}
@@ -68,6 +69,7 @@ def _engine(row: Mapping[str, Any]) -> str:
 
 
 @block
+@usable(TRAFFIC)
 def traffics(root: Path) -> str:
     """What the traffics are."""
     lines = [f"- `{name}`: {text}" for name, text in read(root, TRAFFIC)["traffics"].items()]

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.reporting.blocks.registry import block, markdown, read, unusable
+from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.formats import Column, Kind
 
 FEW_SEQUENCES = Path("docs/data/few_sequences.json")
@@ -14,6 +14,7 @@ PREFILL_GRAPHS = Path("docs/data/prefill_graphs.json")
 
 
 @block
+@usable(FEW_SEQUENCES)
 def few_sequences(root: Path) -> str:
     """A decode step with attention by either kernel, and by its parts and rings."""
     found = read(root, FEW_SEQUENCES)
@@ -23,25 +24,23 @@ def few_sequences(root: Path) -> str:
         Column("triton", "Plain Triton, µs", Kind.NUMBER),
         Column("hopper", "For Hopper: parts x tiles of a ring, µs"),
     )
-    try:
-        # The fastest of each ring, and of all that is not for Hopper.
-        places: dict[tuple[str, int], dict[str, float]] = {}
-        for row in found["attention"]:
-            how = f"{row['parts']} x {row['stages']}" if row["kernel"] == "hopper" else ""
-            best = places.setdefault((_step(row), row["call"]), {})
-            best[how] = min(row["us"], best.get(how, row["us"]))
-        rows = []
-        for (step, call), best in places.items():
-            plain_us = best.pop("", None)
-            tried = ", ".join(f"{ring}: {us:,.0f}" for ring, us in sorted(best.items(), key=lambda item: item[1]))
-            rows += [(step, call, plain_us, tried)] if tried else []
-        caption = f"{_drafted(found)} {found['note']}"
-    except (KeyError, TypeError) as error:
-        raise unusable(FEW_SEQUENCES, error) from None
+    # The fastest of each ring, and of all that is not for Hopper.
+    places: dict[tuple[str, int], dict[str, float]] = {}
+    for row in found["attention"]:
+        how = f"{row['parts']} x {row['stages']}" if row["kernel"] == "hopper" else ""
+        best = places.setdefault((_step(row), row["call"]), {})
+        best[how] = min(row["us"], best.get(how, row["us"]))
+    rows = []
+    for (step, call), best in places.items():
+        plain_us = best.pop("", None)
+        tried = ", ".join(f"{ring}: {us:,.0f}" for ring, us in sorted(best.items(), key=lambda item: item[1]))
+        rows += [(step, call, plain_us, tried)] if tried else []
+    caption = f"{_drafted(found)} {found['note']}"
     return markdown(columns, rows, caption)
 
 
 @block
+@usable(FEW_SEQUENCES)
 def few_row_tiles(root: Path) -> str:
     """What the heuristic's tiles of up to eight rows gave before, and give now."""
     found = read(root, FEW_SEQUENCES)
@@ -52,19 +51,17 @@ def few_row_tiles(root: Path) -> str:
         Column("after", "New tiles, µs", Kind.NUMBER),
         Column("gain", "Speed-up", Kind.RATIO),
     )
-    try:
-        rows = [
-            (_step(r), r["call"], r["before_us"], r["after_us"], r["before_us"] / r["after_us"])
-            for r in found["tiles"]
-            if r["what"] == "tiles"
-        ]
-        caption = _drafted(found)
-    except (KeyError, TypeError) as error:
-        raise unusable(FEW_SEQUENCES, error) from None
+    rows = [
+        (_step(r), r["call"], r["before_us"], r["after_us"], r["before_us"] / r["after_us"])
+        for r in found["tiles"]
+        if r["what"] == "tiles"
+    ]
+    caption = _drafted(found)
     return markdown(columns, rows, caption)
 
 
 @block
+@usable(MANY_SEQUENCES)
 def many_sequences(root: Path) -> str:
     """A decode step of more than 64 sequences with the baseline's attention, and with that for Hopper."""
     found = read(root, MANY_SEQUENCES)
@@ -74,16 +71,14 @@ def many_sequences(root: Path) -> str:
         Column("ring_2", "For Hopper, rings of 2, µs", Kind.NUMBER),
         Column("ring_3", "Rings of 3, µs", Kind.NUMBER),
     )
-    try:
-        keys = ("apart_us", "ring_2_us", "ring_3_us")
-        rows = [(_step(row), *(median(row[key]) for key in keys)) for row in found["attention"]]
-        caption = _made(found)
-    except (KeyError, TypeError) as error:
-        raise unusable(MANY_SEQUENCES, error) from None
+    keys = ("apart_us", "ring_2_us", "ring_3_us")
+    rows = [(_step(row), *(median(row[key]) for key in keys)) for row in found["attention"]]
+    caption = _made(found)
     return markdown(columns, rows, caption)
 
 
 @block
+@usable(PREFILL_GRAPHS)
 def prefill_graphs(root: Path) -> str:
     """A long prompt's prefill launched kernel by kernel and as one graph."""
     found = read(root, PREFILL_GRAPHS)
@@ -96,14 +91,11 @@ def prefill_graphs(root: Path) -> str:
         Column("wait", "Host waits, ms", Kind.NUMBER),
         Column("all", "To the first token, ms", Kind.NUMBER),
     )
-    try:
-        rows = [
-            (r["model"], r["tokens"], r["variant"], r["how"], *(r["ms"][part] for part in ("launch", "wait", "all")))
-            for r in found["prefills"]
-        ]
-        caption = _made(found)
-    except (KeyError, TypeError) as error:
-        raise unusable(PREFILL_GRAPHS, error) from None
+    rows = [
+        (r["model"], r["tokens"], r["variant"], r["how"], *(r["ms"][part] for part in ("launch", "wait", "all")))
+        for r in found["prefills"]
+    ]
+    caption = _made(found)
     return markdown(columns, rows, caption)
 
 

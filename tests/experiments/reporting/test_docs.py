@@ -1,6 +1,7 @@
 """Blocks of the documentation that are made from committed results."""
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
@@ -81,6 +82,15 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(EMPTY)
     with pytest.raises(UserError, match=r"summary\.json cannot be used"):
         refresh(tmp_path)
+
+
+def test_each_summary_that_may_be_the_damaged_one_is_named(tmp_path: Path) -> None:
+    _commit_report(tmp_path)
+    shutil.copytree(tmp_path / "reports/headline", tmp_path / "reports/offline")
+    (tmp_path / "reports/offline/summary.json").write_text(json.dumps({"rows": [{"workload": "offline"}]}))
+    both = "^reports/headline/summary.json or reports/offline/summary.json cannot be used"
+    with pytest.raises(UserError, match=both):
+        BLOCKS["headline"](tmp_path)
 
 
 def test_the_command_refreshes_and_stops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,8 +227,12 @@ def test_a_rung_is_a_row_with_what_was_expected_and_both_ways_to_measure_it(tmp_
     assert (
         "2026-11-29, run 20261129-120000-0a1b2c3; NVIDIA H200, bfloat16, commit ffff, 2026-11-29, runs r1, r2. " in text
     )
+    second = tmp_path / "reports/ablation_8b/tables/ablation.csv"
+    second.write_text(second.read_text().replace(",128,", ",long,"))
+    with pytest.raises(UserError, match=r"^reports/ablation_8b/tables/ablation.csv cannot be used"):
+        BLOCKS["rungs"](tmp_path)
     (tables / "ablation.csv").write_text("model,workload\nm,decode\n")
-    with pytest.raises(UserError, match=r"ablation.csv cannot be used"):
+    with pytest.raises(UserError, match=r"^reports/ablation/tables/ablation.csv cannot be used: it lacks batch"):
         BLOCKS["rungs"](tmp_path)
 
 
@@ -249,6 +263,9 @@ def test_the_baseline_against_itself_is_counted_by_verdict(tmp_path: Path) -> No
         (tmp_path / f"reports/aa_{run}/summary.json").write_text(json.dumps(STAMP | {"run_id": run, "rows": rows}))
     text = BLOCKS["against_itself"](tmp_path)
     assert f"| 1 | {counted}\n| 2 | {counted}" in text
+    (tmp_path / "reports/aa_2/summary.json").write_text(json.dumps(STAMP | {"rows": [{}]}))
+    with pytest.raises(UserError, match=r"^reports/aa_2/summary.json cannot be used"):
+        BLOCKS["against_itself"](tmp_path)
 
 
 def test_other_engines_are_held_against_what_was_quoted(tmp_path: Path) -> None:
@@ -273,7 +290,7 @@ def test_other_engines_are_held_against_what_was_quoted(tmp_path: Path) -> None:
     assert "run 20261129-120000-0a1b2c3" in text
     assert "Quoted: Once." in text
     (tmp_path / "reports/peers_large/summary.json").write_text(json.dumps(STAMP | {"rows": [{}]}))
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match=r"^reports/peers_large/summary.json cannot be used"):
         BLOCKS["peers"](tmp_path)
 
 
@@ -559,5 +576,5 @@ def test_a_damaged_offline_ledger_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "results/offline/20261129-120000-0a1b2c3/traces"
     folder.mkdir(parents=True)
     (folder / "x.json").write_text(json.dumps({"cell": {"variant": "fused"}}))
-    with pytest.raises(UserError, match="results/offline cannot be used"):
+    with pytest.raises(UserError, match=r"^results/offline/\S+/traces/x.json cannot be used"):
         BLOCKS["offline_split"](tmp_path)
