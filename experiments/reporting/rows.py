@@ -70,14 +70,14 @@ def analyse(run: Run) -> Analysis:
 
 
 def _floor(run: Run, point: Point, ceilings: Ceilings | None) -> Floor | None:
-    """The floor of a point, where its machine's ceilings were measured."""
+    """The floor of a point, where its workload has one; the model's sizes are known once a worker has loaded it, the
+    ceilings once its machine was measured."""
     info = run.info
-    model, workload = info.models.get(point.model, {}), info.workload(point.workload)
-    at = (workload.kind, point.batch, point.length)
-    try:
-        return floor_ms(model, *at, ceilings, info.dtype_bytes, workload, info.seed or 0)
-    except (KeyError, TypeError, ValueError):
+    if point.model not in info.models or ceilings is None:
         return None
+    workload = info.workload(point.workload)
+    at = (workload.kind, point.batch, point.length)
+    return floor_ms(info.models[point.model], *at, ceilings, info.dtype_bytes, workload, info.seed or 0)
 
 
 def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dict[int, float]]:

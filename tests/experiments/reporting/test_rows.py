@@ -170,6 +170,14 @@ def test_the_floor_stands_beside_every_time_where_ceilings_were_measured() -> No
     assert _only(_rows(), "fused").floor == pytest.approx(0.26017, rel=1e-4)
     assert all(r.share_of_floor is not None and r.share_of_floor < 1 for r in _rows())
     assert all(r.floor is None for r in _rows(ceilings=False))
+    assert all(r.floor is None for r in _rows(models=("of unknown sizes",)))
+
+
+def test_sizes_that_lack_one_are_damaged_not_unknown() -> None:
+    run = Synthetic(**SMALL).run()
+    sizes = {name: value for name, value in run.info.models["qwen3-0.6b"].items() if name != "num_layers"}
+    with pytest.raises(KeyError, match="num_layers"):
+        analyse(dataclasses.replace(run, info=dataclasses.replace(run.info, models={"qwen3-0.6b": sizes})))
 
 
 def test_an_offline_rate_is_compared_the_other_way_round() -> None:
