@@ -14,8 +14,9 @@ from statistics import fmean
 
 import numpy as np
 
-from experiments import plain
 from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.environment import Code, Environment
+from experiments.manifest import new_manifest
 from experiments.plan import make_plan
 from experiments.records import CellResult, Row, Status, Verdict
 from experiments.reporting.rows import Analysis, analyse
@@ -28,6 +29,7 @@ EFFECTS = (0.0, 0.005, 0.01, 0.02, 0.05)
 SCALE, WINDOW_SCALE = 0.003, 0.002
 DRIFT_STEP, DRIFT_MEMORY = 0.002, 0.98
 VARIANT = "variant"
+NO_MACHINE, NO_CODE = Environment("", "", "", 0, None, {}), Code("none", False, "")
 RIGHT = Verdict(True, "", 1, 1.0, 0.0, 0.0, 0)
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -108,6 +110,7 @@ def _config(protocol: ProtocolConfig) -> ExperimentConfig:
 def _sweep(config: ExperimentConfig, draw: Draw, effect: float, rng: np.random.Generator) -> Analysis:
     """One sweep, measured by drawing."""
     plan = make_plan(config, config.models)
+    manifest = new_manifest(config, [], plan, NO_MACHINE, NO_CODE)
     step_ms = _step_ms(rng, draw, len(plan.cells), config.protocol.windows)
     settling, results, round_ = Settling(config, plan), [], 0
     for cell, samples in zip(plan.cells, step_ms, strict=True):
@@ -121,7 +124,7 @@ def _sweep(config: ExperimentConfig, draw: Draw, effect: float, rng: np.random.G
             result = CellResult(cell, Status.OK, samples={"step_ms": slowed.tolist()}, verdict=RIGHT)
         settling.learn(result)
         results.append(result)
-    return analyse(assemble({"config": plain.encode(config)}, results))
+    return analyse(assemble(manifest, results))
 
 
 def _step_ms(rng: np.random.Generator, draw: Draw, cells: int, windows: int) -> np.ndarray:

@@ -96,14 +96,12 @@ def resume_run(results_dir: Path, run_id: str, wanted: Manifest) -> tuple[RunSto
     return store, results, damaged
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[CellResult], list[str]]:
-    """For readers: the manifest with its planned `cells` and its `shards` spelled out, every whole result, and what was
-    damaged."""
+def read_run(path: Path) -> tuple[Manifest, list[CellResult], list[str]]:
+    """For readers: the manifest, every whole result, and what was damaged."""
     manifest = read_manifest(path)
     results, damaged = read_cells(path, manifest)
     shards, problems = read_records(path)
-    spelled_out = {"cells": plain.encode(manifest.plan.cells()), "shards": plain.encode(shards)}
-    return plain.encode(manifest) | spelled_out, results, [*damaged, *problems, *disagreements(shards)]
+    return manifest, results, [*damaged, *problems, *disagreements(shards)]
 
 
 def read_manifest(path: Path) -> Manifest:

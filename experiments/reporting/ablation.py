@@ -8,14 +8,14 @@ Where all engines of a large model do not fit on the GPU together, a run has som
 that has every switch on, nothing can be left out and there is no waterfall, but what was added has its worth.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
-from experiments.config import BASELINE
+from experiments import plain
+from experiments.config import BASELINE, VariantConfig
 from experiments.metrics import primary_metric
 from experiments.records import Point
-from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis
 from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
 
@@ -82,21 +82,28 @@ class Ablation:
         return [name for name in self.ladder.switches if name not in measured]
 
 
-def ladders(info: RunInfo) -> list[Ladder]:
+def ladders(variants: Collection[VariantConfig]) -> list[Ladder]:
     """One for each kind of which two rungs or more were measured apart."""
     found = []
-    for kind in dict.fromkeys(info.variant_kinds[v] for v in info.variants if v != BASELINE):
-        on = {v: frozenset(info.switched_on[v]) for v in info.variants if info.variant_kinds[v] == kind}
-        switches = tuple(dict.fromkeys(name for v in on for name in info.switches[v]))
+    start = {v.name: frozenset(_switched_on(v)) for v in variants if v.name == BASELINE}
+    for kind in dict.fromkeys(v.kind for v in variants if v.name != BASELINE):
+        alike = [v for v in variants if v.kind == kind]
+        on = {v.name: frozenset(_switched_on(v)) for v in alike}
+        switches = tuple(dict.fromkeys(name for v in alike for name in v.switches))
         whole = [v for v in on if on[v].issuperset(switches)]
         full = max(whole, key=lambda v: len(on[v]), default="")
-        every = dict.fromkeys(name for v in on for name in info.switched_on[v])
+        every = dict.fromkeys(name for v in alike for name in _switched_on(v))
         names = [name for name in every if any(name not in those for those in on.values())]
-        start = {BASELINE: frozenset(info.switched_on.get(BASELINE, ()))} if BASELINE in info.variants else {}
         rungs = [r for name in names for r in (_added(name, on | start, full), _left_out(name, on, full)) if r]
         if len({r.name for r in rungs}) > 1:
             found.append(Ladder(full, tuple(rungs), switches))
     return found
+
+
+def _switched_on(variant: VariantConfig) -> list[str]:
+    """Its switches that are on, and the flags of its runtime."""
+    flags = variant.switches | plain.encode(variant.runtime)
+    return [name for name, on in flags.items() if on is True]
 
 
 def _added(name: str, on: dict[str, frozenset[str]], full: str) -> Rung | None:
@@ -113,7 +120,7 @@ def _left_out(name: str, on: dict[str, frozenset[str]], full: str) -> Rung | Non
 
 def ablations(analysis: Analysis) -> list[Ablation]:
     """Every ladder at every point where a time is measured; Holm's correction runs over all rungs and points."""
-    found = [a for ladder in ladders(analysis.run.info) for a in _at_points(analysis, ladder)]
+    found = [a for ladder in ladders(analysis.run.info.variants.values()) for a in _at_points(analysis, ladder)]
     price, measured = analysis.run.info.looks.price, [w.speedup for a in found for w in a.worths if w.speedup]
     adjusted = iter(holm([min(1.0, speedup.p_value * price(speedup.n)) for speedup in measured]))
     return [replace(a, worths=tuple(_judged(w, adjusted) for w in a.worths)) for a in found]

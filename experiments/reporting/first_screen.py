@@ -150,7 +150,7 @@ def _control(analysis: Analysis) -> list[Fact]:
         ends = sorted(r.speedup or 0.0 for r in rows)
         span = f", between {ratio(ends[0])} and {ratio(ends[-1])}" if ends else ""
         text = f"{name} is the baseline against itself: {false} of {len(rows)} points called different{span}"
-        if false and not analysis.run.info.protocol.get("restart_rounds"):
+        if false and not analysis.run.info.protocol.restart_rounds:
             text += (
                 "; fresh workers in every round (protocol.restart_rounds=1) would tell a process's luck from an effect"
             )

@@ -1,5 +1,6 @@
 """How the numbers were made, in words: the same text on the page and in report.md."""
 
+from experiments import plain
 from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis
 from experiments.stats import EQUIVALENCE_MARGIN, FAMILY_ALPHA, MIN_ROUNDS
@@ -25,7 +26,7 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
         apart = (
             f" The engines of {names} do not fit on the device together: each variant and round had a fresh process."
         )
-    if every := info.protocol.get("restart_rounds"):
+    if every := info.protocol.restart_rounds:
         apart += f" After each {every} rounds all of them were replaced by fresh ones."
     if info.shards:
         apart += (
@@ -35,7 +36,7 @@ def methods(analysis: Analysis) -> list[tuple[str, str]]:
     most = "" if info.looks.first == info.looks.last else "up to "
     rounds = f"{most}{analysis.run.num_rounds} round{'s' * (analysis.run.num_rounds != 1)}"
     protocol = ", ".join(
-        f"{key.replace('_', ' ')} {value:g}" for key, value in info.protocol.items() if value is not None
+        f"{key.replace('_', ' ')} {value:g}" for key, value in plain.encode(info.protocol).items() if value is not None
     )
     return [
         (
@@ -78,7 +79,7 @@ def _looks(info: RunInfo) -> str:
         return ""
     return (
         f" A point may end after {looks.first} to {looks.last} rounds, once every verdict there is clear and every "
-        f"paired log speed-up known to +-{info.protocol['target_ci']:g}; the test pays for each of these looks, with "
+        f"paired log speed-up known to +-{info.protocol.target_ci:g}; the test pays for each of these looks, with "
         "half of its error at the last and the rest shared by those before."
     )
 

@@ -75,9 +75,9 @@ def _floor(run: Run, point: Point, ceilings: Ceilings | None) -> Floor | None:
     info = run.info
     if point.model not in info.models or ceilings is None:
         return None
-    workload = info.workload(point.workload)
+    workload = info.workloads[point.workload]
     at = (workload.kind, point.batch, point.length)
-    return floor_ms(info.models[point.model], *at, ceilings, info.dtype_bytes, workload, info.seed or 0)
+    return floor_ms(info.models[point.model], *at, ceilings, info.dtype_bytes, workload, info.seed)
 
 
 def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dict[int, float]]:

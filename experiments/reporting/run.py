@@ -1,19 +1,21 @@
 """A stored run as the report sees it: every planned cell exactly once."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from experiments.cluster.records import ShardRecord, read_records
 from experiments.config import BASELINE
 from experiments.errors import UserError
+from experiments.manifest import Manifest
 from experiments.metrics import metrics_of
 from experiments.records import CellResult, Point, Status
 from experiments.reporting.counters import read_counters
-from experiments.reporting.info import RunInfo, planned_cells, run_info
+from experiments.reporting.info import RunInfo
 from experiments.reporting.ledgers import Ledger, read_ledgers
+from experiments.store import read_run
 from experiments.trace.counters import Counters
 
 NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=RUN_ID` goes on"
@@ -70,14 +72,11 @@ def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:
 
 def read_folder(path: Path) -> Run:
     """Read the run in a folder."""
-    from experiments.store import read_run
-
     manifest, results, problems = read_run(path)
     ledgers, ledger_problems = read_ledgers(path / "traces")
     counters, counter_problems = read_counters(path / "counters")
     found = [*problems, *ledger_problems, *counter_problems]
-    run = assemble(manifest, results, found, ledgers, path.parent.name, path.name)
-    return replace(run, counters=tuple(counters))
+    return assemble(manifest, results, found, ledgers, counters, read_records(path)[0])
 
 
 def locate_run(results_dir: Path, name: str) -> Path:
@@ -109,20 +108,19 @@ def _folders(path: Path) -> list[str]:
 
 
 def assemble(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     results: Sequence[CellResult],
     problems: Sequence[str] = (),
     ledgers: Sequence[Ledger] = (),
-    experiment: str = "",
-    run_id: str = "",
+    counters: Sequence[Counters] = (),
+    shards: Sequence[ShardRecord] = (),
 ) -> Run:
     """Join plan and measurements: a planned cell without a result is a `skipped` row, never absent."""
-    planned, unreadable = planned_cells(manifest)
     measured = {r.cell: r for r in results}
-    missing = [CellResult(cell, Status.SKIPPED, NOT_RUN) for cell in planned if cell not in measured]
+    missing = [CellResult(cell, Status.SKIPPED, NOT_RUN) for cell in manifest.plan.cells() if cell not in measured]
     everything = sorted([*measured.values(), *missing], key=lambda r: r.cell)
-    info = run_info(manifest, experiment, run_id)
+    info = RunInfo.of(manifest, shards)
     unknown = sorted({r.cell.point.workload for r in everything if not metrics_of(info.kind(r.cell.point.workload))})
-    unreadable += [f"workload {name}: no metric is registered for it, its cells are counted only" for name in unknown]
+    uncounted = [f"workload {name}: no metric is registered for it, its cells are counted only" for name in unknown]
     by_cell = tuple(sorted(ledgers, key=lambda ledger: (ledger.cell, ledger.profiler)))
-    return Run(info, tuple(everything), by_cell, problems=tuple(sorted([*problems, *unreadable])))
+    return Run(info, tuple(everything), by_cell, tuple(counters), tuple(sorted([*problems, *uncounted])))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compose import compose
+from experiments.manifest import Manifest
 from experiments.records import CellResult, Status
 from experiments.store import read_run
 from experiments.sweep import run_sweep
@@ -30,7 +31,7 @@ class Outcome:
 
     code: int
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     results: dict[str, CellResult]
     damaged: list[str]
     measured: list[tuple[str, str]]

@@ -189,6 +189,7 @@ def test_an_early_look_is_paid_for_in_the_report() -> None:
     synthetic = Synthetic(**one_point, variants=("baseline", "compiled"), mend=slow_down)
     manifest, results, verdicts = synthetic.manifest(), synthetic.results(), []
     for protocol in ({"rounds": 5}, {"rounds": 10, "min_rounds": 4, "target_ci": 0.005}):
-        manifest["config"]["protocol"] = protocol
-        verdicts += [r.verdict for r in analyse(assemble(manifest, results)).primary if r.variant == "compiled"]
+        planned = replace(manifest.config, protocol=replace(manifest.config.protocol, **protocol))
+        rows = analyse(assemble(replace(manifest, config=planned), results)).primary
+        verdicts += [r.verdict for r in rows if r.variant == "compiled"]
     assert verdicts == ["slower", "unresolved"]

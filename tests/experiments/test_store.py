@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import plain
 from experiments.compose import compose
 from experiments.environment import ROOT, Code, Environment, Gpu
 from experiments.errors import UserError
@@ -45,10 +46,10 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     told, results, damaged = read_run(store.path)
     assert sorted(results, key=lambda r: r.cell) == sorted(written, key=lambda r: r.cell)
     assert not damaged
-    assert told["weights"] == {"tiny": "random"}
-    assert told["models"]["tiny"]["hidden_size"] == 64
-    assert told["gpu"] == "NVIDIA H200"
-    assert len(told["cells"]) == len(written)
+    assert told.weights == {"tiny": "random"}
+    assert told.models["tiny"]["hidden_size"] == 64
+    assert told.gpu == "NVIDIA H200"
+    assert len(told.plan.cells()) == len(written)
 
 
 def test_a_run_is_named_by_time_and_commit(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_ten_thousand_cells_are_resumed_in_five_seconds(tmp_path: Path) -> None:
     store, done, damaged = resume_run(tmp_path, "latest", many)
     assert time.process_time() - start < 5
     assert (len(done), damaged) == (10_000, [])
-    assert len(json.dumps(read_run(store.path)[0]["plan"])) < 500_000
+    assert len(json.dumps(plain.encode(read_run(store.path)[0].plan))) < 500_000
     store.__exit__()
     if sys.platform == "linux":
         assert _peak_mib_of_reading(store.path) < 500

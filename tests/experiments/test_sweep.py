@@ -39,9 +39,9 @@ def test_every_cell_is_measured_once_in_the_order_planned(tmp_path: Path) -> Non
         assert result.verdict is not None
         assert result.verdict.ok
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", result.started)
-    assert found.manifest["weights"] == {"tiny": "fake"}
-    assert found.manifest["weights_hash"] == {"tiny": "0123"}
-    assert found.manifest["ceilings"] == {"read_bytes_per_s": 1e12, "bf16_flop_per_s": 1e14}
+    assert found.manifest.weights == {"tiny": "fake"}
+    assert found.manifest.weights_hash == {"tiny": "0123"}
+    assert found.manifest.ceilings == {"read_bytes_per_s": 1e12, "bf16_flop_per_s": 1e14}
 
 
 def test_one_worker_measures_at_a_time_and_stays_warm(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_one_process_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch
     assert prepare(compose(arguments(tmp_path, *asked))).plan.models[0].by_process
     found = sweep(tmp_path, *asked)
     assert set(found.statuses().values()) == OK
-    assert found.manifest["plan"]["by_process"] == ["qwen3-0.6b"]
+    assert found.manifest.plan.by_process == ("qwen3-0.6b",)
     variants = [variant for variant, _ in found.measured]
     assert [variants[i : i + 4] for i in range(0, 16, 4)] in (
         [[a] * 4, [b] * 4, [c] * 4, [d] * 4]

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plain
 from experiments.cli import module_of
 from experiments.compose import compose
 from experiments.config import DTYPES
 from experiments.memory import fit_together
 from experiments.models import find_model
 from experiments.reporting.ablation import ladders
-from experiments.reporting.info import run_info
 from experiments.validate import OPS
 from tests.house.tree import ROOT
 
@@ -86,9 +84,9 @@ def test_the_rungs_of_a_large_model_are_all_there_and_fit_on_one_gpu_run_by_run(
     for arguments in asked:
         config = compose([*arguments[2:], "dtype=bfloat16"])
         assert fit_together(find_model("qwen3-8b"), config, H200_BYTES)
-        for ladder in ladders(run_info({"config": plain.encode(config)})):
+        for ladder in ladders(config.variants):
             found += [(rung.name, rung.how, rung.without) for rung in ladder.rungs]
-    [whole] = ladders(run_info({"config": plain.encode(compose(["experiment=ablation"]))}))
+    [whole] = ladders(compose(["experiment=ablation"]).variants)
     assert sorted(found) == sorted((rung.name, rung.how, rung.without) for rung in whole.rungs)
 
 

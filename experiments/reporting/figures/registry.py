@@ -54,7 +54,7 @@ def _commands(info: RunInfo, command: str, made: Figure) -> tuple[str, ...]:
     for key, column, known in (
         ("models", "model", tuple(info.models)),
         ("workloads", "workload", tuple(info.workloads)),
-        ("variants", "variant", info.variants),
+        ("variants", "variant", tuple(info.variants)),
     ):
         shown = {record[made.columns.index(column)] for record in made.records} if column in made.columns else known
         chosen = [name for name in known if name in shown or name == BASELINE]
@@ -66,7 +66,7 @@ def _commands(info: RunInfo, command: str, made: Figure) -> tuple[str, ...]:
 
 def _as_typed(info: RunInfo, workload: str) -> str:
     """A workload as one asks for it: a sweep of rates makes one of each."""
-    return workload.rpartition("-")[0] if info.workload(workload).rates else workload
+    return workload.rpartition("-")[0] if info.workloads[workload].rates else workload
 
 
 def caption_of(name: str) -> str:

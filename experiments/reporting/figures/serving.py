@@ -22,7 +22,7 @@ def serving(analysis: Analysis) -> Iterator[Figure]:
     longer, requests come faster than they can be served. A rate at which no request was good has no mark."""
     families: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in analysis.rows:
-        if row.metric in _SHOWN and row.median is not None and analysis.run.info.workload(row.workload).rates:
+        if row.metric in _SHOWN and row.median is not None and analysis.run.info.workloads[row.workload].rates:
             families[row.model, row.workload.rpartition("-")[0]].append(row)
     color = slots(analysis.run)
     for (model, name), rows in families.items():
@@ -45,7 +45,7 @@ def _record(rate: float, r: Row) -> tuple[Value, ...]:
 
 
 def _rate(analysis: Analysis, row: Row) -> float:
-    return analysis.run.info.workload(row.workload).rates[0]
+    return analysis.run.info.workloads[row.workload].rates[0]
 
 
 def _panels(analysis: Analysis, rows: Sequence[Row], color: dict[str, int]) -> Iterator[Panel]:

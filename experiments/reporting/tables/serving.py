@@ -47,7 +47,7 @@ def serving(analysis: Analysis) -> Content | None:
 def _served(analysis: Analysis) -> Iterator[tuple[float, CellResult]]:
     """(rate, cell) of every serving cell that is ok."""
     for result in analysis.run.results:
-        rates = analysis.run.info.workload(result.cell.point.workload).rates
+        rates = analysis.run.info.workloads[result.cell.point.workload].rates
         if rates and result.status is Status.OK:
             yield rates[0], result
 

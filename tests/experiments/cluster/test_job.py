@@ -71,9 +71,9 @@ def test_two_shards_make_one_run(tmp_path: Path, node: Node) -> None:
     for result in results:
         assert result.status is Status.OK
         assert result.cell.point in next(s for s in launched.shards if s.id == result.shard).points
-    assert (manifest["gpu"], manifest["machine"]["cpu"]) == ("NVIDIA H200", "a CPU")
-    assert (manifest["weights"], manifest["weights_hash"]) == ({"tiny": "fake"}, {"tiny": "0123"})
-    told = [(s["id"], s["node"], s["device"], s["weights_hash"]) for s in manifest["shards"]]
+    assert (manifest.gpu, manifest.machine["cpu"]) == ("NVIDIA H200", "a CPU")
+    assert (manifest.weights, manifest.weights_hash) == ({"tiny": "fake"}, {"tiny": "0123"})
+    told = [(s.id, s.node, s.device, s.weights_hash) for s in read_records(launched.path)[0]]
     assert told == [(shard.id, "one", "0", {"tiny": "0123"}) for shard in launched.shards]
     # Each shard in the order planned.
     for shard in launched.shards:
@@ -116,8 +116,8 @@ def test_unlike_machines_are_told_apart_where_they_are_wanted(tmp_path: Path, no
     node.become(H100, "two")
     assert launched.run(1) == ""
     manifest, results, _ = read_run(launched.path)
-    gpus = {shard["id"]: shard["gpu"] for shard in manifest["shards"]}
-    assert manifest["gpu"] == "NVIDIA H200"
+    gpus = {shard.id: shard.gpu for shard in read_records(launched.path)[0]}
+    assert manifest.gpu == "NVIDIA H200"
     assert {(gpus[r.shard], r.shard) for r in results} == {("NVIDIA H200", "01-00"), ("NVIDIA H100", "01-01")}
     # A point is not continued on another type of GPU: it starts over there.
     (launched.path / "cells" / "tiny.decode.b1.l8.fused.r01.json").unlink()
@@ -149,7 +149,7 @@ def test_one_process_may_finish_what_shards_began(tmp_path: Path, node: Node, mo
     assert found.path == launched.path
     assert {r.shard for r in found.results.values() if r.cell.point in launched.shards[1].points} == {""}
     assert found.results.keys() == {cell.id for cell in launched.prepared.plan.cells}
-    assert (found.manifest["gpu"], found.manifest["weights"]) == ("NVIDIA H200", {"tiny": "fake"})
+    assert (found.manifest.gpu, found.manifest.weights) == ("NVIDIA H200", {"tiny": "fake"})
 
 
 def test_each_node_decides_what_fits_its_gpu(tmp_path: Path, node: Node) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cluster.hosts import device_groups
+from experiments.cluster.records import read_records
 from experiments.compose import compose
 from experiments.environment import ROOT, Environment, Gpu
 from experiments.errors import UserError
@@ -80,8 +81,8 @@ def test_gpus_of_one_host_are_shared_out(tmp_path: Path, monkeypatch: pytest.Mon
 
     found = sweep(tmp_path, "devices=[1,0]", "device=cuda")
     assert found.code == 0
-    assert (found.manifest["gpu"], found.manifest["machine"]["gpus"]) == ("NVIDIA H200", "2")
-    assert [(s["id"], s["device"], s["gpu"]) for s in found.manifest["shards"]] == [
+    assert (found.manifest.gpu, found.manifest.machine["gpus"]) == ("NVIDIA H200", "2")
+    assert [(s.id, s.device, s.gpu) for s in read_records(found.path)[0]] == [
         ("01-00", "1", "NVIDIA H200"),
         ("01-01", "0", "NVIDIA H200"),
     ]

@@ -64,8 +64,8 @@ def test_one_shard_is_requeued_and_one_is_lost_and_the_run_is_as_if_it_were_one(
     assert (found.code, found.path) == (0, lost.path)
     assert measured(found) == measured(whole)
     assert rows(found) == rows(whole)
-    assert found.manifest["machine"] == whole.manifest["machine"]
-    assert found.manifest["weights_hash"] == whole.manifest["weights_hash"]
+    assert found.manifest.machine == whole.manifest.machine
+    assert found.manifest.weights_hash == whole.manifest.weights_hash
     assert not found.damaged
     assert not workers(tmp_path)
 

@@ -3,11 +3,15 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments import plain
+from experiments.config import ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.environment import Code, Environment, Gpu
 from experiments.floors import floor_ms
+from experiments.manifest import Manifest, new_manifest
+from experiments.models import Model
+from experiments.plan import make_plan
 from experiments.records import Cell, CellResult, Point, Status, Verdict
 from experiments.reporting.ledgers import Interval, Kernel, Ledger
 from experiments.reporting.run import Run, assemble
@@ -31,6 +35,14 @@ SMOLLM2 = {
     "head_dim": 64,
     "vocab_size": 49152,
 }
+SIZES = {"qwen3-0.6b": QWEN3_06B, "smollm2-135m": SMOLLM2}
+CPU = Environment("3.12.3", "Linux x86_64", "synthetic cores x 16", 16, None, {"torch": "2.11.0", "triton": "3.6.0"})
+H200 = replace(CPU, gpu=Gpu("NVIDIA H200", "570.1", 141 << 30, 1))
+CODE = Code("0a1b2c3d4e5f60718293a4b5c6d7e8f901234567", False, "0a1b2c3")
+PROTOCOL = ProtocolConfig(
+    rounds=5, windows=5, steps_per_window=64, window_ms=1000, warmup_min_steps=8, warmup_max_steps=64,
+    verdict_tokens=16, load_timeout_s=600, cell_timeout_s=600,
+)  # fmt: skip
 CEILINGS = {"read_bytes_per_s": 4.64e12, "bf16_flop_per_s": 7.0e14}
 SPEED = {"baseline": 1.0, "compiled": 1.12, "folded": 1.002, "norm_linear": 1.21, "fused": 1.85}
 
@@ -55,53 +67,37 @@ class Synthetic:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mend: Callable[[CellResult], CellResult | None] = field(default=lambda result: result)
 
-    def cells(self) -> list[Cell]:
-        """The plan."""
-        points = [
-            Point(model, workload, 256 if workload == "offline" else batch, 0 if workload == "offline" else length)
-            for model in self.models
-            for workload in self.workloads
-            for batch in (self.batches[:1] if workload == "offline" else self.batches)
-            for length in (self.lengths[:1] if workload == "offline" else self.lengths)
-        ]
-        return [Cell(p, v, r) for r in range(self.rounds) for p in points for v in self.variants]
-
     def results(self) -> list[CellResult]:
         """Every cell that was not dropped."""
         draw = random.Random(self.seed)
-        made = (self.mend(self._result(cell, draw)) for cell in self.cells())
+        made = (self.mend(self._result(cell, draw)) for cell in self.manifest().plan.cells())
         return [result for result in made if result is not None]
 
-    def manifest(self) -> dict[str, Any]:
-        """A manifest as the store writes it."""
-        ceilings = CEILINGS if self.ceilings else None
-        return {
-            "schema": 1,
-            "experiment": "synthetic",
-            "run_id": "20261123T101500Z-0a1b2c3",
-            "created": "2026-11-23T10:15:00Z",
-            "commit": "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",
-            "dirty": False,
-            "gpu": "NVIDIA H200" if self.kernels == "compiled" else "",
-            "machine": {"cpu": "synthetic cores x 16", "memory": "128 GiB"},
-            "software": {"torch": "2.11.0", "triton": "3.6.0", "python": "3.12.3"},
-            "ceilings": ceilings,
-            "models": {"qwen3-0.6b": QWEN3_06B, "smollm2-135m": SMOLLM2},
-            "config": {
-                "name": "synthetic",
-                "question": "How much faster does the whole engine get when RMSNorm moves into the linear after it?",
-                "variants": [self._variant(v) for v in self.variants],
-                "workloads": [{"name": w, "kind": w} for w in self.workloads],
-                "protocol": {"rounds": self.rounds, "windows": self.windows},
-                "dtype": "bfloat16" if self.kernels == "compiled" else "float32",
-                "device": "cuda" if self.kernels == "compiled" else "cpu",
-                "seed": 0,
-            },
-            "cells": [plain.encode(cell) for cell in self.cells()],
-        }
+    def manifest(self) -> Manifest:
+        """The manifest of a run on one H200, or of twins on a CPU."""
+        compiled = self.kernels == "compiled"
+        config = ExperimentConfig(
+            name="synthetic",
+            question="How much faster does the whole engine get when RMSNorm moves into the linear after it?",
+            models=list(self.models),
+            variants=[self._variant(name) for name in self.variants],
+            workloads=[self._workload(name) for name in self.workloads],
+            protocol=replace(PROTOCOL, rounds=self.rounds, windows=self.windows),
+            device="cuda" if compiled else "cpu",
+            dtype="bfloat16" if compiled else "float32",
+        )
+        models = [Model(name, name, sizes=SIZES.get(name, {})) for name in self.models]
+        made = new_manifest(config, models, make_plan(config, config.models), H200 if compiled else CPU, CODE)
+        ceilings = CEILINGS if self.ceilings else {}
+        return replace(made, run_id="20261123T101500Z-0a1b2c3", created="2026-11-23T10:15:00Z", ceilings=ceilings)
 
-    def _variant(self, name: str) -> dict[str, Any]:
-        return {"name": name, "kind": "baseline" if name == "control" else name, **self.settings.get(name, {})}
+    def _variant(self, name: str) -> VariantConfig:
+        return VariantConfig(name, **{"kind": "baseline" if name == "control" else name, **self.settings.get(name, {})})
+
+    def _workload(self, name: str) -> WorkloadConfig:
+        if name == "offline":
+            return WorkloadConfig(name, name, [256], [0], input_tokens=[100, 1024], output_tokens=[100, 1024])
+        return WorkloadConfig(name, name, list(self.batches), list(self.lengths))
 
     def run(self, problems: Iterable[str] = (), ledgers: Sequence[Ledger] = ()) -> Run:
         """The run as the report loads it."""
@@ -133,7 +129,7 @@ class Synthetic:
 
 def _base_ms(point: Point) -> float:
     """The baseline: launches, then the floor at a fair share of it."""
-    dims = {"qwen3-0.6b": QWEN3_06B}.get(point.model, SMOLLM2)
+    dims = SIZES.get(point.model, SMOLLM2)
     floor = floor_ms(dims, point.workload, point.batch, point.length, CEILINGS, 2)
     return 0.6 + 1.9 * (floor.floor_ms if floor else 1.0)
 

@@ -5,13 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import plain
 from experiments.compose import compose, load_yaml
 from experiments.records import CellResult, Status
 from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, ablations, ladders
 from experiments.reporting.charts.specs import Bar, Bars
 from experiments.reporting.figures import build_figures
-from experiments.reporting.info import run_info
 from experiments.reporting.rows import analyse
 from experiments.reporting.tables import build_tables
 from tests.experiments.reporting.synthetic import Synthetic
@@ -43,7 +41,7 @@ def _only(made: Synthetic) -> Ablation:
 
 
 def test_rungs_are_pairs_of_variants_that_differ_in_one_switch() -> None:
-    (ladder,) = ladders(run_info(_made().manifest()))
+    (ladder,) = ladders(_made().manifest().config.variants)
     assert ladder.full == "fused"
     assert [(r.name, r.how, r.without, r.having) for r in ladder.rungs] == [
         ("a", ADDED, "baseline", "only_a"),
@@ -57,13 +55,13 @@ def test_rungs_are_pairs_of_variants_that_differ_in_one_switch() -> None:
 @pytest.mark.parametrize("variants", [("baseline", "fused"), ("baseline", "only_a", "fused"), ("fused", "without_a")])
 def test_one_rung_or_none_is_no_ladder(variants: tuple[str, ...]) -> None:
     made = _made(variants=variants, settings={v: _made().settings[v] for v in variants})
-    assert ladders(run_info(made.manifest())) == []
+    assert ladders(made.manifest().config.variants) == []
     assert not [name for name in build_figures(analyse(made.run())) if name.startswith("ablation")]
 
 
 def test_headline_has_no_ladder_and_ablation_has_every_rung_of_fused_both_ways() -> None:
     def of(name: str) -> list[tuple[str, str]]:
-        found = ladders(run_info({"config": plain.encode(compose([f"experiment={name}"]))}))
+        found = ladders(compose([f"experiment={name}"]).variants)
         return [(rung.name, rung.how) for ladder in found for rung in ladder.rungs]
 
     assert of("headline") == []
@@ -72,7 +70,7 @@ def test_headline_has_no_ladder_and_ablation_has_every_rung_of_fused_both_ways()
 
 
 def test_a_rung_is_added_to_the_fused_engine_with_everything_off_where_there_is_one() -> None:
-    (ladder,) = ladders(run_info({"config": plain.encode(compose(["experiment=ablation"]))}))
+    (ladder,) = ladders(compose(["experiment=ablation"]).variants)
     added = {r.name: r.without for r in ladder.rungs if r.how == ADDED}
     assert added.pop("attention") == "only_qkv_post"
     assert set(added.values()) == {"nothing"}

@@ -1,6 +1,7 @@
 """Each figure says how to make it again, and asks for no more than it shows."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.experiments.reporting.synthetic import Synthetic, ledger
 
 def _commands() -> dict[str, tuple[str, ...]]:
     made = Synthetic(variants=("baseline", "control", "fused"), rounds=3)
-    manifest = made.manifest() | {"experiment": "headline"}
+    manifest = replace(made.manifest(), experiment="headline")
     run = assemble(manifest, made.results(), [], [ledger("baseline"), ledger("fused")])
     return {name: figure.commands for name, (_, figure) in build_figures(analyse(run)).items()}
 

@@ -32,7 +32,7 @@ def test_a_stored_run_becomes_a_report(swept: tuple[Path, Outcome], capsys: pyte
     assert {"index.html", "report.md", "summary.json", "tables/results.csv", "tables/results.tex"} <= made
     summary = json.loads((folder / "reports/quick/summary.json").read_text())
     assert summary["run_id"] == outcome.path.name
-    assert summary["question"] == outcome.manifest["question"]
+    assert summary["question"] == outcome.manifest.question
     assert summary["ledger"]["ok"] == 16
 
 

@@ -3,13 +3,11 @@
 import io
 import json
 from dataclasses import replace
-from typing import Any
 
 import jsonschema
 import pytest
 from rich.console import Console
 
-from experiments import plain
 from experiments.config import WorkloadConfig
 from experiments.floors import floor_ms
 from experiments.records import Cell, CellResult, Point, Status, Verdict
@@ -38,10 +36,10 @@ def serving_run() -> Run:
         for variant in ("baseline", "fused")
         for round_ in range(ROUNDS)
     ]
-    manifest: dict[str, Any] = Synthetic(variants=("baseline", "fused"), rounds=ROUNDS).manifest()
-    manifest["config"]["workloads"] = [plain.encode(workload) for workload in WORKLOADS]
-    manifest["cells"] = [plain.encode(result.cell) for result in results]
-    return assemble(manifest, results)
+    manifest = Synthetic(models=("qwen3-0.6b",), variants=("baseline", "fused"), rounds=ROUNDS).manifest()
+    points = tuple(Point("qwen3-0.6b", workload.name, 100, 0) for workload in WORKLOADS)
+    config, plan = replace(manifest.config, workloads=WORKLOADS), replace(manifest.plan, points=points)
+    return assemble(replace(manifest, config=config, plan=plan), results)
 
 
 def served(cell: Cell) -> CellResult:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from experiments import plain
 from experiments.cluster.records import ShardRecord
 from experiments.records import CellResult
 from experiments.reporting.first_screen import first_screen
@@ -19,7 +18,7 @@ from experiments.reporting.tables.registry import build_tables
 from tests.experiments.reporting.synthetic import CEILINGS, Synthetic
 
 SLOW = {"read_bytes_per_s": 2.32e12, "bf16_flop_per_s": 3.5e14}
-GPU = str(Synthetic().manifest()["gpu"])
+GPU = Synthetic().manifest().gpu
 
 
 def record(name: str, node: str, gpu: str, ceilings: dict[str, float]) -> ShardRecord:
@@ -35,7 +34,7 @@ def spread(*shards: ShardRecord, seconds_apart: int = 0) -> Run:
         return replace(result, shard=shards[place].id, started=started, duration_s=10.0)
 
     made = Synthetic(models=("qwen3-0.6b",), variants=("baseline", "fused"), rounds=3, mend=mend)
-    return assemble(made.manifest() | {"shards": [plain.encode(shard) for shard in shards]}, made.results())
+    return assemble(made.manifest(), made.results(), shards=shards)
 
 
 def fact(analysis: Analysis) -> tuple[str, str]:

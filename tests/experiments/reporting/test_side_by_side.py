@@ -25,7 +25,8 @@ SMALL = {"models": ("qwen3-0.6b",), "workloads": ("decode",), "batches": (1, 8),
 
 def _run(gpu: str, commit: str, **changes: Any) -> Run:
     made = Synthetic(**(SMALL | changes))
-    manifest = made.manifest() | {"gpu": gpu, "commit": commit, "run_id": f"run-{commit}", "dirty": commit == "b" * 40}
+    dirty = commit == "b" * 40
+    manifest = replace(made.manifest(), gpu=gpu, commit=commit, run_id=f"run-{commit}", dirty=dirty)
     return assemble(manifest, made.results(), [], [ledger("fused")])
 
 
@@ -129,7 +130,7 @@ def test_files_have_a_summary_of_each_run_and_the_same_bytes_again(
 
 def test_an_empty_run_beside_a_whole_one_is_honest(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.reporting.charts.paper.render", lambda figure: {})
-    empty = assemble({}, [], experiment="x", run_id="y")
+    empty = Synthetic(models=()).run()
     twin = replace(_run("", "d" * 40, kernels="twin", ceilings=False, rounds=1))
     page = build_together([empty, runs[0], twin])["index.html"].decode()
     assert "C: Twin run" in page
