@@ -5,20 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
+from experiments import plain
 from experiments.cluster.records import ShardRecord, read_records
 from experiments.config import BASELINE
+from experiments.durable import read_json
 from experiments.errors import UserError
 from experiments.manifest import Manifest
 from experiments.metrics import metrics_of
 from experiments.records import CellResult, Point, Status
-from experiments.reporting.counters import read_counters
 from experiments.reporting.info import RunInfo
-from experiments.reporting.ledgers import Ledger, read_ledgers
+from experiments.reporting.ledgers import Traced
 from experiments.store import read_run
 from experiments.trace.counters import Counters
 
 NOT_RUN = "never ran: the sweep ended before this cell; `fusebench sweep resume=RUN_ID` goes on"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Run:
 
     info: RunInfo
     results: tuple[CellResult, ...]
-    ledgers: tuple[Ledger, ...] = ()
+    ledgers: tuple[Traced, ...] = ()
     counters: tuple[Counters, ...] = ()
     problems: tuple[str, ...] = ()
     palette: tuple[str, ...] = ()
@@ -73,10 +77,21 @@ def load_run(results_dir: Path, experiment: str, run_id: str) -> Run:
 def read_folder(path: Path) -> Run:
     """Read the run in a folder."""
     manifest, results, problems = read_run(path)
-    ledgers, ledger_problems = read_ledgers(path / "traces")
-    counters, counter_problems = read_counters(path / "counters")
+    ledgers, ledger_problems = read_values(Traced, path / "traces")
+    counters, counter_problems = read_values(Counters, path / "counters")
     found = [*problems, *ledger_problems, *counter_problems]
     return assemble(manifest, results, found, ledgers, counters, read_records(path)[0])
+
+
+def read_values(kind: type[T], folder: Path) -> tuple[list[T], list[str]]:
+    """Every whole file of a folder, and a line for each that is not one of that kind."""
+    found, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(plain.decode(kind, read_json(path)))
+        except (ValueError, OSError) as error:
+            problems.append(f"{folder.name}/{path.name}: {error}")
+    return found, problems
 
 
 def locate_run(results_dir: Path, name: str) -> Path:
@@ -111,7 +126,7 @@ def assemble(
     manifest: Manifest,
     results: Sequence[CellResult],
     problems: Sequence[str] = (),
-    ledgers: Sequence[Ledger] = (),
+    ledgers: Sequence[Traced] = (),
     counters: Sequence[Counters] = (),
     shards: Sequence[ShardRecord] = (),
 ) -> Run:
@@ -122,5 +137,10 @@ def assemble(
     info = RunInfo.of(manifest, shards)
     unknown = sorted({r.cell.point.workload for r in everything if not metrics_of(info.kind(r.cell.point.workload))})
     uncounted = [f"workload {name}: no metric is registered for it, its cells are counted only" for name in unknown]
-    by_cell = tuple(sorted(ledgers, key=lambda ledger: (ledger.cell, ledger.profiler)))
-    return Run(info, tuple(everything), by_cell, tuple(counters), tuple(sorted([*problems, *uncounted])))
+    return Run(
+        info,
+        tuple(everything),
+        tuple(sorted(ledgers, key=lambda ledger: (ledger.cell, ledger.profiler))),
+        tuple(sorted(counters, key=lambda counted: counted.cell)),
+        tuple(sorted([*problems, *uncounted])),
+    )

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from experiments import plain
 from experiments.reporting.blocks.headline import OFFLINE
 from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.formats import Column, Kind, Value, number
+from experiments.reporting.ledgers import Traced
 
 RUNS = Path("results/offline")
 NO_TRACE = (
@@ -28,8 +29,8 @@ def offline_split(root: Path) -> str:
     times, facts = {}, []
     for path in sorted(path.relative_to(root) for path in (root / folder).glob("*.json")):
         with usable(path):
-            ledger = read(root, path)
-            times[ledger["cell"]["variant"]] = _times(ledger)
+            ledger = plain.decode(Traced, read(root, path))
+            times[ledger.cell.variant] = _times(ledger)
             facts.append(_facts(ledger))
     columns = [Column("steps", "Steps"), Column("what", "What")]
     for variant in times:
@@ -43,16 +44,16 @@ def _folder(root: Path) -> Path | None:
     return folders[-1].relative_to(root) if folders else None
 
 
-def _times(ledger: Mapping[str, Any]) -> Times:
+def _times(ledger: Traced) -> Times:
     """(kind of step, what) -> milliseconds; their sum is the run."""
     times: Times = {}
-    for part in ledger["parts"]:
-        times |= {(part["name"], op): ms for op, ms in part["op_ms"].items()}
-        times[part["name"], "idle between kernels"] = part["within_ms"]
-        times[part["name"], "idle until the step is launched"] = part["before_ms"]
-    if ledger["overlap_ms"]:
-        times["all", "less what overlaps"] = -ledger["overlap_ms"]
-    times["all", "before the first kernel and after the last"] = ledger["run_ms"] - ledger["window_ms"]
+    for part in ledger.parts:
+        times |= {(part.name, op): ms for op, ms in part.op_ms.items()}
+        times[part.name, "idle between kernels"] = part.within_ms
+        times[part.name, "idle until the step is launched"] = part.before_ms
+    if ledger.overlap_ms:
+        times["all", "less what overlaps"] = -ledger.overlap_ms
+    times["all", "before the first kernel and after the last"] = ledger.run_ms - ledger.window_ms
     return times
 
 
@@ -72,15 +73,15 @@ def _rows(times: Mapping[str, Times]) -> Iterator[tuple[Value, ...]]:
     yield "all", "the run", *(value for ms in run_ms.values() for value in (ms, 1.0))
 
 
-def _facts(ledger: Mapping[str, Any]) -> str:
+def _facts(ledger: Traced) -> str:
     """Of one variant: its kinds of steps, and the rate under the profiler."""
     parts = []
-    for part in (part for part in ledger["parts"] if part["steps"]):
-        decoding, prompts = (number(part[key] / part["steps"], 3) for key in ("decoded_tokens", "prefill_tokens"))
+    for part in (part for part in ledger.parts if part.steps):
+        decoding, prompts = (number(n / part.steps, 3) for n in (part.decoded_tokens, part.prefill_tokens))
         computed = f"{decoding} sequences decoding" + (f" and {prompts} tokens of prompts" if prompts != "0" else "")
-        parts.append(f"{part['steps']} {part['name']} steps with {computed}")
-    rate = number(1e3 * ledger["output_tokens"] / ledger["run_ms"])
-    return f"`{ledger['cell']['variant']}`: {'; '.join(parts)}, on average; {rate} output tokens/s while traced."
+        parts.append(f"{part.steps} {part.name} steps with {computed}")
+    rate = number(1e3 * ledger.output_tokens / ledger.run_ms)
+    return f"`{ledger.cell.variant}`: {'; '.join(parts)}, on average; {rate} output tokens/s while traced."
 
 
 @usable(OFFLINE)

@@ -9,7 +9,7 @@ from experiments.reporting.families import legend, slot_of
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.figures.traces import by_workload
 from experiments.reporting.formats import Value, number, where
-from experiments.reporting.ledgers import Interval, Ledger
+from experiments.reporting.ledgers import Interval, Traced
 from experiments.reporting.rows import Analysis
 
 X_LABEL = "µs from the first kernel"
@@ -39,7 +39,7 @@ def timeline(analysis: Analysis) -> Iterator[Figure]:
             )
 
 
-def _panels(place: str, ledgers: Sequence[Ledger]) -> Iterator[Panel]:
+def _panels(place: str, ledgers: Sequence[Traced]) -> Iterator[Panel]:
     """The whole step, and one layer where every variant names its layers."""
     yield Panel(f"{place}: the step", Spans(X_LABEL, tuple(_lane(g.label, g.step) for g in ledgers)))
     layer = _middle_layer(ledgers)
@@ -48,7 +48,7 @@ def _panels(place: str, ledgers: Sequence[Ledger]) -> Iterator[Panel]:
         yield Panel(f"{place}: layer {layer}", Spans(X_LABEL, tuple(_lane(*part) for part in parts)))
 
 
-def _middle_layer(ledgers: Sequence[Ledger]) -> str:
+def _middle_layer(ledgers: Sequence[Traced]) -> str:
     numbers = sorted({int(work.layer) for work in ledgers[0].step if work.layer.isdecimal()})
     return str(numbers[len(numbers) // 2]) if numbers else ""
 
@@ -79,7 +79,7 @@ def _tip(variant: str, work: Interval) -> str:
     return f"{variant}: {work.owner}{place}\n{work.name}\n{times}"
 
 
-def _records(ledgers: Sequence[Ledger]) -> Iterator[tuple[Value, ...]]:
+def _records(ledgers: Sequence[Traced]) -> Iterator[tuple[Value, ...]]:
     for ledger in ledgers:
         p = ledger.cell.point
         head = (p.model, p.workload, p.batch, p.length, ledger.cell.variant)

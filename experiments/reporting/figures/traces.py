@@ -8,7 +8,7 @@ from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Pane
 from experiments.reporting.families import IDLE, SLOTS, legend, slot_of
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.formats import Value, number, percent, where
-from experiments.reporting.ledgers import Ledger
+from experiments.reporting.ledgers import Traced, owner_of
 from experiments.reporting.rows import Analysis
 
 
@@ -37,26 +37,26 @@ def kernel_time(analysis: Analysis) -> Iterator[Figure]:
         )
 
 
-def by_workload(analysis: Analysis) -> Iterator[tuple[tuple[str, str], list[Ledger]]]:
+def by_workload(analysis: Analysis) -> Iterator[tuple[tuple[str, str], list[Traced]]]:
     """The ledgers of each (model, workload): by point, and in it in the order of the plan, the baseline first."""
     order = {variant: i for i, variant in enumerate(analysis.run.variants)}
-    groups: dict[tuple[str, str], list[Ledger]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Traced]] = defaultdict(list)
     for ledger in analysis.run.ledgers:
         groups[ledger.cell.point.model, ledger.cell.point.workload].append(ledger)
     for key, found in sorted(groups.items()):
         yield key, sorted(found, key=lambda g: (g.cell.point, order.get(g.cell.variant, len(order)), g.cell))
 
 
-def op_times_us(ledger: Ledger) -> dict[str, float]:
+def op_times_us(ledger: Traced) -> dict[str, float]:
     """Device time per step by op, most first; kernels without an owner stand under `unattributed`."""
     times: dict[str, list[float]] = defaultdict(list)
     for kernel in ledger.kernels:
-        times[kernel.owner].append(kernel.total_us)
+        times[owner_of(kernel.op, kernel.phase)].append(kernel.total_us)
     summed = {op: math.fsum(us) * ledger.per_step for op, us in times.items()}
     return dict(sorted(summed.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _bar(ledger: Ledger, times: dict[str, float]) -> Bar:
+def _bar(ledger: Traced, times: dict[str, float]) -> Bar:
     busy = math.fsum(times.values()) or 1.0
     name = ledger.label
     segments = [

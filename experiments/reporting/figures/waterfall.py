@@ -10,7 +10,7 @@ from experiments.reporting.families import IDLE, OTHER, SLOTS, legend, slot_of
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.figures.traces import by_workload
 from experiments.reporting.formats import Value, number, where
-from experiments.reporting.ledgers import Ledger
+from experiments.reporting.ledgers import Traced, owner_of
 from experiments.reporting.rows import Analysis
 
 MOST_STEPS = 12
@@ -58,14 +58,14 @@ def waterfall(analysis: Analysis) -> Iterator[Figure]:
                 caption_of("waterfall"),
                 f"Waterfall of kernel time per step on {model} {workload}, from the baseline to each traced variant.",
                 tuple(_panel(before, after) for before, after in pairs),
-                legend({kernel.owner for pair in pairs for ledger in pair for kernel in ledger.kernels}, idle=True),
+                legend({op for pair in pairs for ledger in pair for _, op in _by_kernel(ledger)}, idle=True),
                 ("model", "workload", "batch", "length", "variant", "kernel", "op", "fate", "baseline_launches",
                  "launches", "baseline_us", "us", "saved_us"),
                 tuple(record for pair in pairs for record in _records(*pair)),
             )  # fmt: skip
 
 
-def steps_between(before: Ledger, after: Ledger) -> list[Step]:
+def steps_between(before: Traced, after: Traced) -> list[Step]:
     """Every step, largest saving first; idle and shared time last. Their changes add up to that of the whole step."""
     old, new = _by_kernel(before), _by_kernel(after)
     nothing = (0.0, 0.0)
@@ -82,17 +82,17 @@ def _kernel_step(
     return Step(name, owner, fate, before_us, after_us, before_count, after_count)
 
 
-def _by_kernel(ledger: Ledger) -> dict[tuple[str, str], tuple[float, float]]:
+def _by_kernel(ledger: Traced) -> dict[tuple[str, str], tuple[float, float]]:
     """(name, op) -> launches and microseconds per step."""
     sums: dict[tuple[str, str], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for kernel in ledger.kernels:
-        count, us = sums[kernel.name, kernel.owner]
-        key = (kernel.name, kernel.owner)
+        key = (kernel.name, owner_of(kernel.op, kernel.phase))
+        count, us = sums[key]
         sums[key] = (count + kernel.count * ledger.per_step, us + kernel.total_us * ledger.per_step)
     return dict(sums)
 
 
-def _panel(before: Ledger, after: Ledger) -> Panel:
+def _panel(before: Traced, after: Traced) -> Panel:
     point = after.cell.point
     bars, level_us = [_total(before.label, before.step_us)], before.step_us
     for step in _folded(steps_between(before, after)):
@@ -131,7 +131,7 @@ def _bar(step: Step, level_us: float) -> Bar:
     return Bar(label, (segment,), words, min(level_us, level_us + step.change_us))
 
 
-def _records(before: Ledger, after: Ledger) -> Iterator[tuple[Value, ...]]:
+def _records(before: Traced, after: Traced) -> Iterator[tuple[Value, ...]]:
     p = after.cell.point
     for s in steps_between(before, after):
         counts = (s.before_count, s.after_count) if s.fate else (None, None)

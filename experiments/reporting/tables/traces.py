@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 from experiments.config import BASELINE
 from experiments.reporting.formats import Column, Kind, Value
-from experiments.reporting.ledgers import Ledger
+from experiments.reporting.ledgers import Traced, owner_of
 from experiments.reporting.rows import Analysis
 from experiments.reporting.tables.registry import PLACE, VARIANT, Content, table
 from experiments.trace.tables import COUNTER_COLUMNS, counter_values
@@ -31,8 +31,9 @@ def kernels(analysis: Analysis) -> Content | None:
         time_us: dict[tuple[str, str, str], float] = defaultdict(float)
         launches: Counter[tuple[str, str, str]] = Counter()
         for k in ledger.kernels:
-            time_us[k.name, k.owner, k.phase] += k.total_us
-            launches[k.name, k.owner, k.phase] += k.count
+            key = (k.name, owner_of(k.op, k.phase), k.phase or "")
+            time_us[key] += k.total_us
+            launches[key] += k.count
         total = math.fsum(time_us.values()) or 1.0
         p = ledger.cell.point
         head = (p.model, p.workload, p.batch, p.length, ledger.label)
@@ -69,12 +70,13 @@ def kernel_changes(analysis: Analysis) -> Content | None:
     return Content(columns, rows)
 
 
-def _by_op(ledger: Ledger) -> dict[str, tuple[float, float]]:
+def _by_op(ledger: Traced) -> dict[str, tuple[float, float]]:
     """(launches, microseconds) per step of each op."""
     sums: dict[str, tuple[float, float]] = {}
     for k in ledger.kernels:
-        launches, us = sums.get(k.owner, (0.0, 0.0))
-        sums[k.owner] = (launches + k.count * ledger.per_step, us + k.total_us * ledger.per_step)
+        op = owner_of(k.op, k.phase)
+        launches, us = sums.get(op, (0.0, 0.0))
+        sums[op] = (launches + k.count * ledger.per_step, us + k.total_us * ledger.per_step)
     return sums
 
 
@@ -106,9 +108,9 @@ def traces(analysis: Analysis) -> Content | None:
         floor, busy_us = analysis.floors.get(p), ledger.busy_us
         gb_per_s = floor.bytes / busy_us / 1e3 if floor and busy_us else None
         idle = ledger.idle_us / ledger.step_us if ledger.step_us > 0 else None
-        rungs = ", ".join(f"{name} {fate}" for name, fate in ledger.rungs)
+        rungs = ", ".join(f"{rung.name} {rung.fate}" for rung in ledger.rungs)
         head = (p.model, p.workload, p.batch, p.length, ledger.label, ledger.profiler, ledger.steps)
-        sums = (launches, busy_us, gb_per_s, idle, ledger.closure)
+        sums = (launches, busy_us, gb_per_s, idle, ledger.kernels_and_idle)
         rows.append((*head, *sums, ledger.coverage, ledger.inflation, rungs))
     return Content(columns, rows)
 

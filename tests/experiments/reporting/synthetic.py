@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from experiments.manifest import Manifest, new_manifest
 from experiments.models import Model
 from experiments.plan import make_plan
 from experiments.records import Cell, CellResult, Point, Status, Verdict
-from experiments.reporting.ledgers import Interval, Kernel, Ledger
+from experiments.reporting.ledgers import Traced
 from experiments.reporting.run import Run, assemble
+from experiments.trace.ledger import SCHEMA, Gaps, KernelRow, Timeline
 
 QWEN3_06B = {
     "hidden_size": 1024,
@@ -99,7 +100,7 @@ class Synthetic:
             return WorkloadConfig(name, name, [256], [0], input_tokens=[100, 1024], output_tokens=[100, 1024])
         return WorkloadConfig(name, name, list(self.batches), list(self.lengths))
 
-    def run(self, problems: Iterable[str] = (), ledgers: Sequence[Ledger] = ()) -> Run:
+    def run(self, problems: Iterable[str] = (), ledgers: Sequence[Traced] = ()) -> Run:
         """The run as the report loads it."""
         return assemble(self.manifest(), self.results(), list(problems), ledgers)
 
@@ -134,27 +135,66 @@ def _base_ms(point: Point) -> float:
     return 0.6 + 1.9 * (floor.floor_ms if floor else 1.0)
 
 
-def ledger(variant: str, coverage: float = 0.97) -> Ledger:
+def ledger(variant: str, coverage: float = 0.97) -> Traced:
     """A decode ledger: 28 layers of a few kernels, fewer of them when fused."""
     ops = [("qkv_proj", 3.1), ("attention", 4.0), ("o_proj", 2.2), ("gate_up_proj", 5.1), ("down_proj", 2.6)]
     if variant == "baseline":
         ops += [("rms_norm", 1.7), ("rms_norm", 1.7), ("qk_norm", 1.5), ("rope", 1.4), ("silu_mul", 1.6)]
     kernels = [
-        Kernel(f"{op}_kernel<{i % 3}>", "forward", str(layer), op, 10, 10 * us)
+        kernel(f"{op}_kernel<{i % 3}>", op, 10, 10 * us, str(layer))
         for layer in range(28)
         for i, (op, us) in enumerate(ops)
     ]
-    kernels.append(Kernel("argmax_kernel", "sample", "", "sample", 10, 41.0))
-    kernels.append(Kernel("memcpy HtoD", "", "", "", 20, 22.0))
-    cell = Cell(Point("qwen3-0.6b", "decode", 1, 128), variant, 0)
-    busy = sum(k.total_us for k in kernels) / 1e3
-    return Ledger(cell, "nsys", coverage, busy * 1.2, busy, 10, tuple(kernels), 1.31, _step(kernels))
+    kernels.append(kernel("argmax_kernel", "sample", 10, 41.0, phase="sample"))
+    kernels.append(kernel("memcpy HtoD", None, 20, 22.0, phase=None))
+    busy_ms = sum(k.total_us for k in kernels) / 1e3
+    return Traced(
+        schema=SCHEMA,
+        cell=Cell(Point("qwen3-0.6b", "decode", 1, 128), variant, 0),
+        profiler="nsys",
+        profiler_version="2025.3.1",
+        export_schema="3",
+        coverage=coverage,
+        window_ms=1.2 * busy_ms,
+        busy_ms=busy_ms,
+        gap_ms=0.2 * busy_ms,
+        overlap_ms=0.0,
+        outside_ms=0.0,
+        devices=1,
+        steps=10,
+        kernels_per_step=len(kernels),
+        launches_per_step=len(kernels),
+        traced_step_ms=0.12 * busy_ms,
+        untraced_step_ms=0.12 * busy_ms / 1.31,
+        inflation=1.31,
+        gaps=Gaps(200 * busy_ms, 0.0, 0, 0.0, 0.0),
+        kernels=kernels,
+        timeline=timeline(_one_after_the_other(kernels)),
+    )
 
 
-def _step(kernels: Sequence[Kernel]) -> tuple[Interval, ...]:
-    """The kernels one after the other, half a microsecond between them."""
-    step: list[Interval] = []
+def kernel(
+    name: str, op: str | None, count: int, total_us: float, layer: str | None = None, phase: str | None = "forward"
+) -> KernelRow:
+    """A row of a ledger."""
+    return KernelRow(name, "kernel", phase, layer, op, count, total_us, [1], [128], 32, 0, op is not None)
+
+
+Launch = tuple[float, float, str, str, str, str]
+
+
+def timeline(launches: Iterable[Launch]) -> Timeline:
+    """Of (start_us, duration_us, name, layer, op, phase), as a ledger keeps them."""
+    rows = list(launches)
+    texts = list(dict.fromkeys(["", *(text for row in rows for text in row[2:])]))
+    starts, durations = ([round(1e3 * row[i]) for row in rows] for i in (0, 1))
+    name, layer, op, phase = ([texts.index(row[i]) for row in rows] for i in range(2, 6))
+    return Timeline(texts, starts, durations, [7] * len(rows), name, phase, layer, op)
+
+
+def _one_after_the_other(kernels: Sequence[KernelRow]) -> Iterator[Launch]:
+    """One step, half a microsecond between its kernels."""
+    start_us = 0.0
     for k in kernels:
-        start_us = step[-1].end_us + 0.5 if step else 0.0
-        step.append(Interval(start_us, k.total_us / 10, k.name, k.layer, k.owner))
-    return tuple(step)
+        yield start_us, k.total_us / 10, k.name, k.layer or "", k.op or "", k.phase or ""
+        start_us += k.total_us / 10 + 0.5

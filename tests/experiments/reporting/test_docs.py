@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -20,8 +20,8 @@ from experiments.reporting.formats import BLANK, interval, number, ratio
 from experiments.reporting.rows import analyse
 from experiments.reporting.summary import summary_of
 from experiments.step_records import Kept, StepCell, StepRun, Tried
-from experiments.trace.ledger import Ledger, Part
-from tests.experiments.reporting.synthetic import Synthetic
+from experiments.trace.ledger import Part
+from tests.experiments.reporting.synthetic import Synthetic, ledger
 
 EMPTY = "# Title\n\n<!-- generated:headline -->\n<!-- /generated:headline -->\n\nafter\n"
 
@@ -540,12 +540,17 @@ def _commit_offline_ledger(root: Path, variant: str, attention_ms: float) -> Non
         {"decode_attention": attention_ms, "linear": 1000, "rope": 9},
     )
     prefill = Part("prefill", 10, 500, 144_000, 400, 5, 45, {"linear": 400})
-    made: dict[str, object] = {field.name: 0 for field in fields(Ledger)}
-    parts = {"parts": plain.encode([decode, prefill]), "overlap_ms": 9, "output_tokens": 100_000}
     window_ms = attention_ms + 1009 + 50 + 450 - 9
-    cell = plain.encode(Cell(Point("qwen3-0.6b", "offline", 256, 0), variant, 0))
-    content = made | parts | {"window_ms": window_ms, "run_ms": window_ms + 50, "cell": cell}
-    write_json(run / f"traces/qwen3-0.6b.offline.b256.l0.{variant}.r00.json", content)
+    made = replace(
+        ledger(variant),
+        cell=Cell(Point("qwen3-0.6b", "offline", 256, 0), variant, 0),
+        parts=[decode, prefill],
+        overlap_ms=9,
+        output_tokens=100_000,
+        window_ms=window_ms,
+        run_ms=window_ms + 50,
+    )
+    write_json(run / f"traces/{made.cell.id}.json", plain.encode(made))
 
 
 def test_the_offline_split_adds_up_to_the_run(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ BROKEN: dict[str, tuple[Callable[[], Run], list[str]]] = {
         ["no verdict on its answers"],
     ),
     "empty ledger": (
-        lambda: Synthetic(**SMALL, rounds=1).run(ledgers=[dataclasses.replace(ledger("fused"), steps=0, kernels=())]),
+        lambda: Synthetic(**SMALL, rounds=1).run(ledgers=[dataclasses.replace(ledger("fused"), steps=0, kernels=[])]),
         ["Traces"],
     ),
 }

@@ -51,8 +51,8 @@ def test_damaged_cells_and_ledgers_are_named_and_the_rest_is_reported(tmp_path: 
     cell.write_bytes(cell.read_bytes()[:40])
     traces = outcome.path / "traces"
     traces.mkdir()
-    write_json(traces / "good.json", plain.encode(ledger("fused")) | {"schema": 1})
-    (traces / "plain.json").write_text(json.dumps(plain.encode(ledger("baseline")) | {"schema": 1}))
+    for variant in ("baseline", "fused"):
+        write_json(traces / f"{variant}.json", plain.encode(ledger(variant)))
     (traces / "bad.json").write_text('{"cell": ')
     assert _run(tmp_path, "experiment=quick") == 0
     text = (tmp_path / "reports/quick/report.md").read_text()

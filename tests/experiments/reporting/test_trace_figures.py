@@ -15,15 +15,15 @@ from experiments.reporting.families import FAMILIES, IDLE, OTHER, SLOTS, family_
 from experiments.reporting.figures import build_figures
 from experiments.reporting.figures.timeline import one_layer
 from experiments.reporting.figures.waterfall import MOST_STEPS, steps_between
-from experiments.reporting.ledgers import Interval, Kernel, Ledger
+from experiments.reporting.ledgers import Traced
 from experiments.reporting.rows import analyse
-from tests.experiments.reporting.synthetic import Synthetic, ledger
+from tests.experiments.reporting.synthetic import Synthetic, kernel, ledger, timeline
 from variants import compiled, folded, fused, norm_linear
 
 SMALL = {"models": ("qwen3-0.6b",), "workloads": ("decode",), "batches": (1,), "lengths": (128,), "rounds": 1}
 
 
-def figures(*ledgers: Ledger) -> dict[str, Figure]:
+def figures(*ledgers: Traced) -> dict[str, Figure]:
     return {name: made for name, (_, made) in build_figures(analyse(Synthetic(**SMALL).run(ledgers=ledgers))).items()}
 
 
@@ -72,8 +72,8 @@ def test_the_step_of_each_variant_stands_under_the_baselines_on_one_axis() -> No
 
 def test_overlapping_kernels_get_lines_of_their_own() -> None:
     times = ((0.0, 10.0), (8.0, 4.0), (10.0, 5.0), (11.0, 3.0))
-    step = tuple(Interval(start, length, "k", "0", "linear") for start, length in times)
-    made = figures(replace(ledger("fused"), step=step))["timeline_qwen3-0.6b_decode"]
+    step = timeline((start, length, "k", "0", "linear", "") for start, length in times)
+    made = figures(replace(ledger("fused"), timeline=step))["timeline_qwen3-0.6b_decode"]
     (lane,) = chart(made).lanes
     assert [span.track for span in lane.spans] == [0, 1, 0, 2]
     assert lane.tracks == 3
@@ -81,15 +81,19 @@ def test_overlapping_kernels_get_lines_of_their_own() -> None:
 
 def test_a_layer_is_cut_from_its_first_kernel_to_its_last() -> None:
     layers = ("embed", "0", "0", "", "0", "1")
-    step = tuple(Interval(10.0 * i, 5.0, str(i), layer, "linear") for i, layer in enumerate(layers))
+    drawn = timeline((10.0 * i, 5.0, f"k{i}", layer, "linear", "") for i, layer in enumerate(layers))
+    step = replace(ledger("fused"), timeline=drawn).step
     assert [(work.name, work.start_us) for work in one_layer(step, "0")] == [
-        ("1", 0.0), ("2", 10.0), ("3", 20.0), ("4", 30.0),
+        ("k1", 0.0), ("k2", 10.0), ("k3", 20.0), ("k4", 30.0),
     ]  # fmt: skip
     assert one_layer(step, "7") == ()
 
 
 def test_twins_are_called_twins() -> None:
-    twins = [replace(ledger(variant), twin=True) for variant in ("baseline", "fused")]
+    twins = [
+        replace(made, kernels=[replace(row, kind="cpu_op") for row in made.kernels])
+        for made in map(ledger, ("baseline", "fused"))
+    ]
     made = figures(*twins)
     assert [lane.label for lane in chart(made["timeline_qwen3-0.6b_decode"]).lanes] == [
         "baseline (twin)", "fused (twin)",
@@ -98,7 +102,7 @@ def test_twins_are_called_twins() -> None:
 
 
 def test_a_ledger_without_a_step_has_no_timeline() -> None:
-    bare = [replace(ledger(variant), step=()) for variant in ("baseline", "fused")]
+    bare = [replace(ledger(variant), timeline=timeline([])) for variant in ("baseline", "fused")]
     assert "timeline_qwen3-0.6b_decode" not in figures(*bare)
     assert "waterfall_qwen3-0.6b_decode" in figures(*bare)
 
@@ -143,7 +147,7 @@ def test_the_waterfall_closes_on_the_variants_step() -> None:
 
 def test_overlap_is_a_step_of_the_waterfall() -> None:
     """Kernels of 10 us that overlap by 4 us take 16 us."""
-    kernels = tuple(Kernel(name, "forward", "0", "linear", 1, 10.0) for name in "ab")
+    kernels = [kernel(name, "linear", 1, 10.0) for name in "ab"]
     apart = replace(ledger("baseline"), kernels=kernels, steps=1, window_ms=0.020, busy_ms=0.020)
     over = replace(ledger("fused"), kernels=kernels, steps=1, window_ms=0.016, busy_ms=0.016)
     changes = {step.name: step.change_us for step in steps_between(apart, over)}
@@ -151,9 +155,9 @@ def test_overlap_is_a_step_of_the_waterfall() -> None:
 
 
 def test_many_small_changes_are_one_bar() -> None:
-    extra = tuple(Kernel(f"k{i}", "forward", "0", "linear", 10, 10.0 + i) for i in range(MOST_STEPS + 5))
+    extra = [kernel(f"k{i}", "linear", 10, 10.0 + i) for i in range(MOST_STEPS + 5)]
     after = ledger("fused")
-    made = figures(ledger("baseline"), replace(after, kernels=(*after.kernels, *extra)))["waterfall_qwen3-0.6b_decode"]
+    made = figures(ledger("baseline"), replace(after, kernels=[*after.kernels, *extra]))["waterfall_qwen3-0.6b_decode"]
     bars_chart = made.panels[0].chart
     assert isinstance(bars_chart, Bars)
     names = [bar.label for bar in bars_chart.groups[0].bars]

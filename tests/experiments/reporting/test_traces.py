@@ -1,16 +1,19 @@
 """Kernel ledgers: reading them, and what the report makes of them."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments import plain
+from experiments.durable import write_json
+from experiments.environment import ROOT
 from experiments.reporting.figures.traces import op_times_us
-from experiments.reporting.ledgers import read_ledgers
+from experiments.reporting.ledgers import Traced
 from experiments.reporting.rows import analyse
+from experiments.reporting.run import read_values
 from experiments.reporting.tables import build_tables
-from tests.experiments.reporting.synthetic import Synthetic, ledger
+from tests.experiments.reporting.synthetic import Synthetic, ledger, timeline
 
 SMALL = {"models": ("qwen3-0.6b",), "workloads": ("decode",), "batches": (1,), "lengths": (128,), "rounds": 3}
 
@@ -56,31 +59,35 @@ def test_traces_say_coverage_idle_and_inflation() -> None:
     assert float(str(row["busy_gb_per_s"])) * busy_us / 1e3 == pytest.approx(1206, rel=0.02)
 
 
-BAD_STEP = {"texts": ["", "k"], "name": [7], "layer": [0], "op": [0], "phase": [0], "start_ns": [0], "duration_ns": [1]}
+def test_what_has_no_op_is_its_phases_and_else_nobodys() -> None:
+    launches = (
+        (0.0, 1.0, "a", "0", "linear", "forward"), (2.0, 1.0, "b", "", "", "post"), (4.0, 0.5, "c", "", "", ""),
+    )  # fmt: skip
+    made = replace(ledger("fused"), timeline=timeline(launches))
+    assert [(work.name, work.start_us, work.duration_us, work.owner) for work in made.step] == [
+        ("a", 0.0, 1.0, "linear"), ("b", 2.0, 1.0, "post"), ("c", 4.0, 0.5, "unattributed"),
+    ]  # fmt: skip
 
 
-def test_a_damaged_timeline_is_named_not_fatal(tmp_path: Path) -> None:
-    data = plain.encode(ledger("fused"))
-    for name, step in (("good", {**BAD_STEP, "name": [1]}), ("place", BAD_STEP), ("short", {**BAD_STEP, "op": []})):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**data, "timeline": step}))
-    ledgers, problems = read_ledgers(tmp_path)
-    assert [[(work.name, work.duration_us, work.owner) for work in x.step] for x in ledgers] == [
-        [("k", 0.001, "unattributed")]
-    ]
-    assert [problem.split(":")[0] for problem in problems] == ["traces/place.json", "traces/short.json"]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cell": {"point": 3}, "kernels": []}', '{"kernels": [{}]}'])
-def test_a_file_that_is_no_ledger_is_named_not_fatal(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    good = plain.encode(ledger("fused"))
-    good["kernels"][0] |= {"layer": None, "op": None, "phase": None}
-    (tmp_path / "b.json").write_text(json.dumps(good))
-    ledgers, problems = read_ledgers(tmp_path)
-    assert [x.kernels[0].owner for x in ledgers] == ["unattributed"]
-    assert len(problems) == 1
-    assert problems[0].startswith("traces/a.json: ")
+@pytest.mark.parametrize("change", [{"cell": None}, {"cell": {"point": 3}}, {"kernels": [{}]}, {"since": 3}])
+def test_a_file_that_is_no_ledger_is_named_not_fatal(tmp_path: Path, change: dict[str, object]) -> None:
+    good = ledger("fused")
+    (tmp_path / "a.json").write_text("{")
+    write_json(tmp_path / "b.json", plain.encode(good) | change)
+    write_json(tmp_path / "c.json", plain.encode(good))
+    ledgers, problems = read_values(Traced, tmp_path)
+    assert ledgers == [good]
+    assert [problem.split(":")[0] for problem in problems] == [f"{tmp_path.name}/a.json", f"{tmp_path.name}/b.json"]
 
 
 def test_no_folder_no_ledgers(tmp_path: Path) -> None:
-    assert read_ledgers(tmp_path / "traces") == ([], [])
+    assert read_values(Traced, tmp_path / "traces") == ([], [])
+
+
+def test_every_committed_ledger_is_read_and_drawn() -> None:
+    files = sorted(ROOT.glob("results/*/*/traces/*.json"))
+    assert files
+    for folder in dict.fromkeys(file.parent for file in files):
+        ledgers, problems = read_values(Traced, folder)
+        assert not problems
+        assert all(work.name for made in ledgers for work in made.step)

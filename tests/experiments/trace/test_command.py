@@ -13,7 +13,8 @@ from experiments.compose import compose
 from experiments.durable import read_json, write_json
 from experiments.errors import UserError
 from experiments.records import Cell, CellResult, Point, Status
-from experiments.reporting.ledgers import read_ledgers
+from experiments.reporting.ledgers import Traced
+from experiments.reporting.run import read_values
 from experiments.store import read_run
 from experiments.sweep import prepare
 from experiments.trace import command
@@ -57,7 +58,7 @@ def test_every_point_and_variant_gets_a_ledger(tmp_path: Path) -> None:
     assert "the very kernels of the baseline" in printed
     # And the report reads them.
     (traces,) = tmp_path.glob("results/*/*/traces")
-    read, problems = read_ledgers(traces)
+    read, problems = read_values(Traced, traces)
     assert (len(read), problems) == (4, [])
     assert [x.label for x in read[:2]] == ["baseline (twin)", "folded (twin)"]
     assert [(work.name, work.owner, work.start_us, work.duration_us) for work in read[0].step] == [
@@ -231,7 +232,7 @@ def test_a_whole_run_is_told_apart_by_what_its_steps_compute(tmp_path: Path) -> 
     assert "decode: " in printed
     assert "output tokens/s; the host by phase" in printed
     # And the report reads it.
-    (read,), problems = read_ledgers(next(tmp_path.glob("results/*/*/traces")))
+    (read,), problems = read_values(Traced, next(tmp_path.glob("results/*/*/traces")))
     assert (read.steps, problems) == (ledger.steps, [])
 
 

@@ -8,7 +8,6 @@ from experiments import plain
 from experiments.durable import write_json
 from experiments.errors import UserError
 from experiments.records import Cell, Point
-from experiments.reporting.counters import read_counters
 from experiments.reporting.rows import analyse
 from experiments.reporting.run import load_run
 from experiments.reporting.tables import build_tables
@@ -116,4 +115,3 @@ def test_the_report_shows_them_and_names_a_damaged_file(tmp_path: Path) -> None:
     assert rows[0][:6] == ("tiny", "decode", 1, 16, "fused", "_norm_linear_kernel")
     assert len(rows) == 3
     assert {row[-1] for row in rows} == {"1 step"}
-    assert read_counters(tmp_path / "nowhere") == ([], [])
