@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from experiments.reporting.charts.specs import Figure
 from experiments.reporting.figures import build_figures
 from experiments.reporting.first_screen import FirstScreen, first_screen
-from experiments.reporting.formats import Table
+from experiments.reporting.formats import Table, short
 from experiments.reporting.info import RunInfo
 from experiments.reporting.methods import commands, methods
 from experiments.reporting.rows import Analysis
@@ -33,7 +33,7 @@ class Document:
 def document_of(analysis: Analysis) -> Document:
     """The report of one run."""
     info = analysis.run.info
-    dirty = f"The code had uncommitted changes: commit {info.commit[:12]} alone does not give these numbers."
+    dirty = f"The code had uncommitted changes: commit {short(info.commit)} alone does not give these numbers."
     return Document(
         title=info.experiment,
         kicker=(info.experiment, info.run_id),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from experiments.config import BASELINE
 from experiments.records import Status
-from experiments.reporting.formats import interval, number, percent, ratio, tiny
+from experiments.reporting.formats import interval, number, percent, ratio, revision, tiny
 from experiments.reporting.headline import (
     Aggregate,
     Correctness,
@@ -229,7 +229,7 @@ def _shards(analysis: Analysis) -> list[Fact]:
 
 def _code(analysis: Analysis) -> Fact:
     info = analysis.run.info
-    text = f"commit {info.commit[:12] or 'unknown'}, run {info.run_id}"
+    text = f"{revision(info.commit)}, run {info.run_id}"
     if info.created:
         text += f", {info.created}"
     return Fact("Code", f"{text}; with uncommitted changes", "warn") if info.dirty else Fact("Code", text)

@@ -5,6 +5,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,6 +116,21 @@ def tiny(value: float) -> str:
 def where(point: Point) -> str:
     """A point of its workload in words; of many lengths, as offline is, it has none."""
     return f"batch {point.batch}, length {point.length}" if point.length else f"batch {point.batch}"
+
+
+def short(commit: str) -> str:
+    """Enough of a commit to find it by; of several, each."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", commit) or "unknown"
+
+
+def revision(commit: str, dirty: bool = False) -> str:
+    """Of which code."""
+    return f"commit {short(commit)}{' with uncommitted changes' * dirty}"
+
+
+def provenance(commit: str, created: str, dirty: bool = False) -> str:
+    """Of which code, and on which day."""
+    return f"{revision(commit, dirty)}, {created[:10]}"
 
 
 _SHOWN: dict[Kind, Callable[[float], str]] = {

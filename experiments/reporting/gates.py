@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments.kernel_records import GateRow, GateRun, GateStatus
-from experiments.reporting.formats import Column, Kind, Table, tiny, to_markdown
+from experiments.reporting.formats import Column, Kind, Table, revision, tiny, to_markdown
 
 TONES = {
     GateStatus.PASSED: "green",
@@ -63,9 +63,8 @@ def gates_page(run: GateRun) -> str:
     )
     table = Table("gates", "Numerics gates", "", COLUMNS, rows)
     stamp = run.stamp
-    dirty = ", with uncommitted changes" if stamp.code.dirty else ""
     facts = (
-        f"- **Run:** {stamp.run_id}, {stamp.created}, commit {stamp.code.commit[:7]}{dirty}\n"
+        f"- **Run:** {stamp.run_id}, {stamp.created}, {revision(stamp.code.commit, stamp.code.dirty)}\n"
         f"- **Machine:** {stamp.gpu or stamp.machine.cpu}\n- **Command:** `{stamp.command}`"
     )
     return f"# Numerics gates\n\n{facts}\n\n{to_markdown(table)}"

@@ -18,7 +18,18 @@ from experiments.kernel_floors import __doc__ as FLOORS
 from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, KernelRow, KernelRun, name_of, read_run
 from experiments.reporting.charts import paper
 from experiments.reporting.charts.specs import Figure, HeatCell, Heatmap, Panel
-from experiments.reporting.formats import Column, Kind, Table, Value, interval, ratio, to_csv, to_latex, to_markdown
+from experiments.reporting.formats import (
+    Column,
+    Kind,
+    Table,
+    Value,
+    interval,
+    ratio,
+    revision,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from experiments.reporting.terminal import make_console, rich_table
 from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
 
@@ -178,11 +189,10 @@ def build_kernels(run: KernelRun) -> dict[str, bytes]:
 
 def _page(run: KernelRun, table: Table, figures: Sequence[Figure]) -> str:
     stamp, packages = run.stamp, run.stamp.machine.packages
-    dirty = ", with uncommitted changes" if stamp.code.dirty else ""
     where = stamp.gpu or f"{stamp.machine.cpu}: plain-PyTorch twins, which say nothing about speed"
     rates = [f"{name} {value:.4g}" for name, value in run.ceilings.items()]
     facts = [
-        f"- **Run:** {stamp.run_id}, {stamp.created}, commit {stamp.code.commit[:7]}{dirty}",
+        f"- **Run:** {stamp.run_id}, {stamp.created}, {revision(stamp.code.commit, stamp.code.dirty)}",
         f"- **Machine:** {where}",
         f"- **Software:** {', '.join(f'{name} {found}' for name, found in packages.items())}",
         f"- **Ceilings:** {', '.join(rates) or 'not measured, so no floor is claimed'}",

@@ -1,6 +1,7 @@
 """How the numbers were made, in words: the same text on the page and in report.md."""
 
 from experiments import plain
+from experiments.reporting.formats import short
 from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis
 from experiments.stats import EQUIVALENCE_MARGIN, FAMILY_ALPHA, MIN_ROUNDS
@@ -87,7 +88,7 @@ def _looks(info: RunInfo) -> str:
 def commands(analysis: Analysis) -> list[str]:
     """How to make this run and this report again."""
     info = analysis.run.info
-    checkout = [f"git checkout {info.commit[:12]}"] if info.commit and info.commit != "none" else []
+    checkout = [f"git checkout {short(info.commit)}"] if info.commit and info.commit != "none" else []
     return [
         *checkout,
         f"fusebench sweep experiment={info.experiment}",

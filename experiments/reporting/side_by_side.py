@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.reporting.charts.specs import Bars, Chart, Figure, Lines, Panel
 from experiments.reporting.document import Document, document_of
 from experiments.reporting.first_screen import TWIN_NOTE, Card, Fact, FirstScreen
-from experiments.reporting.formats import Column, Table, Value
+from experiments.reporting.formats import Column, Table, Value, provenance
 from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import Run
@@ -53,9 +53,8 @@ def side_by_side(analyses: Mapping[str, Analysis]) -> Document:
 def _identity(info: RunInfo) -> str:
     """Which run: machine, commit and day."""
     machine = info.gpu or f"no GPU ({info.cpu or 'CPU'})"
-    dirty = " with uncommitted changes" if info.dirty else ""
-    name = f"{info.experiment}/{info.run_id}"
-    return f"{name}, {machine}, {info.dtype}, commit {info.commit[:12] or 'unknown'}{dirty}, {info.created[:10]}"
+    made = provenance(info.commit, info.created, info.dirty)
+    return f"{info.experiment}/{info.run_id}, {machine}, {info.dtype}, {made}"
 
 
 def _command(analyses: Mapping[str, Analysis]) -> str:

@@ -8,7 +8,7 @@ from experiments.calibration import Calibration
 from experiments.kernel_records import PLANTED, GateRun, SanitizeRun, Watched, read_run
 from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.calibrated import calibration_table
-from experiments.reporting.formats import Column, Kind, to_markdown
+from experiments.reporting.formats import Column, Kind, provenance, revision, to_markdown
 
 CALIBRATION = Path("docs/data/calibration.json")
 VALIDATE = Path("docs/data/validate.json")
@@ -27,7 +27,7 @@ def calibration(root: Path) -> str:
     table = to_markdown(calibration_table([plain.decode(Calibration, row) for row in found["rows"]]))
     protocol = found["protocol"]
     note = (
-        f"*Commit {found['commit'][:12]}, {found['created'][:10]}, seed {found['seed']}, {found['cpu']}; at most "
+        f"*{provenance(found['commit'], found['created']).capitalize()}, seed {found['seed']}, {found['cpu']}; at most "
         f"{protocol['rounds']} rounds of {protocol['windows']} windows, points end from {protocol['min_rounds']} "
         f"rounds on at +-{100 * protocol['target_ci']:g} %.*"
     )
@@ -55,7 +55,7 @@ def gates(root: Path) -> str:
     ]
     ended, stamp = Counter(row.status.value for row in run.rows), run.stamp
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
-    made = f"on {stamp.gpu or stamp.machine.cpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}"
+    made = f"on {stamp.gpu or stamp.machine.cpu}, {provenance(stamp.code.commit, stamp.created)}"
     return markdown(columns, rows, f"`{stamp.command}` {made}: {counts}.")
 
 
@@ -87,7 +87,7 @@ def overhead(root: Path) -> str:
     pairs = len(kept["rows"][0]["pairs"])
     caption = (
         f"{kept['gpu'] or 'a CPU'}, {kept['model']}, one sequence from {kept['context']} tokens on, {pairs} pairs "
-        f"of windows of {kept['steps']} steps, commit {kept['commit'][:12]}, {kept['created'][:10]}."
+        f"of windows of {kept['steps']} steps, {provenance(kept['commit'], kept['created'])}."
     )
     return markdown(columns, rows, caption)
 
@@ -112,7 +112,7 @@ def resources(root: Path) -> str:
         for group in ("baseline", "fused")
         for row in kept[group]
     ]
-    caption = f"Compiled for {kept['target']} by Triton {kept['triton']}, commit {kept['commit'][:12]}."
+    caption = f"Compiled for {kept['target']} by Triton {kept['triton']}, {revision(kept['commit'])}."
     return markdown(columns, rows, caption)
 
 
@@ -137,7 +137,7 @@ def sanitizer(root: Path) -> str:
         for row in run.rows
     ]  # fmt: skip
     names, stamp = sorted({f"`{name}`" for row in run.rows for name in row.launches}), run.stamp
-    made = f"{stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}"
+    made = f"{stamp.gpu}, {provenance(stamp.code.commit, stamp.created)}"
     caption = (
         f"`{stamp.command}`, compute-sanitizer {run.version}, {made}. No number of errors: it did not end. Kernels: "
         f"{', '.join(names) or 'none'}."

@@ -10,7 +10,7 @@ from experiments.config import BASELINE
 from experiments.metrics import METRICS
 from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.compact import cell_name, compact_table, lead_of
-from experiments.reporting.formats import Column, Kind, to_markdown
+from experiments.reporting.formats import Column, Kind, provenance, to_markdown
 
 HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
@@ -129,5 +129,5 @@ def _caption(*runs: dict[str, Any]) -> str:
 def made(run: dict[str, Any]) -> str:
     """On what a run was made, of which code, when."""
     machine = run["gpu"] or "a CPU, kernels as plain-PyTorch twins: no speed is claimed"
-    dirty = " with uncommitted changes" if run["dirty"] else ""
-    return f"{machine}, {run['dtype']}, commit {run['commit'][:12]}{dirty}, {run['created'][:10]}, run {run['run_id']}"
+    code = provenance(run["commit"], run["created"], run["dirty"])
+    return f"{machine}, {run['dtype']}, {code}, run {run['run_id']}"

@@ -1,13 +1,12 @@
 """What a search over whole decode steps kept, and what the step gained by it."""
 
-import re
 from pathlib import Path
 from statistics import median
 
 from experiments.kernel_records import read_run
 from experiments.reporting.blocks.registry import block, markdown
 from experiments.reporting.compact import cell_name
-from experiments.reporting.formats import Column, Kind, Value
+from experiments.reporting.formats import Column, Kind, Value, provenance
 from experiments.step_records import StepCell, StepRun
 
 SEARCH = Path("docs/data/whole_step_search.json")
@@ -28,9 +27,8 @@ def whole_step(root: Path) -> str:
         Column("speedup", "Speed-up", Kind.RATIO),
     )
     rows = [row for cell in run.cells for row in _rows(cell, several)]
-    commit = re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", run.commit)
     tried = sum(len(cell.tried) for cell in run.cells)
-    caption = f"{run.command} on {run.gpu}, commit {commit}, {run.created[:10]}; {tried} steps tried; medians."
+    caption = f"{run.command} on {run.gpu}, {provenance(run.commit, run.created)}; {tried} steps tried; medians."
     return markdown(columns, rows, caption)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from experiments.reporting.blocks.headline import NO_RUN
+from experiments.reporting.blocks.headline import NO_RUN, made
 from experiments.reporting.blocks.registry import block, markdown, read, read_table, usable
 from experiments.reporting.compact import cell_name
 from experiments.reporting.formats import Column, Kind, Value
@@ -142,5 +142,4 @@ def _caption(root: Path, report: Path) -> str | None:
     if not (root / path).is_file():
         return None
     with usable(path):
-        run = read(root, path)
-        return f"{run['gpu']}, {run['dtype']}, commit {run['commit'][:12]}, {run['created'][:10]}, run {run['run_id']}."
+        return f"{made(read(root, path))}."

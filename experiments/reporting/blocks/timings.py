@@ -9,7 +9,7 @@ from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRow, Kern
 from experiments.records import Status
 from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.compact import cell_name
-from experiments.reporting.formats import Column, Kind, Value, percent, ratio
+from experiments.reporting.formats import Column, Kind, Value, percent, provenance, ratio, revision, short
 
 # The report's, which may be of several runs and of RMSNorm + Linear alone, and the last run of all kernels before it.
 KERNELS = (Path("reports/kernels/kernels.json"), Path("docs/data/kernels.json"))
@@ -92,7 +92,7 @@ def _gain(before: float | None, after: float | None, shown: Callable[[float], st
 
 def _made(run: KernelRun) -> str:
     stamp, pdl = run.stamp, ", fused under dependent launch" if run.pdl else ""
-    return f"`{stamp.command}` on {stamp.gpu}, commit {stamp.code.commit[:12]}, {stamp.created[:10]}{pdl}"
+    return f"`{stamp.command}` on {stamp.gpu}, {provenance(stamp.code.commit, stamp.created)}{pdl}"
 
 
 @block
@@ -105,7 +105,7 @@ def prefill_attention(root: Path) -> str:
     tried = dict.fromkeys((kernel, session) for kernel, session, _ in tflops)
     rows = [(found["kernels"][k], n, *(tflops.get((k, n, shape)) for shape in shapes)) for k, n in tried]
     versions = f"torch {found['torch']}, Triton {found['triton']}"
-    commits = ", ".join(f"session {n} at commit {commit[:12]}" for n, commit in enumerate(found["commits"], 1))
+    commits = ", ".join(f"session {n} at {revision(commit)}" for n, commit in enumerate(found["commits"], 1))
     made = f"{found['method']} on {found['gpu']}, {versions}, {found['date']}; {commits}"
     caption = f"TFLOP/s by {made}: {found['note']}"
     fixed = (Column("kernel", "Kernel, queries by keys"), Column("session", "Session", Kind.COUNT))
@@ -168,7 +168,7 @@ def gpu_steps(root: Path) -> str:
     """What the guide's steps took on a GPU machine."""
     found = read(root, STEPS)
     rows = [(f"`{step['command']}`" + step["note"], step["seconds"]) for step in found["steps"]]
-    caption = f"{found['machine']}, commit {found['commit'][:12]}, {found['date']}; wheels installed before."
+    caption = f"{found['machine']}, {provenance(found['commit'], found['date'])}; wheels installed before."
     return markdown((Column("step", "Step"), Column("seconds", "Seconds", Kind.NUMBER)), rows, caption)
 
 
@@ -211,7 +211,7 @@ def trace_reader(root: Path) -> str:
         Column("peak", "Peak memory, GB", Kind.NUMBER),
     )
     rows = [
-        (r["commit"][:12], r["bytes"] / 1e9, r["kernels"], r["cpu_s"], r["wall_s"], r["peak_bytes"] / 1e9)
+        (short(r["commit"]), r["bytes"] / 1e9, r["kernels"], r["cpu_s"], r["wall_s"], r["peak_bytes"] / 1e9)
         for r in found["rows"]
     ]
     caption = f"`{found['command']}` on {found['machine']}, {found['date']}; the median of three readings."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.blocks.registry import block, markdown, read, usable
-from experiments.reporting.formats import Column, Kind, Value
+from experiments.reporting.formats import Column, Kind, Value, provenance
 
 TRAFFIC = Path("docs/data/traffic.json")
 
@@ -59,7 +59,7 @@ def _traffic(root: Path, columns: tuple[Column, ...], values: Callable[[Mapping[
     order = {name: i for i, name in enumerate(kept["traffics"])}
     rows = sorted(kept["rows"], key=lambda row: order[row["traffic"]])
     body = [(row["traffic"], _engine(row), *values(row)) for row in rows]
-    caption = f"`fusebench traffic`, commit {kept['commit'][:12]}, {kept['created'][:10]}; the same on any machine."
+    caption = f"`fusebench traffic`, {provenance(kept['commit'], kept['created'])}; the same on any machine."
     return markdown(columns, body, caption)
 
 

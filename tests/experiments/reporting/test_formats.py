@@ -16,7 +16,9 @@ from experiments.reporting.formats import (
     interval,
     number,
     percent,
+    provenance,
     ratio,
+    revision,
     rounded,
     shown,
     size,
@@ -76,6 +78,15 @@ def test_shares_and_sizes() -> None:
 def test_a_point_of_mixed_lengths_has_no_length() -> None:
     assert where(Point("m", "decode", 8, 1024)) == "batch 8, length 1024"
     assert where(Point("m", "offline", 256, 0)) == "batch 256"
+
+
+def test_a_commit_is_as_long_as_it_takes_and_uncommitted_changes_are_told() -> None:
+    commits = ("0a1b2c3d4e5f60718293", "ffeeddccbbaa99887766")
+    assert provenance(commits[0], "2026-11-23T10:15:00Z", dirty=True) == (
+        "commit 0a1b2c3d4e5f with uncommitted changes, 2026-11-23"
+    )
+    assert revision(" and ".join(commits)) == "commit 0a1b2c3d4e5f and ffeeddccbbaa"
+    assert revision("") == "commit unknown"
 
 
 def test_rounding_hides_the_last_bits_and_refuses_what_json_cannot_say() -> None:
