@@ -187,6 +187,16 @@ def claim(speedup: Estimate, adjusted_p: float, margin: float = EQUIVALENCE_MARG
     return Claim.FASTER if speedup.low > 1 else Claim.SLOWER
 
 
+def claims(
+    speedups: Sequence[Estimate | None], looks: Looks | None = None, margin: float = EQUIVALENCE_MARGIN
+) -> list[Claim | None]:
+    """The verdict on each of a family of comparisons, None where there is none: every p-value pays for its look, where
+    the comparison may have been stopped at one, and is then adjusted for all."""
+    found = [s for s in speedups if s is not None]
+    adjusted = iter(holm([min(1.0, s.p_value * (looks.price(s.n) if looks else 1.0)) for s in found]))
+    return [claim(s, next(adjusted), margin) if s is not None else None for s in speedups]
+
+
 def percentile(samples: Sequence[float], quantile: float) -> float | None:
     """Percentile by linear interpolation, or None where n does not support it.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from experiments.metrics import METRICS, Better
 from experiments.records import Point, Row, Status
 from experiments.reporting.rows import Analysis, key_of, point_of
-from experiments.stats import EQUIVALENCE_MARGIN, Claim, Estimate, claim, estimate, holm, paired_ratios, unpaired_ratio
+from experiments.stats import EQUIVALENCE_MARGIN, Claim, Estimate, claims, estimate, paired_ratios, unpaired_ratio
 
 Key = tuple[Point, str]
 
@@ -65,12 +65,10 @@ def compare(before: Side, after: Side, margin: float, mixed: bool = False) -> li
     """Every cell of either side, in the order of the first. `mixed` lets twins be compared with compiled kernels."""
     sides = before.rows(), after.rows()
     pairs = [_pair(before, after, sides[0].get(key), sides[1].get(key), mixed) for key in _keys(*sides)]
-    looks = before.analysis.run.info.looks
     # Only pairs within a run can have ended its rounds.
-    price = looks.price if before.analysis is after.analysis else lambda _: 1.0
-    adjusted = iter(holm([min(1.0, p.speedup.p_value * price(p.speedup.n)) for p in pairs if p.speedup]))
-    same = min(margin, EQUIVALENCE_MARGIN)
-    return [replace(p, verdict=claim(p.speedup, next(adjusted), same)) if p.speedup else p for p in pairs]
+    looks = before.analysis.run.info.looks if before.analysis is after.analysis else None
+    verdicts = claims([p.speedup for p in pairs], looks, min(margin, EQUIVALENCE_MARGIN))
+    return [replace(p, verdict=verdict) for p, verdict in zip(pairs, verdicts, strict=True)]
 
 
 def _keys(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> list[Key]:

@@ -17,7 +17,7 @@ from experiments.config import BASELINE, VariantConfig
 from experiments.metrics import primary_metric
 from experiments.records import Point
 from experiments.reporting.rows import Analysis
-from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
+from experiments.stats import Claim, Estimate, claims, estimate, paired_ratios
 
 ADDED, LEFT_OUT = "added", "left out"
 
@@ -121,13 +121,8 @@ def _left_out(name: str, on: dict[str, frozenset[str]], full: str) -> Rung | Non
 def ablations(analysis: Analysis) -> list[Ablation]:
     """Every ladder at every point where a time is measured; Holm's correction runs over all rungs and points."""
     found = [a for ladder in ladders(analysis.run.info.variants.values()) for a in _at_points(analysis, ladder)]
-    price, measured = analysis.run.info.looks.price, [w.speedup for a in found for w in a.worths if w.speedup]
-    adjusted = iter(holm([min(1.0, speedup.p_value * price(speedup.n)) for speedup in measured]))
-    return [replace(a, worths=tuple(_judged(w, adjusted) for w in a.worths)) for a in found]
-
-
-def _judged(worth: Worth, adjusted: Iterator[float]) -> Worth:
-    return replace(worth, verdict=claim(worth.speedup, next(adjusted))) if worth.speedup else worth
+    verdicts = iter(claims([w.speedup for a in found for w in a.worths], analysis.run.info.looks))
+    return [replace(a, worths=tuple(replace(w, verdict=next(verdicts)) for w in a.worths)) for a in found]
 
 
 def _at_points(analysis: Analysis, ladder: Ladder) -> Iterator[Ablation]:

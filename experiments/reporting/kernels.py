@@ -31,7 +31,7 @@ from experiments.reporting.formats import (
     to_markdown,
 )
 from experiments.reporting.terminal import make_console, rich_table
-from experiments.stats import Claim, Estimate, claim, estimate, holm, paired_ratios
+from experiments.stats import Claim, Estimate, claims, estimate, paired_ratios
 
 Key = tuple[str, str, str, str, int, str]
 
@@ -94,12 +94,11 @@ def compare(run: KernelRun) -> list[Compared]:
     for row in run.rows:
         groups[row.model, row.op, row.form, row.site, row.rows, row.cache][row.contender] = row
     speedups = [_speedup(rows) for rows in groups.values()]
-    adjusted = iter(holm([s.p_value for s in speedups if s]))
     compared = []
-    for rows, speedup in zip(groups.values(), speedups, strict=True):
+    for rows, speedup, verdict in zip(groups.values(), speedups, claims(speedups), strict=True):
         fused = rows[FUSED]
-        verdict = claim(speedup, next(adjusted)).value if speedup else fused.kernels
-        compared.append(Compared(rows, speedup, fused.status.value if fused.reason else verdict))
+        said = verdict.value if verdict else fused.kernels
+        compared.append(Compared(rows, speedup, fused.status.value if fused.reason else said))
     return compared
 
 

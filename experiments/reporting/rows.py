@@ -11,7 +11,7 @@ from experiments.metrics import METRICS, Better, Metric, metrics_of
 from experiments.records import CellResult, Point, Row, Status, Verdict
 from experiments.reporting.run import Run
 from experiments.reporting.shards import ceilings_at, mixed_machines
-from experiments.stats import MIN_ROUNDS, Claim, Estimate, Looks, SampleError, claim, estimate, holm, paired_ratios
+from experiments.stats import MIN_ROUNDS, Claim, Estimate, Looks, SampleError, claims, estimate, paired_ratios
 
 # Which status a row takes when its rounds ended differently: a wrong answer outweighs a missing one.
 SEVERITY = (Status.INVALID, Status.ERROR, Status.OOM, Status.TIMEOUT, Status.SKIPPED)
@@ -168,11 +168,10 @@ def _with_speedups(
 ) -> list[Row]:
     """Add estimate, interval and verdict. The primary metrics of a run are one family, every other metric its own."""
     estimates = {key: estimate(list(paired.values())) for key, paired in ratios.items()}
-    priced = {key: min(1.0, found.p_value * looks.price(found.n)) for key, found in estimates.items()}
-    adjusted: dict[Key, float] = {}
+    verdicts: dict[Key, Claim | None] = {}
     for family in _families(estimates):
-        adjusted |= zip(family, holm([priced[key] for key in family]), strict=True)
-    return [_with_speedup(row, estimates.get(key_of(row)), adjusted, values, ratios) for row in rows]
+        verdicts |= zip(family, claims([estimates[key] for key in family], looks), strict=True)
+    return [_with_speedup(row, estimates.get(key_of(row)), verdicts.get(key_of(row)), values, ratios) for row in rows]
 
 
 def _families(keys: Iterable[Key]) -> list[list[Key]]:
@@ -185,15 +184,14 @@ def _families(keys: Iterable[Key]) -> list[list[Key]]:
 def _with_speedup(
     row: Row,
     speedup: Estimate | None,
-    adjusted: Mapping[Key, float],
+    verdict: Claim | None,
     values: Mapping[Key, Mapping[int, float]],
     ratios: Mapping[Key, Mapping[int, float]],
 ) -> Row:
     if row.variant == BASELINE or row.status is not Status.OK:
         return row
-    if speedup is None:
+    if speedup is None or verdict is None:
         return replace(row, verdict=Claim.UNRESOLVED, reason="no baseline that is ok with the same kind of kernels")
-    verdict = claim(speedup, adjusted[key_of(row)])
     baseline = values[point_of(row), BASELINE, row.metric]
     return replace(
         row,
