@@ -2,16 +2,9 @@
 
 from typing import Any
 
-from experiments.config import BASELINE
 from experiments.metrics import METRICS
 from experiments.reporting.formats import Column, Kind, Table, Value
-from experiments.reporting.headline import PREFERRED
-
-
-def lead_of(rows: list[dict[str, Any]]) -> str:
-    """The variant that the table speaks of; see headline.lead_variant."""
-    variants = list(dict.fromkeys(r["variant"] for r in rows if r["variant"] != BASELINE))
-    return PREFERRED if PREFERRED in variants or not variants else variants[-1]
+from experiments.reporting.headline import lead_of
 
 
 def compact_table(rows: list[dict[str, Any]]) -> Table:
@@ -21,7 +14,7 @@ def compact_table(rows: list[dict[str, Any]]) -> Table:
     points: dict[tuple[str, str, int, int], dict[str, dict[str, Any]]] = {}
     for row in primary:
         points.setdefault((row["model"], row["workload"], row["batch"], row["context"]), {})[row["variant"]] = row
-    lead = lead_of(primary)
+    lead = lead_of(variants)
     columns = (
         Column("cell", "Cell"),
         *(Column(v, v, Kind.NUMBER) for v in variants),
@@ -34,7 +27,7 @@ def compact_table(rows: list[dict[str, Any]]) -> Table:
     body = []
     for point, found in points.items():
         medians = [_median(found.get(v)) for v in variants]
-        at = found.get(lead, {})
+        at = found.get(lead, {}) if lead else {}
         gain = [at.get(k) for k in ("speedup", "speedup_ci_low", "speedup_ci_high")]
         body.append((cell_name(*point), *medians, *gain, _verdict(at), at.get("share_of_floor")))
     return Table("headline", "Headline", "", columns, tuple(body))

@@ -11,7 +11,7 @@ from experiments.reporting.headline import (
     aggregates,
     claim_counts,
     correctness,
-    lead_variant,
+    lead_of,
 )
 from experiments.reporting.rows import Analysis
 from experiments.reporting.shards import mixed_machines, places
@@ -55,7 +55,7 @@ class FirstScreen:
 
 def first_screen(analysis: Analysis) -> FirstScreen:
     """The first screen of a run."""
-    info, lead = analysis.run.info, lead_variant(analysis)
+    info, lead = analysis.run.info, lead_of(analysis.run.variants)
     mine = [a for a in aggregates(analysis) if a.variant == lead]
     facts = (
         *_verdicts(analysis, lead),

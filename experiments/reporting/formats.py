@@ -30,6 +30,11 @@ class Kind(StrEnum):
     TINY = "tiny"
     CLAIM = "claim"
 
+    @property
+    def is_text(self) -> bool:
+        """Words, so aligned to the left."""
+        return self in (Kind.TEXT, Kind.CLAIM)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -210,7 +215,7 @@ def to_markdown(table: Table) -> str:
     """A pipe table; numbers right-aligned, intervals in brackets."""
     view = display(table)
     head = "| " + " | ".join(map(_cell, view.titles)) + " |"
-    rule = "|" + "|".join("---" if _is_text(kind) else "--:" for kind in view.kinds) + "|"
+    rule = "|" + "|".join("---" if kind.is_text else "--:" for kind in view.kinds) + "|"
     body = ["| " + " | ".join(_cell(_joined(*cell)) for cell in row) + " |" for row in view.rows]
     return "\n".join([head, rule, *body]) + "\n"
 
@@ -218,7 +223,7 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """A booktabs tabular."""
     view = display(table)
-    columns = "".join("l" if _is_text(kind) else "r" for kind in view.kinds)
+    columns = "".join("l" if kind.is_text else "r" for kind in view.kinds)
     opening = [rf"% {_tex(table.title)}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     head = " & ".join(map(_tex, view.titles)) + r" \\"
     body = [" & ".join(_tex(_joined(*cell)) for cell in row) + r" \\" for row in view.rows]
@@ -227,10 +232,6 @@ def to_latex(table: Table) -> str:
 
 def _joined(text: str, bounds: str) -> str:
     return f"{text} [{bounds}]" if bounds else text
-
-
-def _is_text(kind: Kind) -> bool:
-    return kind in (Kind.TEXT, Kind.CLAIM)
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,7 @@
 """The run in a few numbers: speed-up per variant over all points, verdict counts, and how right the answers are."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.config import BASELINE
@@ -81,9 +82,9 @@ def claim_counts(rows: list[Row] | tuple[Row, ...]) -> dict[str, int]:
     return {c.value: counts[c.value] for c in Claim}
 
 
-def lead_variant(analysis: Analysis) -> str | None:
-    """The variant that the first screen speaks of: `fused`, else the last of the plan; never chosen by its result."""
-    others = [v for v in analysis.run.variants if v != BASELINE]
+def lead_of(variants: Iterable[str]) -> str | None:
+    """The variant that is spoken of first: `fused`, else the last of the plan; never chosen by its result."""
+    others = [v for v in variants if v != BASELINE]
     return PREFERRED if PREFERRED in others else (others[-1] if others else None)
 
 

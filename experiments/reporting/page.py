@@ -7,8 +7,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from experiments.reporting.charts.palette import GLYPHS
 from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Spans
-from experiments.reporting.charts.svg import GLYPHS, draw, heat_scale, marker, sparkline_counts
+from experiments.reporting.charts.svg import draw, heat_scale, marker, sparkline_counts
 from experiments.reporting.document import Document
 from experiments.reporting.formats import Kind, Shown, Table, Value, display
 from experiments.reporting.methods import FORMULAS
@@ -149,7 +150,7 @@ def table_block(table: Table) -> Block:
     entry = TABLES[table.name]
     most, total = entry.page_rows, len(view.rows)
     head = "".join(
-        f'<th scope="col"{"" if _is_text(kind) else " class=n"}><button>{escape(title)}</button></th>'
+        f'<th scope="col"{"" if kind.is_text else " class=n"}><button>{escape(title)}</button></th>'
         for title, kind in zip(view.titles, view.kinds, strict=True)
     )
     rows = "\n".join(_row(view, index) for index in range(min(total, most)))
@@ -168,11 +169,7 @@ def _cell(kind: Kind, text: str, bounds: str, key: Value) -> str:
         word = text.split()[0]
         glyph = GLYPHS.get(word)
         return f'<td><span class="pill {escape(word)}">{f"{glyph} " if glyph else ""}{escape(text)}</span>'
-    if _is_text(kind):
+    if kind.is_text:
         return f"<td>{escape(text)}"
     sort = f' data-v="{key:.6g}"' if kind is Kind.BYTES and isinstance(key, int | float) else ""
     return f"<td class=n{sort}>{escape(text)}" + (f" <small>{escape(bounds)}</small>" if bounds else "")
-
-
-def _is_text(kind: Kind) -> bool:
-    return kind in (Kind.TEXT, Kind.CLAIM)

@@ -9,13 +9,12 @@ from rich.text import Text
 
 from experiments.config import BASELINE
 from experiments.records import Row
-from experiments.reporting.charts.palette import heat_color, is_dark
-from experiments.reporting.charts.svg import GLYPHS
+from experiments.reporting.charts.palette import GLYPHS, heat_color, is_dark
 from experiments.reporting.compact import compact_table
 from experiments.reporting.figures.speed import workloads
 from experiments.reporting.first_screen import first_screen
 from experiments.reporting.formats import Kind, Table, display, ratio
-from experiments.reporting.headline import lead_variant
+from experiments.reporting.headline import lead_of
 from experiments.reporting.rows import Analysis, analyse
 from experiments.reporting.run import Run
 from experiments.reporting.summary import row_data
@@ -67,7 +66,7 @@ def rich_table(table: Table) -> RichTable:
 
 
 def _heatmap(analysis: Analysis, model: str, workload: str, console: Console) -> None:
-    lead = lead_variant(analysis)
+    lead = lead_of(analysis.run.variants)
     rows = [r for r in analysis.primary if (r.model, r.workload, r.variant) == (model, workload, lead)]
     if not rows:
         return

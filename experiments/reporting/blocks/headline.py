@@ -9,8 +9,9 @@ from typing import Any
 from experiments.config import BASELINE
 from experiments.metrics import METRICS
 from experiments.reporting.blocks.registry import block, markdown, read, usable
-from experiments.reporting.compact import cell_name, compact_table, lead_of
+from experiments.reporting.compact import cell_name, compact_table
 from experiments.reporting.formats import Column, Kind, provenance, to_markdown
+from experiments.reporting.headline import lead_of
 
 HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
@@ -118,7 +119,7 @@ def _rows(*runs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _caption(*runs: dict[str, Any]) -> str:
-    machines, lead = "; ".join(map(made, runs)), lead_of(_rows(*runs))
+    machines, lead = "; ".join(map(made, runs)), lead_of(dict.fromkeys(row["variant"] for row in _rows(*runs)))
     return (
         f"*{machines}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
         f"Speed-up with its 95 % interval, verdict and share of the physical floor are those of `{lead}` over "

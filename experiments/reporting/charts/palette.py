@@ -7,6 +7,9 @@ import math
 SERIES = ("#5f6b7a", "#0072b2", "#c98500", "#009e73", "#d55e00", "#b8609a", "#3590c9", "#8c6d1f")
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "hexagon")
 
+# Verdicts, on the page and, since DejaVu Sans has these triangles, on paper.
+GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
+
 # Speed-up classes around parity, in log steps; orange is slower, blue faster.
 EDGES = (1.01, 1.1, 1.25, 1.5, 2.0)
 SLOWER = ("#fbe9d3", "#f7cf9f", "#f0ab60", "#b85c00", "#8f4604")

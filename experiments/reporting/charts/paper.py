@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reporting.charts.palette import SERIES, heat_color, is_dark
+from experiments.reporting.charts.palette import GLYPHS, SERIES, heat_color, is_dark
 from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Lines, Panel, Series, Spans
 from experiments.reporting.charts.svg import log_ticks, short
 
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "h")
-# DejaVu Sans has these triangles; the page uses the same signs.
-GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
 IDLE = "#d8dce1"
 MAX_ANNOTATED = 150
 

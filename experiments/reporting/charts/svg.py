@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from experiments.reporting.charts.elements import linear_axis, mark, n, short, svg, text
-from experiments.reporting.charts.palette import EDGES, MARKERS, heat_class, is_dark
+from experiments.reporting.charts.palette import EDGES, GLYPHS, MARKERS, heat_class, is_dark
 from experiments.reporting.charts.spans import draw_spans
 from experiments.reporting.charts.specs import BarGroup, Bars, Chart, Dots, Heatmap, Lines, Mark, Series, Spans
-
-GLYPHS = {"faster": "▲", "slower": "▼", "same": "=", "unresolved": "?"}
 
 WIDTH = 360.0
 _PLOT_HEIGHT = 240.0
@@ -287,4 +285,4 @@ def sparkline_counts(counts: dict[str, int]) -> str:
     return f'<svg class="counts" {head}>{"".join(body)}</svg>'
 
 
-__all__ = ["GLYPHS", "draw", "heat_scale", "log_ticks", "marker", "short", "sparkline_counts"]
+__all__ = ["draw", "heat_scale", "log_ticks", "marker", "short", "sparkline_counts"]

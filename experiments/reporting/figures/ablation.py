@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from experiments.config import BASELINE
 from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, Worth, ablations
+from experiments.reporting.charts.palette import GLYPHS
 from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Panel, Segment
-from experiments.reporting.charts.svg import GLYPHS
 from experiments.reporting.figures.registry import caption_of, figure
 from experiments.reporting.formats import Value, interval, number, ratio, where
 from experiments.reporting.rows import Analysis

@@ -10,7 +10,7 @@ from experiments.metrics import METRICS
 from experiments.records import Row, Status
 from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, ablations
 from experiments.reporting.formats import Column, Kind, Value
-from experiments.reporting.headline import aggregates, lead_variant
+from experiments.reporting.headline import aggregates, lead_of
 from experiments.reporting.rows import Analysis, key_of, point_of
 from experiments.reporting.tables.registry import PLACE, VARIANT, Content, labelled, place, table
 from experiments.stats import Claim, percentile, spread
@@ -48,7 +48,7 @@ def headline(analysis: Analysis) -> Content | None:
     """Median of the primary metric by variant (ms per step, per prefill and between tokens of serving; tokens/s
     offline); then speed-up, interval, verdict and share of the physical floor of the variant that the report leads
     with."""
-    lead = lead_variant(analysis)
+    lead = lead_of(analysis.run.variants)
     variants = analysis.run.variants
     by_point: dict[tuple[Value, ...], dict[str, Row]] = defaultdict(dict)
     for row in analysis.primary:
