@@ -1,39 +1,33 @@
 """The physical floor of a cell: the least bytes and FLOP that its answer needs, over ceilings measured in that run.
 
-Symbols: h hidden size, f intermediate size, D head size, q and k query and KV heads, V vocabulary, l layers, e bytes
-per element, B batch, L context of a decode step, T prompt tokens.
+FORMULAS has them. A decode step reads weights and cache, and writes one token and its logits. In a prefill the LM head
+sees the last token only, and causal attention is half a square; keys of a shared prefix are read once, and seen by all.
+Offline is an ideal schedule, each step at its own floor.
 
-    layer  = h (q + 2 k) D + q D h + 3 h f         weights of the linears of one layer
-    W      = e (l layer + norms and biases + V h)  bytes of weights that one step must read, the LM head included
-    KV     = 2 l k D e                             bytes of KV cache per token
-
-    decode step   bytes = W + B L KV + B (KV + e h + e V)         read weights and cache; write one token, its logits
-                  FLOP  = B (2 (l layer + V h) + 4 l q D L)
-    prefill       bytes = W + B T (KV + e h) + B e V              the LM head sees the last token only
-                  FLOP  = B (2 T l layer + 2 l q D T^2 + 2 V h)   causal attention is half a square
-    shared prefix the same with T the prompt's own tokens, P those it shares: their keys are read once, and seen by all
-                  bytes = W + P KV + B T (KV + e h) + B e V
-                  FLOP  = B (2 T l layer + 2 l q D ((P + T)^2 - P^2) + 2 V h)
-    offline       the sum over an ideal schedule: every prompt in one prefill pass, then decode steps that shrink as
-                  requests finish, each step at its own floor
-    serving       one decode step of one sequence with the shortest prompt behind it: the least time between two tokens
-
-    floor  = max(bytes / read bandwidth, FLOP / bf16 rate)
-
-It counts weights, cache, embeddings and logits; activations inside a step are assumed never to leave the chip, so no
-engine reaches it exactly. A sliding window caps L, and the causal square, at its width.
+It counts weights, biases too, cache, embeddings and logits; activations inside a step are assumed never to leave the
+chip, so no engine reaches it exactly. A sliding window caps L, and the causal square, at its width.
 """
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from experiments.config import WorkloadConfig
+from experiments.lengths import request_lengths
+from experiments.records import Point
+
+FORMULAS = """layer  = h (q + 2k) D + q D h + 3 h f        W = e (l layer + norms + V h)        KV = 2 l k D e
+decode   bytes = W + B L KV + B (KV + e h + e V)      FLOP = B (2 (l layer + V h) + 4 l q D L)
+prefill  bytes = W + B T (KV + e h) + B e V           FLOP = B (2 T l layer + 2 l q D T^2 + 2 V h)
+shared   as prefill, of the prompts' own T tokens; the P shared ones are read once: + P KV, T^2 is (P + T)^2 - P^2
+serving  one decode step of one sequence with the shortest prompt: the least time between two tokens
+offline  one prefill of all prompts, then decode steps that shrink as requests finish
+floor  = max(bytes / read bandwidth, FLOP / bf16 rate)
+
+h hidden, f intermediate, D head size, q and k query and KV heads, V vocabulary, l layers, e bytes per element,
+B batch, L context, T prompt tokens"""
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-NANO_VLLM_TOKENS = (100, 1024)  # Least and most of a prompt, and of an answer.
 
 
 @dataclass(frozen=True)
@@ -128,38 +122,29 @@ def prefill_work(model: Mapping[str, Any], lengths: Sequence[int], dtype_bytes: 
     return Work(moved, 2 * tokens * d.linear + 4 * d.layers * d.q_size * pairs + batch * 2 * d.vocab * d.h)
 
 
-def floor_ms(
-    model_dims: Mapping[str, Any],
-    workload: str,
-    batch: int,
-    length: int,
-    ceilings: Ceilings | Mapping[str, Any] | None,
+def floor_of(
+    sizes: Mapping[str, Any],
+    workload: WorkloadConfig,
+    point: Point,
+    ceilings: Ceilings,
     dtype_bytes: int,
-    config: WorkloadConfig | None = None,
     seed: int = 0,
 ) -> Floor | None:
-    """Floor of one point of a workload of this kind; `config` says of it what batch and length do not (offline without
-    one is nano-vLLM's), `seed` is the run's.
-
-    None without measured ceilings, without the model's sizes, or for a workload that has no formula.
-    """
-    measured = ceilings if isinstance(ceilings, Ceilings) else Ceilings.of(ceilings)
-    config = config or WorkloadConfig(workload, workload)
-    if measured is None or not model_dims:
-        return None
-    match workload:
+    """Floor of one point of a workload, for a model of these sizes; `seed` is the run's. None where workloads of this
+    kind have no formula."""
+    batch, length = point.batch, point.length
+    match workload.kind:
         case "decode":
-            contexts = config.contexts(batch, length, seed)
-            return _floor([decode_work(model_dims, contexts, dtype_bytes)], measured, batch)
+            contexts = workload.contexts(batch, length, seed)
+            return _floor([decode_work(sizes, contexts, dtype_bytes)], ceilings, batch)
         case "prefill" | "shared_prefix":
-            work = prefill_work(model_dims, [length] * batch, dtype_bytes, config.prefix_tokens)
-            return _floor([work], measured, batch * (length - config.prefix_tokens))
-        case "serving" if config.input_tokens:
-            return _floor([decode_work(model_dims, config.input_tokens[:1], dtype_bytes)], measured, 1)
+            work = prefill_work(sizes, [length] * batch, dtype_bytes, workload.prefix_tokens)
+            return _floor([work], ceilings, batch * (length - workload.prefix_tokens))
+        case "serving":
+            return _floor([decode_work(sizes, workload.input_tokens[:1], dtype_bytes)], ceilings, 1)
         case "offline":
-            prompt, output = (tuple(ends) or NANO_VLLM_TOKENS for ends in (config.input_tokens, config.output_tokens))
-            asked = nano_vllm_requests(batch, prompt=prompt, output=output)
-            return _floor(offline_work(model_dims, asked, dtype_bytes), measured, sum(output for _, output in asked))
+            asked = request_lengths(batch, tuple(workload.input_tokens), tuple(workload.output_tokens))
+            return _floor(offline_work(sizes, asked, dtype_bytes), ceilings, sum(output for _, output in asked))
     return None
 
 
@@ -170,20 +155,6 @@ def offline_work(model: Mapping[str, Any], requests: Sequence[tuple[int, int]], 
     for step in range(1, max((output for _, output in requests), default=0)):
         contexts = [prompt + step - 1 for prompt, output in requests if output > step]
         yield _decode_work(d, len(contexts), sum(map(d.seen, contexts)))
-
-
-@lru_cache(maxsize=8)
-def nano_vllm_requests(
-    count: int, *, prompt: tuple[int, ...] = NANO_VLLM_TOKENS, output: tuple[int, ...] = NANO_VLLM_TOKENS
-) -> tuple[tuple[int, int], ...]:
-    """(prompt, output) tokens of nano-vLLM's bench: its draws from seed 0, each prompt's length, then its tokens."""
-    draw = random.Random(0)
-    prompts = []
-    for _ in range(count):
-        prompts.append(draw.randint(*prompt))
-        for _ in range(prompts[-1]):
-            draw.randint(0, 10_000)
-    return tuple((tokens, draw.randint(*output)) for tokens in prompts)
 
 
 def _floor(passes: Iterable[Work], ceilings: Ceilings, tokens: int) -> Floor:

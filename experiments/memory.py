@@ -6,7 +6,8 @@ they were loaded beside the prepared ones; the fp32 reference upcasts one matrix
 
 from experiments.config import REQUEST_KINDS, ExperimentConfig, WorkloadConfig
 from experiments.environment import Environment
-from experiments.floors import DTYPE_BYTES, decode_work, nano_vllm_requests
+from experiments.floors import DTYPE_BYTES, decode_work
+from experiments.lengths import request_lengths
 from experiments.models import Model
 
 GIB = 2**30
@@ -86,7 +87,7 @@ def _contexts(workload: WorkloadConfig) -> list[int]:
     if workload.kind == "offline":
         most = max(batch for batch, _ in workload.pairs())
         prompt, output = tuple(workload.input_tokens), tuple(workload.output_tokens)
-        return [sum(request) for request in nano_vllm_requests(most, prompt=prompt, output=output)]
+        return [sum(request) for request in request_lengths(most, prompt, output)]
     if workload.kind in REQUEST_KINDS:
         longest = workload.input_tokens[1] + workload.output_tokens[1]
         return [longest] * min(max(batch for batch, _ in workload.pairs()), workload.max_num_seqs)

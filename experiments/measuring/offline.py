@@ -8,30 +8,27 @@ their memory in the cache, then the clock: after the last prompt a run only repl
 all the same was another warm-up: the first that did not is the sample.
 """
 
-import random
 import time
 from functools import partial
 
 from engine import Engine, EngineConfig, SamplingParams
 from experiments.config import ProtocolConfig, WorkloadConfig
+from experiments.lengths import draw_prompts
 from experiments.measuring.guard import undisturbed_result
 from experiments.measuring.session import MAX_BATCHED_TOKENS, Session
 from experiments.records import Point
 
-LARGEST_TOKEN_ID = 10_000
 ATTEMPTS = 3
 
 Requests = list[tuple[list[int], SamplingParams]]
 
 
 def draw_requests(count: int, workload: WorkloadConfig, vocab_size: int, seed: int | str = 0) -> Requests:
-    """Prompts and parameters in nano-vLLM's order of draws: each prompt's length, then its tokens; then the answers."""
-    draw = random.Random(seed)
-    largest = LARGEST_TOKEN_ID
-    low, high = workload.input_tokens
-    prompts = [[draw.randint(0, largest) % vocab_size for _ in range(draw.randint(low, high))] for _ in range(count)]
-    low, high = workload.output_tokens
-    return [(prompt, SamplingParams(max_tokens=draw.randint(low, high), ignore_eos=True)) for prompt in prompts]
+    """Prompts and parameters of a workload's requests, their tokens folded into the vocabulary."""
+    return [
+        ([token % vocab_size for token in prompt], SamplingParams(max_tokens=answer, ignore_eos=True))
+        for prompt, answer in draw_prompts(count, workload.input_tokens, workload.output_tokens, seed)
+    ]
 
 
 def measure_offline(session: Session, point: Point, _protocol: ProtocolConfig) -> tuple[dict[str, list[float]], Engine]:

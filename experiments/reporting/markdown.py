@@ -1,9 +1,9 @@
 """report.md: the report where a page cannot be shown."""
 
+from experiments.floors import FORMULAS
 from experiments.reporting.document import Document
 from experiments.reporting.first_screen import FirstScreen
 from experiments.reporting.formats import Table, to_markdown
-from experiments.reporting.methods import FORMULAS
 from experiments.reporting.page import EMPTY, SECTIONS
 from experiments.reporting.tables import TABLES
 

@@ -6,17 +6,6 @@ from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis
 from experiments.stats import EQUIVALENCE_MARGIN, FAMILY_ALPHA, MIN_ROUNDS
 
-FORMULAS = """layer  = h (q + 2k) D + q D h + 3 h f        W = e (l layer + norms + V h)        KV = 2 l k D e
-decode   bytes = W + B L KV + B (KV + e h + e V)      FLOP = B (2 (l layer + V h) + 4 l q D L)
-prefill  bytes = W + B T (KV + e h) + B e V           FLOP = B (2 T l layer + 2 l q D T^2 + 2 V h)
-shared   as prefill, of the prompts' own T tokens; the P shared ones are read once: + P KV, T^2 is (P + T)^2 - P^2
-serving  one decode step of one sequence with the shortest prompt: the least time between two tokens
-offline  one prefill of all prompts, then decode steps that shrink as requests finish
-floor  = max(bytes / read bandwidth, FLOP / bf16 rate)
-
-h hidden, f intermediate, D head size, q and k query and KV heads, V vocabulary, l layers, e bytes per element,
-B batch, L context, T prompt tokens"""
-
 
 def methods(analysis: Analysis) -> list[tuple[str, str]]:
     """(heading, paragraph) pairs."""

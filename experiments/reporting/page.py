@@ -7,12 +7,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from experiments.floors import FORMULAS
 from experiments.reporting.charts.palette import GLYPHS
 from experiments.reporting.charts.specs import Bars, Dots, Figure, Heatmap, Spans
 from experiments.reporting.charts.svg import draw, heat_scale, marker, sparkline_counts
 from experiments.reporting.document import Document
 from experiments.reporting.formats import Kind, Shown, Table, Value, display
-from experiments.reporting.methods import FORMULAS
 from experiments.reporting.tables import TABLES
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.config import BASELINE
-from experiments.floors import Ceilings, Floor, floor_ms
+from experiments.floors import Ceilings, Floor, floor_of
 from experiments.metrics import METRICS, Better, Metric, metrics_of
 from experiments.records import CellResult, Point, Row, Status, Verdict
 from experiments.reporting.run import Run
@@ -76,8 +76,7 @@ def _floor(run: Run, point: Point, ceilings: Ceilings | None) -> Floor | None:
     if point.model not in info.models or ceilings is None:
         return None
     workload = info.workloads[point.workload]
-    at = (workload.kind, point.batch, point.length)
-    return floor_ms(info.models[point.model], *at, ceilings, info.dtype_bytes, workload, info.seed)
+    return floor_of(info.models[point.model], workload, point, ceilings, info.dtype_bytes, info.seed)
 
 
 def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dict[int, float]]:

@@ -1,9 +1,14 @@
 """The floor formulas against byte and FLOP counts worked out by other means, and figures published for these models."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from experiments.config import WorkloadConfig
-from experiments.floors import Ceilings, decode_work, floor_ms, nano_vllm_requests, offline_work, prefill_work
+from experiments.floors import Ceilings, Floor, decode_work, floor_of, offline_work, prefill_work
+from experiments.lengths import request_lengths
+from experiments.records import Point
 
 QWEN3_06B = {
     "hidden_size": 1024,
@@ -24,7 +29,15 @@ SMOLLM2 = {
     "head_dim": 64,
     "vocab_size": 49152,
 }
-H200 = {"read_bytes_per_s": 4.3e12, "bf16_flop_per_s": 790e12}
+NANO_VLLM = {"input_tokens": [100, 1024], "output_tokens": [100, 1024]}
+H200 = Ceilings(read_bytes_per_s=4.3e12, bf16_flop_per_s=790e12)
+
+
+def floor_at(
+    sizes: dict, kind: str, batch: int, length: int, ceilings: Ceilings = H200, **details: Any
+) -> Floor | None:
+    """Of a workload of this kind with these details, in bfloat16."""
+    return floor_of(sizes, WorkloadConfig("w", kind, **details), Point("m", "w", batch, length), ceilings, 2, seed=3)
 
 
 @pytest.mark.parametrize(("model", "params"), [(QWEN3_06B, 596_049_920), (SMOLLM2, 134_515_008)])
@@ -43,7 +56,7 @@ def test_a_step_without_cache_reads_every_published_parameter_once(model: dict, 
     ],
 )
 def test_decode_floor_of_qwen3_06b(batch: int, length: int, bytes_gb: float, time_ms: float) -> None:
-    floor = floor_ms(QWEN3_06B, "decode", batch, length, H200, 2)
+    floor = floor_at(QWEN3_06B, "decode", batch, length)
     assert floor is not None
     assert floor.bytes / 1e9 == pytest.approx(bytes_gb, rel=5e-3)
     assert floor.floor_ms == pytest.approx(time_ms, rel=2e-3)
@@ -52,7 +65,7 @@ def test_decode_floor_of_qwen3_06b(batch: int, length: int, bytes_gb: float, tim
 
 @pytest.mark.parametrize(("tokens", "time_ms"), [(512, 0.609), (2048, 2.89), (8192, 18.9)])
 def test_prefill_floor_of_qwen3_06b(tokens: int, time_ms: float) -> None:
-    floor = floor_ms(QWEN3_06B, "prefill", 1, tokens, H200, 2)
+    floor = floor_at(QWEN3_06B, "prefill", 1, tokens)
     assert floor is not None
     assert floor.floor_ms == pytest.approx(time_ms, rel=3e-3)
     assert floor.bound == "flop"
@@ -89,8 +102,8 @@ def test_a_sliding_window_caps_the_context_and_the_causal_square() -> None:
     assert full - banded == pytest.approx(4 * 30 * 9 * 64 * (300**2 / 2 - pairs), rel=0.01)
 
 
-def test_nano_vllm_requests_are_its_own() -> None:
-    requests = nano_vllm_requests(256)
+def test_requests_are_nano_vllm_s_own() -> None:
+    requests = request_lengths(256, (100, 1024), (100, 1024))
     assert sum(output for _, output in requests) == 133_966
     assert all(100 <= n <= 1024 for request in requests for n in request)
 
@@ -103,7 +116,7 @@ def test_offline_work_is_the_sum_of_its_passes() -> None:
 
 
 def test_offline_floor_bounds_the_published_figure() -> None:
-    floor = floor_ms(QWEN3_06B, "offline", 256, 0, H200 | {"read_bytes_per_s": 4.64e12}, 2)
+    floor = floor_at(QWEN3_06B, "offline", 256, 0, replace(H200, read_bytes_per_s=4.64e12), **NANO_VLLM)
     assert floor is not None
     assert floor.tokens == 133_966
     assert 1e3 * floor.tokens / floor.floor_ms == pytest.approx(39_500, rel=0.02)
@@ -120,21 +133,19 @@ def test_offline_floor_bounds_the_published_figure() -> None:
 )
 def test_no_floor_is_claimed_without_measured_ceilings(ceilings: dict | None) -> None:
     assert Ceilings.of(ceilings) is None
-    assert floor_ms(SMOLLM2, "decode", 1, 8, ceilings, 2) is None
 
 
 def test_no_floor_for_a_workload_without_a_formula() -> None:
-    assert floor_ms(SMOLLM2, "mystery", 1, 8, H200, 2) is None
-    assert floor_ms(SMOLLM2, "serving", 1, 0, H200, 2) is None, "its prompts are not known"
+    assert floor_at(SMOLLM2, "mystery", 1, 8) is None
 
 
 def test_a_ragged_step_is_charged_its_own_contexts() -> None:
     """Their sum, which is that of equal ones; under a sliding window less, since a long context is cut off there."""
     ragged = WorkloadConfig("ragged", "decode", sigma=1.0)
-    even, uneven = (floor_ms(SMOLLM2, "decode", 16, 512, H200, 2, config, 3) for config in (None, ragged))
+    even, uneven = (floor_at(SMOLLM2, "decode", 16, 512, sigma=sigma) for sigma in (0.0, ragged.sigma))
     assert even == uneven
     windowed = SMOLLM2 | {"sliding_window": 512}
-    even, uneven = (floor_ms(windowed, "decode", 16, 512, H200, 2, config, 3) for config in (None, ragged))
+    even, uneven = (floor_at(windowed, "decode", 16, 512, sigma=sigma) for sigma in (0.0, ragged.sigma))
     assert even is not None
     assert uneven is not None
     contexts = ragged.contexts(16, 512, 3)
@@ -149,12 +160,11 @@ def test_a_shared_prefix_is_read_once_and_seen_by_all() -> None:
     kv, h, head = 2 * 30 * 3 * 64 * 2, 576, 2 * 4 * 49152 * 576
     assert whole.flop - shared.flop == prefix.flop - head
     assert whole.bytes - shared.bytes == 4 * 200 * (kv + 2 * h) - 200 * kv
-    config = WorkloadConfig("w", "shared_prefix", prefix_tokens=200)
-    floor = floor_ms(SMOLLM2, "shared_prefix", 4, 300, H200, 2, config)
+    floor = floor_at(SMOLLM2, "shared_prefix", 4, 300, prefix_tokens=200)
     assert floor is not None
     assert (floor.bytes, floor.flop, floor.tokens) == (shared.bytes, shared.flop, 400)
 
 
 def test_no_token_of_serving_comes_sooner_than_one_step_of_one_sequence() -> None:
-    config = WorkloadConfig("w", "serving", input_tokens=[32, 256], output_tokens=[2, 9])
-    assert floor_ms(QWEN3_06B, "serving", 100, 0, H200, 2, config) == floor_ms(QWEN3_06B, "decode", 1, 32, H200, 2)
+    served = floor_at(QWEN3_06B, "serving", 100, 0, input_tokens=[32, 256], output_tokens=[2, 9])
+    assert served == floor_at(QWEN3_06B, "decode", 1, 32)

@@ -10,7 +10,7 @@ from engine.graphs import Graph, GraphKey, Step
 from engine.inputs import Layout
 from engine.runner import Runner
 from experiments.config import WorkloadConfig
-from experiments.floors import nano_vllm_requests
+from experiments.lengths import request_lengths
 from experiments.measuring import decode, offline, prefill
 from experiments.measuring.decode import decode_engine, decoding, measure_decode
 from experiments.measuring.guard import Disturbances, Disturbed, undisturbed
@@ -191,11 +191,11 @@ def test_prefill_that_fails_is_an_error() -> None:
 
 
 def test_offline_draws_are_nano_vllm_s() -> None:
-    """The lengths that the floor is computed from, in the same order."""
+    """Greedy, none ended by its tokens, of the lengths that the floor is computed from."""
     workload = WorkloadConfig("offline", "offline", [16], [0], input_tokens=[100, 1024], output_tokens=[100, 1024])
     requests = draw_requests(16, workload, vocab_size=151_936)
     lengths = [(len(prompt), sampling.max_tokens) for prompt, sampling in requests]
-    assert lengths == list(nano_vllm_requests(16))
+    assert lengths == list(request_lengths(16, (100, 1024), (100, 1024)))
     assert all(sampling.greedy and sampling.ignore_eos for _, sampling in requests)
     assert max(token for prompt, _ in requests for token in prompt) <= 10_000
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.config import ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.environment import Code, Environment, Gpu
-from experiments.floors import floor_ms
+from experiments.floors import Ceilings, floor_of
 from experiments.manifest import Manifest, new_manifest
 from experiments.models import Model
 from experiments.plan import make_plan
@@ -45,6 +45,7 @@ PROTOCOL = ProtocolConfig(
     verdict_tokens=16, load_timeout_s=600, cell_timeout_s=600,
 )  # fmt: skip
 CEILINGS = {"read_bytes_per_s": 4.64e12, "bf16_flop_per_s": 7.0e14}
+OFFLINE = WorkloadConfig("offline", "offline", [256], [0], input_tokens=[100, 1024], output_tokens=[100, 1024])
 SPEED = {"baseline": 1.0, "compiled": 1.12, "folded": 1.002, "norm_linear": 1.21, "fused": 1.85}
 
 
@@ -97,7 +98,7 @@ class Synthetic:
 
     def _workload(self, name: str) -> WorkloadConfig:
         if name == "offline":
-            return WorkloadConfig(name, name, [256], [0], input_tokens=[100, 1024], output_tokens=[100, 1024])
+            return OFFLINE
         return WorkloadConfig(name, name, list(self.batches), list(self.lengths))
 
     def run(self, problems: Iterable[str] = (), ledgers: Sequence[Traced] = ()) -> Run:
@@ -131,7 +132,8 @@ class Synthetic:
 def _base_ms(point: Point) -> float:
     """The baseline: launches, then the floor at a fair share of it."""
     dims = SIZES.get(point.model, SMOLLM2)
-    floor = floor_ms(dims, point.workload, point.batch, point.length, CEILINGS, 2)
+    workload = OFFLINE if point.workload == "offline" else WorkloadConfig(point.workload, point.workload)
+    floor = floor_of(dims, workload, point, Ceilings(**CEILINGS), 2)
     return 0.6 + 1.9 * (floor.floor_ms if floor else 1.0)
 
 

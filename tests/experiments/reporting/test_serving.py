@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments.config import WorkloadConfig
-from experiments.floors import floor_ms
+from experiments.floors import Ceilings, floor_of
 from experiments.records import Cell, CellResult, Point, Status, Verdict
 from experiments.reporting.figures import build_figures
 from experiments.reporting.rows import Analysis, analyse
@@ -83,7 +83,8 @@ def test_verdicts_are_counted_on_the_time_between_tokens(analysis: Analysis) -> 
     assert {row.metric for row in analysis.primary} == {"itl_p50_ms"}
     fused = [row for row in analysis.primary if row.variant == "fused"]
     assert [(row.verdict, row.speedup) for row in fused] == [("faster", pytest.approx(2.0))] * len(RATES)
-    floor = floor_ms(QWEN3_06B, "decode", 1, 32, CEILINGS, 2)
+    step = Point("qwen3-0.6b", "decode", 1, 32)
+    floor = floor_of(QWEN3_06B, WorkloadConfig("decode", "decode"), step, Ceilings(**CEILINGS), 2)
     assert floor is not None
     bounded = {row.metric: row.floor for row in analysis.rows if row.floor is not None}
     assert bounded == {"itl_p50_ms": floor.floor_ms, "itl_p90_ms": floor.floor_ms}
