@@ -64,7 +64,7 @@ lint: env
 	$(BIN)/lint-imports --config pyproject.toml
 
 docs: env
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: the site is $(CURDIR)/site/index.html"
 
 headline: env

@@ -1,11 +1,11 @@
-"""What mkdocs must know of files outside docs/: CONTRIBUTING is a page; other links lead into the code and are text."""
+"""What mkdocs must know of files outside docs/: two are pages; other links lead into the code and are text."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("CONTRIBUTING.md",)
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 
 
