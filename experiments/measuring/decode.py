@@ -1,6 +1,8 @@
-"""Time of a decode step: `batch` sequences with `length` tokens of context, on average over the timed steps.
+"""Time of a decode step: `batch` sequences with `length` tokens of context, on average over the steps of each window.
 
-In a ragged workload (`sigma` above 0) `length` is the mean over the sequences too, and their sum is exact.
+Every window begins anew and runs over the same contexts. Around a short one it has fewer steps, for none can come
+before the first token; SETTLE_STEPS tokens or fewer are timed as SETTLE_STEPS + 1. In a ragged workload (`sigma` above
+0) `length` is the mean over the sequences too, and their sum is exact.
 
 The context is not prefilled: pages are filled with seeded noise, since a step costs the same whatever they hold. Steps
 run free, as in use: no synchronisation inside a window, one at its end. Two clocks: host wall time over a window
@@ -29,32 +31,37 @@ def measure_decode(session: Session, point: Point, protocol: ProtocolConfig) -> 
     """(samples, the engine that ran)."""
     contexts = session.contexts(point)
     warmup_steps = protocol.warmup_max_steps + protocol.warmup_min_steps + 2
-    most_steps = SETTLE_STEPS + protocol.windows * protocol.steps_per_window
+    most_steps = SETTLE_STEPS + protocol.steps_per_window
     engine = decode_engine(session, contexts, max(warmup_steps, most_steps))
     with decoding(session, engine, point, contexts, warmup_steps):
         step_ms = _warm_up(engine, protocol)
-    steps = window_steps(protocol, step_ms)
-    timed_steps = protocol.windows * steps
-    # Centred, so that the mean context of the timed steps is the cell's.
-    first = -(timed_steps // 2)
+    steps = min(window_steps(protocol, step_ms), _most_centred(contexts))
+    # Centred, so that the mean context of a window is the cell's, and each anew: of windows that run on from one
+    # another the middle one would be the median whatever the others say, since a step grows with its context.
+    first = -(steps // 2)
     # The last steps once before: a longer block table is another graph, which must not be captured while timed.
-    with decoding(session, engine, point, _moved(contexts, first + timed_steps - SETTLE_STEPS), SETTLE_STEPS):
+    with decoding(session, engine, point, _moved(contexts, first + steps - SETTLE_STEPS), SETTLE_STEPS):
         run_window(engine, SETTLE_STEPS)
     samples: dict[str, list[float]] = {"step_ms": []}
-    with decoding(session, engine, point, _moved(contexts, first - SETTLE_STEPS), SETTLE_STEPS + timed_steps):
-        run_window(engine, SETTLE_STEPS)
-        for _ in range(protocol.windows):
+    for _ in range(protocol.windows):
+        with decoding(session, engine, point, _moved(contexts, first - SETTLE_STEPS), SETTLE_STEPS + steps):
+            run_window(engine, SETTLE_STEPS)
             with undisturbed(engine):
                 wall_ms, device_ms = run_window(engine, steps)
-            samples["step_ms"].append(wall_ms / steps)
-            if device_ms:
-                samples.setdefault("step_device_ms", []).extend(device_ms)
+        samples["step_ms"].append(wall_ms / steps)
+        if device_ms:
+            samples.setdefault("step_device_ms", []).extend(device_ms)
     return samples, engine
 
 
 def window_steps(protocol: ProtocolConfig, step_ms: float) -> int:
     """How many steps of this length a window holds."""
     return max(1, min(protocol.steps_per_window, int(protocol.window_ms / max(step_ms, 1e-6))))
+
+
+def _most_centred(contexts: list[int]) -> int:
+    """The most steps around the shortest context that leave the settling steps before them a token."""
+    return max(1, 2 * (min(contexts) - SETTLE_STEPS) - 1)
 
 
 def _moved(contexts: list[int], by: int) -> list[int]:
