@@ -10,7 +10,7 @@ each in a fresh process, the order of variants again from a Williams square.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -64,6 +64,13 @@ def make_plan(config: ExperimentConfig, models: Sequence[str], by_process: froze
         cells = tuple(order(points, variants, rounds, Random(f"{config.seed}/{model}")))
         plans.append(ModelPlan(model, points, cells, model in by_process))
     return Plan(config.seed, rounds, variants, tuple(plans))
+
+
+def missing_cells(cells: Sequence[Cell], done: Collection[Cell]) -> list[Cell]:
+    """What is still to be measured, in order. A round of a point is measured whole: half of a pair that was measured on
+    another GPU, or on another day, is no pair."""
+    torn = {(cell.point, cell.round) for cell in cells if cell not in done}
+    return [cell for cell in cells if (cell.point, cell.round) in torn]
 
 
 def _interleaved(points: Sequence[Point], variants: Sequence[str], rounds: int, rng: Random) -> Iterator[Cell]:

@@ -9,13 +9,13 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments import plain
 from experiments.cluster.records import disagreements, merged, read_records
-from experiments.durable import Damaged, NoSpace, make_folder, make_new_folder, read_json, write_json
+from experiments.durable import Damaged, NoSpace, make_folder, make_new_folder, read_json, sync_folder, write_json
 from experiments.errors import UserError
 from experiments.manifest import SCHEMA, Manifest, differences
 from experiments.records import Cell, CellResult
@@ -57,6 +57,12 @@ class RunStore:
     def write_cell(self, result: CellResult) -> None:
         """Keep one finished cell."""
         self._write(self.path / CELLS / f"{result.cell.id}.json", plain.encode(result))
+
+    def forget(self, cells: Iterable[Cell]) -> None:
+        """Remove what is to be measured again: beside a half that is new, what is left of an old round looks whole."""
+        for cell in cells:
+            (self.path / CELLS / f"{cell.id}.json").unlink(missing_ok=True)
+        sync_folder(self.path / CELLS)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest by one that knows more."""

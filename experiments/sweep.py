@@ -29,7 +29,7 @@ from experiments.manifest import new_manifest
 from experiments.memory import fit_together, load_at_once
 from experiments.messages import Ready
 from experiments.models import Model
-from experiments.plan import ModelPlan, Plan, make_plan
+from experiments.plan import ModelPlan, Plan, make_plan, missing_cells
 from experiments.pool import Pool
 from experiments.progress import Display, make_display, point_title
 from experiments.records import OUT_OF_TIME, Cell, CellResult, Status, Verdict
@@ -69,7 +69,9 @@ def run_sweep(config: ExperimentConfig, arguments: Sequence[str], worker: Sequen
     wanted = new_manifest(prepared.config, prepared.models, prepared.plan, prepared.environment, code())
     if config.resume:
         store, found, damaged = resume_run(Path(config.results_dir), config.resume, wanted)
-        done = [result for result in found if result.reason != OUT_OF_TIME]
+        missing = set(missing_cells(prepared.plan.cells, {r.cell for r in found if r.reason != OUT_OF_TIME}))
+        store.forget(missing)
+        done = [result for result in found if result.cell not in missing]
         print("\n".join(f"warning: {line}; it is measured again" for line in damaged), end="\n" if damaged else "")
     else:
         store, done = create_run(Path(config.results_dir), wanted), []

@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any
 
 from experiments.cluster.records import ShardRecord, claim_machine, drop_record, read_records, write_record
-from experiments.cluster.shards import Shard, missing_cells
+from experiments.cluster.shards import Shard
 from experiments.config import ExperimentConfig
 from experiments.environment import code
 from experiments.errors import UserError
 from experiments.manifest import Manifest, differences, new_manifest, unlike_machines
-from experiments.plan import make_plan
+from experiments.plan import make_plan, missing_cells
 from experiments.progress import make_display
 from experiments.records import OUT_OF_TIME, CellResult, Point, Status
 from experiments.store import RunStore, read_cells, read_manifest
@@ -103,6 +103,7 @@ def run_shard(job: ShardJob) -> None:
     with ShardStore(path, manifest, record) as store:
         done = _done(path, manifest, record)
         missing = set(missing_cells(prepared.plan.cells, {result.cell for result in done}))
+        store.forget(missing)
         kept = [result for result in done if result.cell not in missing]
         with make_display(prepared.plan.cells, kept) as display:
             display.say(f"shard {record.id} on {record.node}: {len(missing)} of {len(prepared.plan.cells)} cells to go")

@@ -12,13 +12,14 @@ from pathlib import Path
 from experiments.cluster.executors import Executor, LocalExecutor, SlurmExecutor, insist_on_submitit, slurm_queue
 from experiments.cluster.hosts import device_groups, hosts
 from experiments.cluster.job import ShardJob
-from experiments.cluster.shards import Shard, make_shards, missing_cells
+from experiments.cluster.shards import Shard, make_shards
 from experiments.cluster.watch import CellFolder, cancel, watch
 from experiments.command_line import INTERRUPTED
 from experiments.config import ExperimentConfig
 from experiments.environment import code
 from experiments.errors import UserError
 from experiments.manifest import Manifest, new_manifest
+from experiments.plan import missing_cells
 from experiments.progress import make_display
 from experiments.records import OUT_OF_TIME, Cell, CellResult, Status
 from experiments.run_end import how_to_go_on, show_table

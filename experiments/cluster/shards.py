@@ -6,7 +6,7 @@ is loaded once more, so a cut moves to the end of a model that is near.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -24,13 +24,6 @@ class Shard:
 
     id: str
     points: tuple[Point, ...]
-
-
-def missing_cells(cells: Sequence[Cell], done: Collection[Cell]) -> list[Cell]:
-    """What is still to be measured, in order. A round of a point is measured whole: half of a pair that was measured on
-    another GPU, or on another day, is no pair."""
-    torn = {(cell.point, cell.round) for cell in cells if cell not in done}
-    return [cell for cell in cells if (cell.point, cell.round) in torn]
 
 
 def make_shards(plan: Plan, cells: Sequence[Cell], count: int, launch: int = 1) -> tuple[Shard, ...]:

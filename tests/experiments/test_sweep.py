@@ -19,7 +19,8 @@ from experiments.environment import Environment, Gpu
 from experiments.errors import UserError
 from experiments.messages import Answer
 from experiments.plan import make_plan
-from experiments.records import OUT_OF_TIME, Status
+from experiments.progress import Display
+from experiments.records import OUT_OF_TIME, CellResult, Status
 from experiments.sweep import prepare, run_sweep
 from experiments.worker_process import WorkerProcess
 from tests.experiments.sweeping import arguments, outcome, sweep, worker_command
@@ -235,8 +236,30 @@ def test_interrupting_keeps_what_is_finished(
     found = sweep(tmp_path, f"resume={stopped.path.name}")
     assert found.path == stopped.path
     assert set(found.statuses().values()) == OK
-    # Each cell was asked for once, over both sweeps.
-    assert sorted(cell for _, cell in found.measured) == sorted(found.results)
+    # Each cell was asked for once over both sweeps, but for the half of a pair: the other half is of another sitting.
+    half = stopped.measured[-1][1]
+    assert Counter(cell for _, cell in found.measured) == Counter([*found.results, half])
+
+
+def test_what_is_left_of_a_torn_round_is_gone_before_its_other_half_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two once more, the round must not look whole."""
+    first = sweep(tmp_path)
+    lost, left = (cell for _, cell in first.measured[:2])
+    (first.path / "cells" / f"{lost}.json").unlink()
+    end = Display.end
+
+    def interrupt(display: Display, result: CellResult, took_s: float) -> None:
+        end(display, result, took_s)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Display, "end", interrupt)
+    assert sweep(tmp_path, "resume=latest").code == 130
+    monkeypatch.undo()
+    assert first.results.keys() - outcome(tmp_path).results.keys() == {left}
+    found = sweep(tmp_path, "resume=latest")
+    assert [cell for _, cell in found.measured[NUM_CELLS:]] == [lost, lost, left]
 
 
 def test_workers_load_side_by_side_on_many_cores_and_all_are_ended_by_an_interrupt(
@@ -277,7 +300,9 @@ def test_resume_does_not_repeat_verdicts_or_failures(tmp_path: Path) -> None:
     assert found.results["tiny.decode.b2.l16.fused.r01"].status is Status.SKIPPED
     assert found.results["tiny.decode.b2.l16.folded.r01"].status is Status.INVALID
     assert found.results["tiny.decode.b1.l8.baseline.r00"].status is Status.OK
-    assert len(found.measured) == len(first.measured) + 1
+    # The rounds of these three, whole; only the size that memory ran out at is tried again.
+    again = {"tiny.decode.b1.l8.baseline.r00", "tiny.decode.b1.l8.fused.r00", "tiny.decode.b2.l16.baseline.r01"}
+    assert {cell for _, cell in found.measured[len(first.measured) :]} == again
 
 
 def test_a_damaged_cell_is_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +322,7 @@ def test_other_weights_in_one_run_are_refused(tmp_path: Path) -> None:
     script[0].write_text(script[1].replace('"0123"', '"4567"'))
     command = worker_command(tmp_path, [])
     asked = arguments(tmp_path, "resume=latest")
-    with pytest.raises(UserError, match="fused loaded tiny with weights 4567, this run began with 0123"):
+    with pytest.raises(UserError, match="loaded tiny with weights 4567, this run began with 0123"):
         run_sweep(compose(asked), asked, [*command[:2], str(script[0]), command[3]])
 
 

@@ -15,7 +15,7 @@ from experiments.errors import UserError
 from experiments.manifest import Manifest, new_manifest
 from experiments.records import CellResult, Status
 from experiments.store import RunStore, create_run, read_manifest, read_run, resume_run
-from experiments.sweep import Prepared, prepare
+from experiments.sweep import Prepared, Sweep, prepare
 from tests.experiments.sweeping import Rules, arguments, outcome, sweep, worker_command
 
 CODE = Code("abcdef0123456789", False, "0" * 64)
@@ -99,6 +99,20 @@ def test_a_shard_that_starts_again_measures_what_is_missing(tmp_path: Path, node
     assert found.measured[before:] == [("baseline", victim.replace("fused", "baseline"))]
     assert found.results[victim].status is Status.INVALID
     assert [record.id for record in read_records(launched.path)[0]] == ["01-00"]
+
+
+def test_a_torn_round_is_forgotten_before_its_shard_measures(
+    tmp_path: Path, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two once more, the round must not look whole."""
+    launched = Launched(tmp_path)
+    launched.run(0)
+    whole = outcome(tmp_path).results.keys()
+    torn = f"{launched.shards[0].points[0].model}.decode.b1.l8.{{}}.r01"
+    (launched.path / "cells" / f"{torn.format('fused')}.json").unlink()
+    monkeypatch.setattr(Sweep, "run", lambda self: None)
+    launched.run(0)
+    assert whole - outcome(tmp_path).results.keys() == {torn.format("baseline"), torn.format("fused")}
 
 
 def test_unlike_machines_are_refused(tmp_path: Path, node: Node) -> None:

@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.cluster.shards import SLACK, Shard, make_shards, missing_cells
-from experiments.plan import ModelPlan, Plan
+from experiments.cluster.shards import SLACK, Shard, make_shards
+from experiments.plan import ModelPlan, Plan, missing_cells
 from experiments.records import Cell, Point
 
 
