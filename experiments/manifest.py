@@ -96,6 +96,9 @@ def new_manifest(
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """Why results of `new` may not be added to the run `old`, one phrase each; empty where they may."""
     found = list(changes(*(plain.encode(_without_budget(run.config)) for run in (old, new))))
+    both = old.models.keys() & new.models.keys()
+    before, after = ({"model": {name: run.models[name] for name in both}} for run in (old, new))
+    found += changes(before, after)
     if not found and old.plan != new.plan:
         found.append("the plan is ordered differently")
     if old.source_hash != new.source_hash:

@@ -13,7 +13,7 @@ _PLACES = ("batches", "lengths", "points", "models")
 
 
 def unlike(before: Manifest, after: Manifest) -> list[str]:
-    """Why times of the two may not be compared, one phrase each: another GPU (or CPU), weights, dtype, protocol."""
+    """Why their times may not be compared, one phrase each: another GPU (or CPU), model, weights, dtype, protocol."""
     return list(_differ(_conditions, before, after))
 
 
@@ -24,9 +24,9 @@ def changed(before: Manifest, after: Manifest) -> list[str]:
 
 
 def _differ(describe: Callable[[Manifest], dict[str, Any]], before: Manifest, after: Manifest) -> Iterator[str]:
-    """Changes in what is described, without the weights, workloads and variants that only one side has."""
+    """Changes in what is described, without the models, weights, workloads and variants that only one side has."""
     old, new = describe(before), describe(after)
-    for key in old.keys() & {"weights", "workload", "variant"}:
+    for key in old.keys() & {"model", "weights", "workload", "variant"}:
         shared = old[key].keys() & new[key].keys()
         old[key], new[key] = ({name: side[key][name] for name in shared} for side in (old, new))
     return changes(old, new)
@@ -39,6 +39,7 @@ def _conditions(run: Manifest) -> dict[str, Any]:
         "gpu": run.gpu,
         "cpu": None if run.gpu else run.machine.get("cpu"),
         "dtype": run.dtype,
+        "model": run.models,
         "weights": run.weights_hash,
         "protocol": {key: protocol[key] for key in _SAMPLING},
         "workload": {

@@ -83,6 +83,7 @@ CHANGES = [
     (manifest("variants=[baseline,folded]"), r"variants was \[baseline, fused\] and is \[baseline, folded\]", True),
     (manifest("variant.fused.switches.norm_linear=false"), "variants.fused.switches.norm_linear was True", True),
     (manifest("models=[qwen3-0.6b]"), r"models was \[tiny\] and is \[qwen3-0.6b\]", True),
+    (replace(manifest(), models={"tiny": {"num_layers": 3}}), r"model.tiny.hidden_size was 64 and is None", True),
     (manifest(code=replace(CODE, source_hash="1" * 64)), "the code that is timed or times changed", True),
     (manifest(machine=replace(MACHINE, gpu=replace(GPU, name="H100"))), "gpu was NVIDIA H200 and is H100", True),
     (manifest(machine=replace(MACHINE, packages={"torch": "2.12.0"})), "torch was 2.13.0 and is 2.12.0", True),

@@ -24,6 +24,13 @@ def test_unlike_runs_say_in_what(other: Made, says: list[str]) -> None:
     assert unlike(Made().manifest(), other.manifest()) == says
 
 
+def test_a_model_of_other_sizes_is_another_model() -> None:
+    """Real weights need not show it: what of a checkpoint was used depends on the sizes."""
+    before = Made().manifest()
+    after = replace(before, models={"tiny": {**before.models["tiny"], "sliding_window": 8}, "more": {"num_layers": 1}})
+    assert unlike(before, after) == ["model.tiny.sliding_window was None and is 8"]
+
+
 def test_a_gpu_and_a_cpu_differ_in_device_machine_and_dtype() -> None:
     found = "; ".join(unlike(Made().manifest(), Made(machine=LAPTOP).manifest()))
     for key in ("device", "gpu", "cpu", "dtype"):
