@@ -189,7 +189,8 @@ def served_tokens_per_s(result: CellResult) -> float | None:
 def energy_j_per_token(result: CellResult) -> float | None:
     """Energy that the whole GPU took while the cell was measured, its warm-up included, over the tokens that the engine
     worked on in that time: generated ones, in a prefill those of the prompts. Read from the GPU's own counter."""
-    energy_j = result.clocks.get("energy_j", 0.0)
+    # The counter is one GPU's, the tokens are those of all ranks.
+    energy_j = result.clocks.get("energy_j", 0.0) if result.counters.get("ranks", 1.0) == 1 else 0.0
     counter = "prefilled_tokens" if "ttft_ms" in result.samples else "generated_tokens"
     tokens = result.counters.get(counter, 0.0)
     return cell_value([energy_j / tokens]) if energy_j > 0 and tokens > 0 else None

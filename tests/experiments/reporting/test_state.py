@@ -40,9 +40,12 @@ def test_energy_per_token_is_the_counter_over_the_tokens_worked_on() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"clocks": {}}, {"clocks": {"energy_j": 0.0}}, {"counters": {}}, {"counters": {"generated_tokens": 0.0}}],
+    [
+        *({"clocks": {}}, {"clocks": {"energy_j": 0.0}}, {"counters": {}}, {"counters": {"generated_tokens": 0.0}}),
+        {"counters": {"generated_tokens": 1000.0, "ranks": 2.0}},
+    ],
 )
-def test_without_a_counter_or_tokens_no_energy_is_claimed(changes: dict[str, dict[str, float]]) -> None:
+def test_without_a_counter_of_all_gpus_or_tokens_no_energy_is_claimed(changes: dict[str, dict[str, float]]) -> None:
     made = Synthetic(**SMALL, rounds=1, mend=lambda r: replace(_with_energy(r), **changes))  # type: ignore[arg-type]
     analysis = analyse(made.run())
     assert "energy_qwen3-0.6b_decode" not in build_figures(analysis)
