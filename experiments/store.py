@@ -146,8 +146,11 @@ def read_cells(path: Path, manifest: Manifest) -> tuple[list[CellResult], list[s
             results.append(_read_cell(file, planned))
         except OSError as error:
             problems.append(f"{file.name}: {error.strerror}, not counted")
-        except ValueError as error:
+        except Damaged as error:
             problems.append(f"{file.name}: {error}; {_set_aside(file)}")
+        except ValueError as error:
+            # Whole, so another version wrote it: not ours to move.
+            problems.append(f"{file.name}: {error}; left where it is, not counted")
     return results, problems
 
 

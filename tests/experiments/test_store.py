@@ -14,6 +14,7 @@ import pytest
 
 from experiments import plain
 from experiments.compose import compose
+from experiments.durable import write_json
 from experiments.environment import ROOT, Code, Environment, Gpu
 from experiments.errors import UserError
 from experiments.manifest import Manifest, new_manifest
@@ -143,6 +144,20 @@ def test_damaged_cells_are_named_and_set_aside(tmp_path: Path) -> None:
         assert any(line.startswith(f"{file.name}: ") and complaint in line for line in damaged)
     assert not leftover.exists()
     assert read_run(store.path)[1:] == (done, [])
+
+
+def test_a_whole_cell_of_another_version_is_named_and_stays(tmp_path: Path) -> None:
+    """It has its right checksum, and a version that knows its keys will want it."""
+    with create_run(tmp_path, manifest()) as store:
+        first, *others = results_of(store)
+        for result in (first, *others):
+            store.write_cell(result)
+    file = store.path / "cells" / f"{first.cell.id}.json"
+    write_json(file, {**plain.encode(first), "nvlink_bytes": 0})
+    for _ in range(2):
+        _, found, problems = read_run(store.path)
+        assert {result.cell for result in found} == {result.cell for result in others}
+        assert problems == [f"{file.name}: CellResult has no key 'nvlink_bytes'; left where it is, not counted"]
 
 
 @pytest.mark.parametrize(
