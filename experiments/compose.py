@@ -68,6 +68,8 @@ def compose(overrides: Sequence[str]) -> ExperimentConfig:
     for key in ("models", "variants", "workloads"):
         if not all(isinstance(name, str) for name in getattr(asked, key)):
             raise UserError(f"{key} must be a list of names, not {getattr(asked, key)}")
+    for group in ("variant", "workload"):
+        _check_used(overrides, group, getattr(asked, f"{group}s"))
     kept = {field.name for field in dataclasses.fields(ExperimentConfig)} - {
         "variants",
         "workloads",
@@ -142,6 +144,13 @@ def _prepare(text: str) -> str:
     if key in _LISTS and value != "null" and not value.startswith("["):
         value = f"[{value}]"
     return f"++{text}" if key.startswith((*_OPEN, *_PARTIAL)) else f"{key}={value}"
+
+
+def _check_used(overrides: Sequence[str], group: str, asked: Sequence[str]) -> None:
+    """A change typed for what is not measured would silently do nothing. Those in an experiment's file may."""
+    for key in (text.partition("=")[0] for text in overrides):
+        if key.startswith(f"{group}.") and (name := key.split(".")[1]) not in asked:
+            raise UserError(f"{key}: {name} is not among {group}s=[{', '.join(asked)}]{suggest(name, asked)}")
 
 
 def _explain(message: str) -> str:

@@ -130,6 +130,9 @@ def test_composing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         ("variant.fused.switches.norm_liner=false", r"no switch 'norm_liner'; did you mean 'norm_linear'\?"),
         ("variant.fused.swiches.a=false", r"variant.fused.swiches is not a key; did you mean 'switches'\?"),
         ("variant.fused.runtime.grafs=false", "variant.fused.runtime.grafs is not a key"),
+        ("variant.fusde.runtime.pdl=true", r"fusde is not among variants=\[baseline, fused\]; did you mean 'fused'\?"),
+        ("variant.folded.runtime.pdl=true", r"folded is not among variants=\[baseline, fused\]$"),
+        ("workload.decoed.sigma=1", r"workload.decoed.sigma: decoed is not among workloads=.*; did you mean 'decode'\?"),
         ("variant.fused=3", "variant.fused must be a mapping"),
         ("variant.fused.extends=nothing", "variant 'nothing' is not known"),
         ("variants=[{a:1}]", "variants must be a list of names"),
@@ -149,6 +152,10 @@ def test_what_is_misspelt_is_named(override: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as raised:
         compose(["experiment=quick", "variants=[baseline,fused]", override])
     assert "\n" not in str(raised.value)
+
+
+def test_an_experiment_s_file_may_say_how_parts_would_run_that_are_not_asked_for() -> None:
+    assert [variant.name for variant in compose(["experiment=ablation", "variants=[baseline]"]).variants] == [BASELINE]
 
 
 def test_a_yaml_with_a_wrong_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
