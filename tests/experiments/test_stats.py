@@ -156,6 +156,7 @@ def test_holm_against_a_worked_example() -> None:
         (0.80, 0.90, 0.001, Claim.SLOWER),
         (1.05, 1.10, 0.2, Claim.UNRESOLVED),
         (0.98, 1.005, 0.6, Claim.UNRESOLVED),
+        (0.999, 1.30, 0.001, Claim.UNRESOLVED),
         (0.995, 1.005, 0.6, Claim.SAME),
         (1.002, 1.006, 0.0, Claim.SAME),
         (1.005, 1.02, 0.001, Claim.FASTER),
