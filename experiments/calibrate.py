@@ -102,7 +102,7 @@ def real(protocol: ProtocolConfig, sweeps: int, seed: int) -> Iterator[Calibrati
 def _busy_experiment(protocol: ProtocolConfig, seed: int) -> ExperimentConfig:
     # Many short windows: their median shrugs off what else runs on a shared machine.
     short = replace(protocol, windows=40, steps_per_window=1, warmup_min_steps=3)
-    variants = [VariantConfig(name, name) for name in BUSY_VARIANTS]
+    variants = [VariantConfig(name, BASELINE) for name in BUSY_VARIANTS]
     workloads = [WorkloadConfig("decode", "decode", batches=[8, 16], lengths=[1])]
     return ExperimentConfig("busy", "", ["tiny"], variants, workloads, short, device="cpu", seed=seed)
 

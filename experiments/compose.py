@@ -32,6 +32,8 @@ T = TypeVar("T")
 _OPEN = ("variant.", "workload.", "cluster.sbatch.")
 # Its YAMLs state only the keys that mean something there.
 _PARTIAL = ("cluster.",)
+# Keys that choose a file.
+_GROUPS = ("experiment", "protocol", "cluster")
 _LISTS = ("models", "variants", "workloads", "batches", "lengths", "devices")
 
 
@@ -141,6 +143,8 @@ def _prepare(text: str) -> str:
         raise UserError(f"{text!r} is not of the form key=value; `--help` lists the keys")
     if key not in _known_keys() and not key.startswith(_OPEN):
         raise UserError(f"{key} is not a key of an experiment{suggest(key, _known_keys())}")
+    if key in _GROUPS and not re.fullmatch(r"(?!null$)[\w.-]+", value):
+        raise UserError(f"{key}={value} must be one of {', '.join(names(key))}")
     if key in _LISTS and value != "null" and not value.startswith("["):
         value = f"[{value}]"
     return f"++{text}" if key.startswith((*_OPEN, *_PARTIAL)) else f"{key}={value}"
@@ -150,7 +154,8 @@ def _check_used(overrides: Sequence[str], group: str, asked: Sequence[str]) -> N
     """A change typed for what is not measured would silently do nothing. Those in an experiment's file may."""
     for key in (text.partition("=")[0] for text in overrides):
         if key.startswith(f"{group}.") and (name := key.split(".")[1]) not in asked:
-            raise UserError(f"{key}: {name} is not among {group}s=[{', '.join(asked)}]{suggest(name, asked)}")
+            mend = "; add it" if name in names(group) else suggest(name, asked)
+            raise UserError(f"{key}: {name} is not among {group}s=[{', '.join(asked)}]{mend}")
 
 
 def _explain(message: str) -> str:
@@ -173,8 +178,10 @@ def _part(group: str, kind: type[T], name: str, all_changes: Mapping[str, Any]) 
     if not isinstance(changes, dict):
         raise UserError(f"{group}.{name} must be a mapping of changes, not {changes!r}")
     base = load_yaml(group, str(changes.get("extends", name)))
-    known = list(base.get("switches") or {})
-    for switch in changes.get("switches") or {}:
+    known, switches = list(base.get("switches") or {}), changes.get("switches") or {}
+    if not isinstance(switches, dict):
+        raise UserError(f"{group}.{name}.switches must be a mapping of switches to true or false, not {switches!r}")
+    for switch in switches:
         if switch not in known:
             has = ", ".join(known) or "none"
             raise UserError(f"{group}.{name} has no switch {switch!r}{suggest(switch, known)} (it has {has})")

@@ -1,16 +1,20 @@
 """Everything that can be known to be wrong before a worker starts, each as one line that names the key."""
 
+import importlib.util
 import math
+import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from experiments.compose import suggest
 from experiments.config import (
     BASELINE,
     CLUSTERS,
     DEVICES,
     DTYPES,
+    PEERS,
     REQUEST_KINDS,
     WEIGHTS,
     WORKLOAD_KINDS,
@@ -24,6 +28,8 @@ from experiments.errors import UserError
 from experiments.models import Model, find_model
 from experiments.stats import MIN_ROUNDS
 
+MOST_SEED = 2**63
+MOST_BATCH = 1_000_000
 # Keys that only some kinds of workload read; elsewhere a value would be silently without effect.
 _KEYS_OF = {
     "decode": {"sigma"},
@@ -45,6 +51,8 @@ def check(config: ExperimentConfig) -> list[Model]:
     _check_choice("device", config.device, DEVICES)
     _check_choice("dtype", config.dtype, DTYPES)
     _check_choice("weights", config.weights, WEIGHTS)
+    if not -MOST_SEED <= config.seed < MOST_SEED:
+        raise UserError(f"seed={config.seed} must fit 64 bits, its sign among them")
     _check_variants(config)
     _check_protocol(config.protocol)
     _check_cluster(config)
@@ -72,9 +80,22 @@ def _check_variants(config: ExperimentConfig) -> None:
     for name in names:
         _check_name("variants", name)
     for variant in config.variants:
+        _check_kind(variant)
         _check_peer(variant)
+        where = f"variant.{variant.name}.runtime.tensor_parallel_size"
+        _check_above(where, variant.runtime.tensor_parallel_size, 0)
     if BASELINE not in names:
         raise UserError(f"variants={names} lacks {BASELINE!r}: every speed-up is against it, so add it to the list")
+
+
+def _check_kind(variant: VariantConfig) -> None:
+    """Looked for, not imported: the package imports torch."""
+    package = importlib.util.find_spec("variants")
+    folders = package.submodule_search_locations if package else None
+    known = [module.name for module in pkgutil.iter_modules(folders) if not module.ispkg]
+    if not variant.is_peer and variant.kind not in known:
+        mend = suggest(variant.kind, [*known, *PEERS])
+        raise UserError(f"variant.{variant.name}.kind={variant.kind}: there is no variants/{variant.kind}.py{mend}")
 
 
 def _check_peer(variant: VariantConfig) -> None:
@@ -126,6 +147,8 @@ def _check_workload(workload: WorkloadConfig) -> None:
         raise UserError(f"{where} has no points: give it batches and lengths, or points")
     for batch, length in workload.pairs():
         _check_above(f"{where}: batch", batch, 0)
+        if batch > MOST_BATCH:
+            raise UserError(f"{where}: batch={batch} must be {MOST_BATCH} or less")
         _check_above(f"{where}: length", length, -1 if workload.kind in REQUEST_KINDS else 0)
     _check_unique(where, [f"[{batch}, {length}]" for batch, length in workload.pairs()])
     _check_unused(where, workload)
@@ -163,6 +186,8 @@ def _check_serving(where: str, workload: WorkloadConfig) -> None:
     if workload.output_tokens[0] < 2:
         raise UserError(f"{where}.output_tokens={workload.output_tokens} must be 2 or more: one has no time between")
     _check_above(f"{where}.arrival_cv", workload.arrival_cv, -1e-9)
+    if workload.arrival_cv and not 1e-3 <= workload.arrival_cv <= 1e3:
+        raise UserError(f"{where}.arrival_cv={workload.arrival_cv} must be 0, or from 0.001 to 1000")
     for key in ("max_num_seqs", "ttft_slo_ms", "itl_slo_ms"):
         _check_above(f"{where}.{key}", getattr(workload, key), 0)
 
@@ -202,8 +227,8 @@ def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
 
 
 def _check_above(key: str, value: float, bound: float) -> None:
-    if not value > bound:
-        least = "positive" if bound == 0 else "0 or more"
+    if not bound < value < math.inf:
+        least = "finite" if value == math.inf else "positive" if bound == 0 else "0 or more"
         raise UserError(f"{key}={value} must be {least}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.busy_worker import slow_down
-from experiments.calibrate import BUSY_WORKER, main, parse, real
+from experiments.calibrate import BUSY_VARIANTS, BUSY_WORKER, _busy_experiment, main, parse, real
 from experiments.calibration import NOISES, simulate
 from experiments.compose import compose
 from experiments.errors import UserError
@@ -16,7 +16,7 @@ from experiments.records import Status
 from experiments.reporting.docs import BLOCKS
 from experiments.reporting.rows import analyse
 from experiments.reporting.run import load_run
-from experiments.sweep import run_sweep
+from experiments.sweep import prepare, run_sweep
 from tests.experiments.sweeping import arguments, outcome
 
 FULL = compose(["protocol=full"]).protocol
@@ -85,6 +85,10 @@ def test_bad_arguments_are_named(argument: str, complaint: str) -> None:
 
 def test_nothing_real_is_run_unless_asked_for() -> None:
     assert list(real(FULL, 0, 0)) == []
+
+
+def test_real_sweeps_are_sound_experiments() -> None:
+    assert [variant.name for variant in prepare(_busy_experiment(FULL, 0)).config.variants] == list(BUSY_VARIANTS)
 
 
 def test_a_busy_sweep_finds_what_is_four_times_slower(tmp_path: Path) -> None:
