@@ -13,6 +13,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -102,10 +103,22 @@ def config_file(group: str, name: str) -> Traversable:
 
 def load_yaml(group: str, name: str) -> DictConfig:
     """The contents of configs/<group>/<name>.yaml."""
-    loaded = OmegaConf.create(config_file(group, name).read_text(encoding="utf-8"))
+    file = f"configs/{group}/{name}.yaml"
+    try:
+        loaded = OmegaConf.create(config_file(group, name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(_no_yaml(file, error)) from None
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"configs/{group}/{name}.yaml must be a mapping")
+        raise UserError(f"{file} must be a mapping")
     return loaded
+
+
+def _no_yaml(file: str, error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong with the file, and where."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{file} cannot be read: {error}"
+    return f"{file}, line {mark.line + 1}, is no YAML: {getattr(error, 'problem', error)}"
 
 
 def _unknown(group: str, name: str) -> str:
@@ -134,6 +147,9 @@ def _hydra(overrides: Sequence[str]) -> DictConfig:
         raise UserError(f"{wrong!r} cannot be read; lists are [a,b], text with commas is quoted twice") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(str(error))) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(_no_yaml(mark.name if mark else "a file under configs/", error)) from None
 
 
 def _prepare(text: str) -> str:

@@ -1,5 +1,6 @@
 """Every YAML composes, overrides do what they say, and what is misspelt is named in one line."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,43 @@ def test_what_is_misspelt_is_named(override: str, complaint: str) -> None:
 
 def test_an_experiment_s_file_may_say_how_parts_would_run_that_are_not_asked_for() -> None:
     assert [variant.name for variant in compose(["experiment=ablation", "variants=[baseline]"]).variants] == [BASELINE]
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of configs/ to break."""
+    root = tmp_path / "root"
+    shutil.copytree("configs", root / "configs")
+    monkeypatch.setattr("experiments.compose.files", lambda _: root / "configs")
+    return root / "configs"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"kind: [baseline", r"configs/variant/broken.yaml, line 1, is no YAML: expected ',' or '\]'"),
+        (b"kind: baseline\nkind: fused\n", r"broken.yaml, line 2, is no YAML: found duplicate key kind"),
+        (b"kind: \xff", "configs/variant/broken.yaml cannot be read: 'utf-8' codec"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_named(configs: Path, text: bytes, complaint: str) -> None:
+    (configs / "variant" / "broken.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=complaint) as raised:
+        compose(["variants=[baseline,broken]"])
+    assert "\n" not in str(raised.value)
+
+
+def test_an_experiment_that_is_no_yaml_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "quick.yaml"
+    broken.write_text("name: quick\nmodels: [tiny")
+
+    def load(*_: object, **__: object) -> None:
+        with broken.open() as file:
+            OmegaConf.load(file)
+
+    monkeypatch.setattr("hydra.compose", load)
+    with pytest.raises(UserError, match=rf"{broken}, line 2, is no YAML: expected ',' or ']'"):
+        compose(["experiment=quick"])
 
 
 def test_a_yaml_with_a_wrong_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
