@@ -6,9 +6,10 @@
 
 import dataclasses
 import importlib
-import pkgutil
+import re
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,16 +18,22 @@ from engine import Runtime, UserError, Variant
 
 
 def kinds() -> list[str]:
-    """Modules of this package that build variants."""
-    modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
-    return [name for name in sorted(modules) if hasattr(importlib.import_module(f"variants.{name}"), "build")]
+    """Modules of this package that build variants, by their text: a broken one is nobody else's affair."""
+    builds = re.compile(r"^def build\(", re.MULTILINE)
+    return [name for name, file in _files().items() if builds.search(file.read_text(encoding="utf-8"))]
 
 
 def build_variant(name: str, kind: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The variant of a config: `variants/<kind>.py` with some of its switches set."""
-    if kind not in kinds():
+    if kind not in _files():
         raise UserError(f"variant {name}: kind={kind} is not one of {', '.join(kinds())}")
-    module = importlib.import_module(f"variants.{kind}")
+    try:
+        module = importlib.import_module(f"variants.{kind}")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"variant {name}: variants/{kind}.py cannot be imported: {reason}") from error
+    if not hasattr(module, "build"):
+        raise UserError(f"variant {name}: variants/{kind}.py has no build; kinds are {', '.join(kinds())}")
     for switch, value in switches.items():
         if switch not in module.SWITCHES:
             known = ", ".join(module.SWITCHES) or "none"
@@ -51,6 +58,12 @@ def load_variant(name: str) -> Variant:
     runtime = config.get("runtime") or {}
     _check_keys(f"{where}: runtime", runtime, {field.name for field in dataclasses.fields(Runtime)})
     return build_variant(name, config["kind"], config.get("switches") or {}, Runtime(**runtime))
+
+
+def _files() -> dict[str, Path]:
+    """Every module of this package."""
+    files = {file.stem: file for folder in __path__ for file in Path(folder).glob("*.py")}
+    return {name: files[name] for name in sorted(files) if name != "__init__"}
 
 
 def _check_keys(where: str, mapping: Any, known: set[str]) -> None:

@@ -115,7 +115,7 @@ def test_switches_default_to_the_kind_s_own() -> None:
     ("kind", "switches", "message"),
     [
         ("fuzed", {}, "kind=fuzed is not one of baseline, compiled, folded, fused, norm_linear"),
-        ("folding", {}, "kind=folding is not one of"),
+        ("folding", {}, "variants/folding.py has no build; kinds are baseline, compiled"),
         ("kernels", {}, "kind=kernels is not one of"),
         ("../engine", {}, "is not one of"),
         ("baseline", {"pdl": True}, "unknown switch pdl; baseline has none"),
@@ -134,6 +134,19 @@ def test_a_name_without_a_file_lists_those_with_one() -> None:
     """Whatever was meant is among them."""
     with pytest.raises(UserError, match="no variant named 'fast'; there are baseline, compiled, folded"):
         load_variant("fast")
+
+
+def test_a_file_that_is_broken_is_named_and_breaks_no_other_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n\n\ndef build(): ...\n")
+    monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
+    message = "^variant mine: variants/broken.py cannot be imported: ModuleNotFoundError: .*nothing_of_this_name"
+    with pytest.raises(UserError, match=message):
+        build_variant("mine", "broken", {}, Runtime())
+    assert load_variant("folded").name == "folded"
+    with pytest.raises(UserError, match="kind=fuzed is not one of baseline, broken, compiled"):
+        build_variant("mine", "fuzed", {}, Runtime())
 
 
 @pytest.mark.parametrize(
