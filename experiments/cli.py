@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from experiments.command_line import run_command
 from experiments.compose import suggest
 from experiments.environment import package_version
 
@@ -29,6 +30,10 @@ PACKAGES = ("trace", "kernels", "traffic")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "help"):
         print(usage())

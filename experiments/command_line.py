@@ -42,10 +42,14 @@ def run_command(command: Callable[[], int]) -> int:
 def run_or_help(argv: Sequence[str] | None, usage: str | None, command: Callable[[list[str]], int]) -> int:
     """`run_command` of the arguments, those of this process unless given; the usage instead where `--help` is there."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if _asks_for_help(arguments):
+
+    def run() -> int:
+        if not _asks_for_help(arguments):
+            return command(arguments)
         print((usage or "").strip())
         return 0
-    return run_command(lambda: command(arguments))
+
+    return run_command(run)
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:

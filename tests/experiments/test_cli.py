@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_errors_become_exit_codes(
     assert capsys.readouterr().err == text
 
 
+def test_interrupted_while_a_command_is_imported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupt)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "fusebench: interrupted\n"
+
+
 @pytest.mark.parametrize("module", ["experiments", "experiments.sweep", "experiments.doctor", "experiments.kernels"])
 def test_commands_run_as_modules_from_anywhere(tmp_path: Path, module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
@@ -112,15 +124,24 @@ def test_the_harness_loads_no_engine() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
-    listing = [sys.executable, "-m", "experiments", "sweep", "experiment=headline", "dry_run=true", "device=cpu"]
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("python -m experiments sweep experiment=headline dry_run=true device=cpu | head -1", 1),
+        # Nobody is there to read when help is printed.
+        ("python -m experiments --help | true", 0),
+        ("python -m experiments.calibrate --help | true", 0),
+    ],
+)
+def test_a_closed_pipe_ends_quietly(command: str, shown: int) -> None:
+    command = command.replace("python", shlex.quote(sys.executable))
     done = subprocess.run(
-        ["bash", "-c", '"$@" | head -1; exit ${PIPESTATUS[0]}', "bash", *listing],
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.count("\n") == shown
     assert done.returncode in (0, command_line.NOBODY_READS)
     assert not done.stderr
