@@ -37,6 +37,9 @@ def model_config_from_mapping(raw: dict[str, Any], source: str) -> ModelConfig:
         values["eos_token_ids"] = tuple(values["eos_token_ids"])
     _check_keys(ModelConfig, values, source)
     _check_keys(RopeConfig, rope, f"{source}: rope")
+    heads, kv_heads = values["num_heads"], values["num_kv_heads"]
+    if kv_heads < 1 or heads % kv_heads:
+        raise ModelError(f"{source}: num_heads={heads} is no multiple of num_kv_heads={kv_heads}")
     return ModelConfig(**values, rope=RopeConfig(**rope))
 
 

@@ -56,6 +56,8 @@ def test_optional_keys_take_the_dataclass_defaults() -> None:
         ({"architecture": "gpt2"}, "x.yaml: architecture='gpt2' is not of type"),
         ({"rope": {"kind": "longrope"}}, "x.yaml: rope: kind='longrope' is not of type"),
         ({"eos_token_ids": ["a"]}, "x.yaml: eos_token_ids="),
+        ({"num_heads": 3, "num_kv_heads": 2}, "x.yaml: num_heads=3 is no multiple of num_kv_heads=2"),
+        ({"num_kv_heads": 0}, "x.yaml: num_heads=2 is no multiple of num_kv_heads=0"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(change: dict[str, Any], message: str) -> None:
