@@ -30,6 +30,7 @@ from experiments.compose import compose
 from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.durable import mendable
 from experiments.environment import code, machine
+from experiments.errors import UserError
 from experiments.manifest import new_manifest
 from experiments.options import parse_options
 from experiments.progress import make_display
@@ -59,7 +60,10 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options:
     """Options from the command line; UserError names what is unknown or no number."""
-    return parse_options(Options, "calibrate", arguments)
+    options = parse_options(Options, "calibrate", arguments)
+    if not options.sweeps and not options.real:
+        raise UserError("calibrate: sweeps=0 and real=0 leave nothing to judge; ask for some of either")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

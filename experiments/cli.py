@@ -42,7 +42,7 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"fusebench {package_version('fusebench') or '(not installed)'}")
         return 0
     if command not in COMMANDS:
-        print(f"fusebench: there is no command {command!r}{suggest(command, COMMANDS)}; see --help", file=sys.stderr)
+        print(f"fusebench: there is no command {command!r}{suggest(command, COMMANDS)} (see --help)", file=sys.stderr)
         return 2
     code: int = importlib.import_module(module_of(command)).main(arguments[1:])
     return code

@@ -71,6 +71,9 @@ def compose(overrides: Sequence[str]) -> ExperimentConfig:
     for key in ("models", "variants", "workloads"):
         if not all(isinstance(name, str) for name in getattr(asked, key)):
             raise UserError(f"{key} must be a list of names, not {getattr(asked, key)}")
+    for key in ("batches", "lengths"):
+        if getattr(asked, key) == []:
+            raise UserError(f"{key}=[] is empty: name at least one, or {key}=null for those of each workload")
     for group in ("variant", "workload"):
         _check_used(overrides, group, getattr(asked, f"{group}s"))
     kept = {field.name for field in dataclasses.fields(ExperimentConfig)} - {
@@ -127,7 +130,7 @@ def _unknown(group: str, name: str) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` where X is near enough, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -12,6 +12,8 @@ from engine import Engine, EngineConfig, RequestOutput, SamplingParams
 from engine.errors import UserError as EngineUserError
 from engine.weights import ModelWeights
 from experiments.command_line import run_or_help
+from experiments.compose import load_yaml, names
+from experiments.config import PEERS
 from experiments.environment import machine, resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, FetchError, fetch_model
@@ -47,7 +49,10 @@ def parse(argv: list[str]) -> tuple[str, Options]:
         raise UserError(
             f'generate takes one prompt in quotes, found {len(prompts)}: fusebench generate "prompt" key=value'
         )
-    return prompts[0], parse_options(Options, "generate", [argument for argument in argv if argument not in prompts])
+    options = parse_options(Options, "generate", [argument for argument in argv if argument not in prompts])
+    if options.variant in names("variant") and load_yaml("variant", options.variant).get("kind") in PEERS:
+        raise UserError(f"variant={options.variant} is another engine, which runs in sweeps only; name one of ours")
+    return prompts[0], options
 
 
 def build(options: Options) -> Engine:

@@ -29,7 +29,7 @@ def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
         if not equals:
             raise UserError(f"{command}: {argument!r} is not of the form key=value; the keys are {', '.join(hints)}")
         if key not in hints:
-            raise UserError(f"{command}: unknown key {key!r}{suggest(key, hints)}; there are {', '.join(hints)}")
+            raise UserError(f"{command}: unknown key {key!r}{suggest(key, hints)} (there are {', '.join(hints)})")
         given[key] = _typed(f"{command}: {key}={value}", value, hints[key])
     return kind(**given)
 

@@ -103,10 +103,14 @@ class Prepared:
 
 
 def prepare(config: ExperimentConfig, environment: Environment | None = None) -> Prepared:
-    """Check, resolve and plan, for this machine unless given; UserError for whatever is wrong. Starts nothing."""
+    """Check, resolve and plan, for this machine unless given; UserError for whatever is wrong. Starts nothing.
+
+    A plan alone needs no GPU: without one it is that of a GPU on which everything fits.
+    """
     models = check(config)
     environment = environment or machine()
-    device = resolve_device(config.device, environment)
+    planned_only = config.dry_run and config.device == "cuda"
+    device = config.device if planned_only else resolve_device(config.device, environment)
     config = replace(config, device=device, dtype=resolve_dtype(config.dtype, device))
     gpu = environment.gpu if device == "cuda" else None
     alone = frozenset(m.name for m in models if gpu and not fit_together(m, config, gpu.memory_bytes))

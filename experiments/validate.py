@@ -66,6 +66,8 @@ class Options:
 def parse(arguments: Sequence[str]) -> Options:
     """Options, checked but for the device."""
     options = parse_options(Options, "validate", arguments)
+    if options.positions < 1:
+        raise UserError(f"validate: positions={options.positions} must be at least 1: nothing else is a check")
     choose("level", (options.level,), LEVELS)
     choose("ops", options.ops, OPS)
     choose("dtypes", options.dtypes, DTYPES[1:])

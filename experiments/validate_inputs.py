@@ -109,9 +109,10 @@ def _check_peer(variant: VariantConfig) -> None:
 
 
 def _check_protocol(protocol: ProtocolConfig) -> None:
-    for key in ("rounds", "windows", "steps_per_window", "warmup_max_steps", "load_timeout_s", "cell_timeout_s"):
+    counts = ("rounds", "windows", "steps_per_window", "warmup_max_steps", "verdict_tokens")
+    for key in (*counts, "load_timeout_s", "cell_timeout_s"):
         _check_above(f"protocol.{key}", getattr(protocol, key), 0)
-    for key in ("window_ms", "warmup_min_steps", "verdict_tokens", "flagged_repeats"):
+    for key in ("window_ms", "warmup_min_steps", "flagged_repeats"):
         _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
     for key in ("time_budget_s", "target_ci", "restart_rounds"):
         if getattr(protocol, key) is not None:

@@ -33,7 +33,7 @@ def device_groups(prepared: Prepared) -> list[list[int]]:
         return [[]] * (cluster.shards or 1)
     visible = visible_gpus(prepared.environment)
     for device in config.devices:
-        if device not in visible:
+        if device not in visible and not config.dry_run:
             raise UserError(f"devices={config.devices}: there is no GPU {device}, only {visible}")
     devices, each = config.devices or visible, max(1, cluster.gpus_per_node)
     groups = [devices[start : start + each] for start in range(0, len(devices) - each + 1, each)]

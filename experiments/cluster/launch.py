@@ -56,13 +56,17 @@ def launch(config: ExperimentConfig, arguments: Sequence[str], worker: Sequence[
 
 def describe(shards: Sequence[Shard], cells: Sequence[Cell]) -> str:
     """Who measures what, in words and in order."""
-    lines = [f"{len(cells)} cells in {len(shards)} shards"]
+    lines = [f"{_count(len(cells), 'cell')} in {_count(len(shards), 'shard')}"]
     for shard in shards:
         points = frozenset(shard.points)
         mine = [cell for cell in cells if cell.point in points]
-        lines.append(f"shard {shard.id}: {len(shard.points)} points, {len(mine)} cells")
+        lines.append(f"shard {shard.id}: {_count(len(shard.points), 'point')}, {_count(len(mine), 'cell')}")
         lines += [f"  {cell.id}" for cell in mine]
     return "\n".join(lines)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("s" if number != 1 else "")
 
 
 def _open(prepared: Prepared) -> tuple[RunStore, list[CellResult]]:
@@ -125,7 +129,7 @@ class Launch:
         try:
             with make_display(planned, self.done) as display:
                 display.say(f"run {self.store.path}: {len(planned)} cells, {len(self.done)} of them done")
-                display.say(f"{len(jobs)} shards submitted; Ctrl-C cancels them")
+                display.say(f"{_count(len(jobs), 'shard')} submitted; Ctrl-C cancels what is left")
                 watch(self._cells, self._executor, display)
             return True
         except KeyboardInterrupt:
@@ -140,7 +144,7 @@ class Launch:
         name, run_id = self.store.manifest.experiment, self.store.manifest.run_id
         ids = ", ".join(job.job_id for job in self._executor.jobs)
         follow, stop = self._executor.by_hand()
-        print(f"run {self.store.path}: {len(self._executor.jobs)} shards submitted, jobs {ids}")
+        print(f"run {self.store.path}: {_count(len(self._executor.jobs), 'shard')} submitted, jobs {ids}")
         print(f"follow them: {follow}\ncancel them: {stop}")
         print(f"what is there: fusebench report experiment={name} run={run_id} --terminal")
         print(f"what is missing once they ended: {self.again}")
@@ -154,5 +158,5 @@ class Launch:
             print(f"warning: {text}", file=sys.stderr)
         missing = missing_cells(self.prepared.plan.cells, {result.cell for result in results})
         if missing:
-            print(f"{len(missing)} cells are still missing; go on with: {self.again}", file=sys.stderr)
+            print(f"{_count(len(missing), 'cell')} still missing; go on with: {self.again}", file=sys.stderr)
         return 0 if not missing and any(result.status is Status.OK for result in results) else 1

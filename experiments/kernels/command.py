@@ -86,8 +86,9 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError(f"kernels: repeats={options.repeats} must be at least 1")
     if options.compile_rows and not options.compile:
         raise UserError("kernels: compile_rows is for compile=true")
-    if 0 in options.rows:
-        raise UserError("kernels: rows=0 takes no time")
+    for key in ("rows", "compile_rows"):
+        if 0 in getattr(options, key):
+            raise UserError(f"kernels: {key} has a 0, and a kernel of no rows has nothing to do: take it out")
     return options
 
 

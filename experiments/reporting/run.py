@@ -99,6 +99,8 @@ def locate_run(results_dir: Path, name: str) -> Path:
     if (Path(name) / "manifest.json").is_file():
         return Path(name)
     experiment, _, run_id = name.partition("/")
+    if not experiment or experiment.startswith((".", "~")) or "/" in run_id.rstrip("/"):
+        raise UserError(f"{name} holds no manifest.json: give EXPERIMENT/RUN_ID, EXPERIMENT or the folder of a run")
     return find_run(results_dir, experiment, run_id or "latest")
 
 

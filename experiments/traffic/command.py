@@ -74,10 +74,13 @@ def run(options: Options) -> int:
                 console.print(f"{name} is left out: {error}", markup=False)
                 break
             usages.append(drive(books, name, traffic))
+    if not usages:
+        console.print("nothing was measured, and nothing is kept", markup=False)
+        return 1
     path = _store(options, usages)
     _show(console, usages)
     console.print(f"kept in {path}", markup=False)
-    return 0 if usages and all(usage.answered == usage.requests for usage in usages) else 1
+    return 0 if all(usage.answered == usage.requests for usage in usages) else 1
 
 
 def _books(name: str, limits: Limits, options: Options) -> Books:

@@ -73,6 +73,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("argument", "complaint"),
     [
+        ("sweeps=0", "sweeps=0 and real=0 leave nothing to judge"),
         ("sweeps=-1", "must not be negative"),
         ("sweep=3", "unknown key 'sweep'"),
         ("sweeps", "not of the form key=value"),

@@ -35,7 +35,7 @@ def test_usage_lists_every_command(capsys: pytest.CaptureFixture[str], arguments
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["swep"]) == 2
     said = capsys.readouterr().err
-    assert said == "fusebench: there is no command 'swep'; did you mean 'sweep'?; see --help\n"
+    assert said == "fusebench: there is no command 'swep'; did you mean 'sweep'? (see --help)\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

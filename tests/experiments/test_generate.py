@@ -33,6 +33,7 @@ def test_tokens_go_to_stdout_and_the_speed_to_stderr(capsys: pytest.CaptureFixtu
         (["hello", "max_tokens=1.5"], "max_tokens"),
         (["hello", "max_tokens=0", "model=tiny"], "max_tokens"),
         (["hello", "variant=fuzed", "model=tiny"], "fuzed"),
+        (["hello", "variant=vllm", "model=tiny"], "variant=vllm is another engine, which runs in sweeps only"),
         (["hello", "model=/no/such/model"], "/no/such/model"),
         (["two", "prompts"], "one prompt"),
         (["model=tiny"], "one prompt"),

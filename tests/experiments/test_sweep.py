@@ -65,6 +65,20 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pyte
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("spread", [[], ["devices=[0,1]"]])
+def test_a_plan_for_gpus_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spread: list[str]
+) -> None:
+    laptop = Environment("3.12", "Linux", "cpu", 2, None, {"torch": "2.13.0+cpu"})
+    monkeypatch.setattr("experiments.sweep.machine", lambda: laptop)
+    monkeypatch.setattr("experiments.cluster.hosts.machine", lambda: laptop)
+    asked = arguments(tmp_path, "device=cuda", "dry_run=true", *spread)
+    assert run_sweep(compose(asked), asked, ["false"]) == 0
+    assert capsys.readouterr().out.startswith("16 cells")
+    with pytest.raises(UserError, match="no GPU"):
+        prepare(compose(arguments(tmp_path, "device=cuda")))
+
+
 @pytest.mark.parametrize("what", ["exit", "kill", "orphan"])
 def test_a_worker_that_dies_costs_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr("experiments.worker_process.LOOK_S", 0.2)

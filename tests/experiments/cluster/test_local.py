@@ -142,6 +142,13 @@ def test_without_waiting_it_says_how_to_follow(tmp_path: Path, capsys: pytest.Ca
     assert wait_for(lambda: not workers(tmp_path), 10)
 
 
+def test_one_shard_is_one_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = arguments(tmp_path, "cluster=slurm", "cluster.shards=1", "batches=1", "lengths=8", "dry_run=true")
+    assert run_sweep(compose(asked), asked, ["false"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["4 cells in 1 shard", "shard 01-00: 1 point, 4 cells"]
+
+
 def test_dry_run_says_who_measures_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = arguments(tmp_path, "cluster=slurm", "cluster.shards=2", "dry_run=true")
     assert run_sweep(compose(asked), asked, ["false"]) == 0

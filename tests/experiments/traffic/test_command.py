@@ -27,6 +27,7 @@ def test_an_engine_that_cannot_be_had_is_said_and_is_no_success(
     arguments = ["engines=nano_vllm", f"nano_vllm_path={tmp_path}", f"results_dir={tmp_path}"]
     assert main(arguments) == 1
     assert "nano_vllm is left out: nano_vllm_path=" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
