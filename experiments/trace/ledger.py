@@ -13,7 +13,8 @@ from enum import StrEnum
 
 from experiments.records import Cell
 
-SCHEMA = 2
+# Up to 2 an upload opened its step: what the device then waited for the first kernel was idle time within the step.
+SCHEMA = 3
 COVERAGE_WANTED = 0.98
 CLOSURE_TOLERATED = 0.01
 
@@ -59,7 +60,8 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Gaps:
-    """When the device had nothing to do, inside steps and between one step's last work and the next one's first."""
+    """When the device had nothing to do: inside steps, and between one step's last work and the next one's first kernel
+    (the upload between them leaves it waiting for the host)."""
 
     within_steps_us: float
     between_steps_us: float
@@ -94,7 +96,7 @@ class Part:
     """The steps of one kind in a whole run: `prefill` computes tokens of prompts (and decodes), `decode` does not. What
     no step launched, if anything, is a part of no steps, `other`.
 
-    window = sum over parts of work + within + before - overlap      work: all rows; before: idle until a step's first
+    window = sum over parts of work + within + before - overlap      work: all rows; before: idle until its first kernel
     `op_ms` has the work by op, or by phase where there is none.
     """
 

@@ -13,8 +13,8 @@ NAMES = ("decode", "prefill", "other")
 PHASE = "phase/"
 
 
-def parts_of(run: TracedRun, window: Window, busy: Busy, firsts: np.ndarray) -> list[Part]:
-    """The parts that there are, decode first. `firsts` are the steps' first rows: idle before these is `before`."""
+def parts_of(run: TracedRun, window: Window, busy: Busy, opening: np.ndarray) -> list[Part]:
+    """The parts that there are, decode first. Idle is `before` ahead of the rows that open a step (`opening`)."""
     decodes, prefill_tokens = np.array(run.decodes), np.array(run.prefill_tokens)
     kind_of_step = (prefill_tokens > 0).astype(np.int64)
     kind = np.full(len(window.step), NAMES.index("other"), dtype=np.int64)
@@ -22,7 +22,7 @@ def parts_of(run: TracedRun, window: Window, busy: Busy, firsts: np.ndarray) -> 
     inside = (window.step >= run.first) & (window.step < run.first + len(decodes))
     kind[inside] = kind_of_step[window.step[inside] - run.first]
     work_ms, op_ms = _by_op(window, kind)
-    before = np.isin(busy.gap_row, firsts)
+    before = np.isin(busy.gap_row, opening)
     idle_ms = [
         np.bincount(kind[busy.gap_row[which]], busy.gap_ns[which] / 1e6, len(NAMES)) for which in (~before, before)
     ]

@@ -45,8 +45,9 @@ def make_ledger(
     num_steps = min(steps, engine_steps) if steps else engine_steps
     per = max(num_steps, 1)
     kernels = np.isin(trace.specs["kind"].to_numpy(), _KERNELS)[window.spec]
-    firsts = _first_rows(window)
-    step_ms = _step_ms(window, busy, firsts, max(1, engine_steps // per))
+    copies = np.isin(trace.specs["kind"].to_numpy(), _COPY_KINDS)[window.spec]
+    opening = _opening_rows(window, copies)
+    step_ms = _step_ms(window, busy, max(1, engine_steps // per))
     launched = np.zeros(len(trace.calls), dtype=bool)
     launched[window.call[window.call != NONE]] = True
     ledger = Ledger(
@@ -68,12 +69,12 @@ def make_ledger(
         traced_step_ms=step_ms,
         untraced_step_ms=untraced_step_ms,
         inflation=step_ms / untraced_step_ms if untraced_step_ms else None,
-        gaps=_gaps(busy, firsts),
+        gaps=_gaps(busy, opening),
         kernels=kernel_rows(window, trace),
         timeline=timeline(window, trace),
         note=note,
     )
-    return with_run(ledger, run, parts_of(run, window, busy, firsts), host_ms(trace)) if run else ledger
+    return with_run(ledger, run, parts_of(run, window, busy, opening), host_ms(trace)) if run else ledger
 
 
 def with_run(ledger: Ledger, run: TracedRun, parts: list[Part], host_ms: dict[str, float]) -> Ledger:
@@ -129,20 +130,31 @@ def _counts(owners: list[Owner], cell: Cell | None) -> np.ndarray:
     return np.array([(owner.replay or not replays) and cell_id in (None, owner.cell) for owner in owners])
 
 
-def _first_rows(window: Window) -> np.ndarray:
-    """The first row of every step on every device, in order."""
+def _first_rows(window: Window, chosen: np.ndarray) -> dict[tuple[int, int], int]:
+    """(device, step) -> its first row of those that are chosen."""
     firsts: dict[tuple[int, int], int] = {}
     for block in blocks(len(window.step)):
-        columns = window.device[block], window.step[block]
-        _, rows = group_codes(columns, len(columns[0]))
-        for row, *key in zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True):
-            firsts.setdefault((key[0], key[1]), row + block.start)
-    return np.array(sorted(row for (_, step), row in firsts.items() if step != NONE), dtype=np.int64)
+        rows = np.flatnonzero(chosen[block] & (window.step[block] != NONE)) + block.start
+        columns = window.device[rows], window.step[rows]
+        _, places = group_codes(columns, len(rows))
+        for row, *key in zip(*(values[places].tolist() for values in (rows, *columns)), strict=True):
+            firsts.setdefault((key[0], key[1]), row)
+    return firsts
 
 
-def _gaps(busy: Busy, firsts: np.ndarray) -> Gaps:
-    """A gap lies between steps when the work after it is the first of its step on its device."""
-    between = np.isin(busy.gap_row, firsts)
+def _opening_rows(window: Window, copies: np.ndarray) -> np.ndarray:
+    """Every step's rows up to its first kernel, on each device: one that has its inputs alone still waits for the
+    host."""
+    firsts = _first_rows(window, ~copies)
+    rows = np.flatnonzero(copies & (window.step != NONE))
+    keys = zip(window.device[rows].tolist(), window.step[rows].tolist(), strict=True)
+    inputs = (row for row, key in zip(rows.tolist(), keys, strict=True) if row < firsts.get(key, len(window.step)))
+    return np.array([*firsts.values(), *inputs], dtype=np.int64)
+
+
+def _gaps(busy: Busy, opening: np.ndarray) -> Gaps:
+    """A gap lies between steps when the work after it opens one."""
+    between = np.isin(busy.gap_row, opening)
     return Gaps(
         within_steps_us=float(busy.gap_ns[~between].sum() / 1e3),
         between_steps_us=float(busy.gap_ns[between].sum() / 1e3),
@@ -152,11 +164,12 @@ def _gaps(busy: Busy, firsts: np.ndarray) -> Gaps:
     )
 
 
-def _step_ms(window: Window, busy: Busy, firsts: np.ndarray, stride: int) -> float:
+def _step_ms(window: Window, busy: Busy, stride: int) -> float:
     """The median distance between the first work of two steps in a row; the mean window where there is one step.
 
     `stride` of the engine's steps make one.
     """
+    firsts = np.array(sorted(_first_rows(window, window.step != NONE).values()), dtype=np.int64)
     devices = np.unique(window.device)
     starts = [window.start[firsts[window.device[firsts] == device]][::stride] for device in devices]
     distances = np.concatenate([np.diff(own) for own in starts])

@@ -115,11 +115,12 @@ def facts(ledger: Ledger) -> list[str]:
 
 
 def _gaps(ledger: Ledger) -> str:
-    """Where the device waited, per step: for its next kernel, or for the host to launch the next step."""
-    steps, gaps = max(ledger.steps, 1), ledger.gaps
+    """Where the device waited, per step: for its next kernel, or for the host to launch the next step, which all steps
+    but the last have."""
+    steps, gaps = ledger.steps, ledger.gaps
     return (
-        f"idle per step: {gaps.within_steps_us / steps:.4g} us between its kernels, "
-        f"{gaps.between_steps_us / steps:.4g} us until the next step; "
+        f"idle per step: {gaps.within_steps_us / max(steps, 1):.4g} us between its kernels, "
+        f"{gaps.between_steps_us / max(steps - 1, 1):.4g} us until the next step; "
         f"{gaps.count} gaps, median {gaps.median_us:.3g} us, longest {gaps.max_us:.4g} us"
     )
 

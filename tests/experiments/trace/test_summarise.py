@@ -111,6 +111,25 @@ def test_rows_of_a_run_are_folded(synthetic: Synthetic) -> None:
     assert len(ledger_of(trace).kernels) == 4
 
 
+def test_a_device_that_has_its_inputs_alone_waits_for_the_host(synthetic: Synthetic) -> None:
+    """Two prompts: two uploads, a kernel much later, a download. Only what follows the kernel is idle in the step."""
+    export = synthetic()
+    for step in (0, 1):
+        at = 1000 * step
+        export.range(f"step/{step}", at, at + 500)
+        for i, (start, end) in enumerate(((10, 20), (25, 30), (700, 710))):
+            export.call(100 * step + i, at + 2 + i, at + 3 + i)
+            export.work("CUPTI_ACTIVITY_KIND_MEMCPY", 100 * step + i, at + start, at + end, copyKind=1 + (i == 2))
+        export.call(100 * step + 9, at + 400, at + 401)
+        export.kernel("gemm", 100 * step + 9, at + 404, at + 690)
+    ledger = ledger_of(export.read(), run=TracedRun(0, (0, 0), (8, 8), 2, 1.0))
+    # Twice 5 between the uploads and 374 until the kernel, once 300 until the next step; twice 10 until the download.
+    assert (ledger.gaps.within_steps_us, ledger.gaps.between_steps_us) == pytest.approx((0.020, 1.058))
+    (prefill,) = ledger.parts
+    assert (1e6 * prefill.within_ms, 1e6 * prefill.before_ms) == pytest.approx((20, 1058))
+    assert ledger.traced_step_ms == pytest.approx(1000e-6)
+
+
 def test_per_step_figures(synthetic: Synthetic) -> None:
     export = synthetic()
     two_steps(export)

@@ -70,6 +70,11 @@ def test_facts_state_the_inflation() -> None:
     assert facts(unknown)[-1] == "a note"
 
 
+def test_as_many_steps_have_one_gap_less_between_them() -> None:
+    (idle,) = [fact for fact in facts(BASELINE) if fact.startswith("idle per step")]
+    assert "25 us between its kernels, 50 us until the next step" in idle
+
+
 def test_a_ledger_in_a_terminal() -> None:
     console = Console(width=120, file=io.StringIO(), record=True)
     show_ledger(console, BASELINE)
