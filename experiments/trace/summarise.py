@@ -90,10 +90,13 @@ def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window
     launch, place, spec = (work[name].to_numpy() for name in ("launch", "place", "spec"))
     steps = np.where(_counts(owners, cell)[launch], work["step"].to_numpy(), NONE)
     start, end = work["start"].to_numpy(), work["end"].to_numpy()
+    total_ns = int((end - start).sum())
     chosen: slice | np.ndarray = slice(None)
     if (steps != NONE).any():
         first, last = start[(steps != NONE).argmax()], end.max(where=steps != NONE, initial=np.iinfo(end.dtype).min)
         chosen = _as_slice((end > first) & (start < last))
+        # Work of others that only reaches into the window counts as far as it does.
+        start, end = np.maximum(start, first), np.minimum(end, last)
     says = np.array([owner.has_place for owner in owners])[place]
     elsewhere = np.array([owner.phase not in (None, FORWARD) for owner in owners])[launch]
     # A copy or a set is named by what it is, as long as a step made it.
@@ -113,7 +116,7 @@ def _window(trace: Trace, attribution: Attribution, cell: Cell | None) -> Window
         layer=layers[place[chosen]],
         op=ops[place[chosen]],
         values={"phase": phase_values, "layer": layer_values, "op": op_values},
-        total_ns=int((end - start).sum()),
+        total_ns=total_ns,
     )
 
 

@@ -209,6 +209,17 @@ def test_work_in_the_window_that_no_step_owns_is_shown_as_not_covered(synthetic:
     assert "90.0%" in ledger.warning
 
 
+def test_work_that_reaches_into_the_window_counts_as_far_as_it_does(synthetic: Synthetic) -> None:
+    export = synthetic()
+    two_steps(export)
+    export.kernel("before", 98, 0, 1012)
+    export.kernel("after", 99, 1148, 2000)
+    ledger = ledger_of(export.read())
+    assert (1e6 * ledger.window_ms, 1e6 * ledger.busy_ms) == (pytest.approx(140), pytest.approx(70))
+    assert {row.name: row.total_us for row in ledger.kernels if not row.covered} == {"before": 0.002, "after": 0.002}
+    assert 1e6 * ledger.outside_ms == pytest.approx(1010 + 850 + 10)
+
+
 def test_forward_work_without_a_layer_or_op_is_not_covered(synthetic: Synthetic) -> None:
     export = synthetic()
     export.with_graph_trace()
