@@ -114,7 +114,7 @@ class Part:
 class Ledger:
     """What `trace` stores for a cell. `traced_step_ms` is the median distance between the starts of two steps' work,
     `inflation` its ratio to the step time as measured without a profiler; a trace never stands in for a measurement.
-    `note` says what else was unlike a measured run.
+    `note` says what else was unlike a measured run; `backward_rows` end before they begin, which no work does.
 
     Of a whole run the rows are without layers and shapes, and there are `parts`, the output tokens, the milliseconds
     from the first request to the last answer, and the host's by phase (`post` waits for the step before)."""
@@ -146,6 +146,7 @@ class Ledger:
     output_tokens: int = 0
     run_ms: float = 0.0
     host_ms: dict[str, float] = field(default_factory=dict)
+    backward_rows: int = 0
 
     @property
     def closure(self) -> float:
@@ -157,7 +158,9 @@ class Ledger:
 
     @property
     def warning(self) -> str:
-        """One line where the sums do not close or the coverage is too low to trust the shares, else nothing."""
+        """One line where times are negative, the sums do not close, or the coverage is too low to trust the shares."""
+        if self.backward_rows or self.overlap_ms < 0:
+            return "work that ends before it begins: this trace was read wrongly"
         if abs(self.closure - 1) > CLOSURE_TOLERATED:
             return f"kernels and gaps add up to {self.closure:.2%} of the window: this trace was read wrongly"
         if self.coverage >= COVERAGE_WANTED:

@@ -73,6 +73,7 @@ def make_ledger(
         kernels=kernel_rows(window, trace),
         timeline=timeline(window, trace),
         note=note,
+        backward_rows=int((window.duration < 0).sum()),
     )
     return with_run(ledger, run, parts_of(run, window, busy, opening), host_ms(trace)) if run else ledger
 

@@ -220,6 +220,17 @@ def test_work_that_reaches_into_the_window_counts_as_far_as_it_does(synthetic: S
     assert 1e6 * ledger.outside_ms == pytest.approx(1010 + 850 + 10)
 
 
+def test_work_that_ends_before_it_begins_is_told(synthetic: Synthetic) -> None:
+    """The sums close all the same, for busy time is made from the same rows; and other overlap hides the negative."""
+    export = synthetic()
+    two_steps(export)
+    export.kernel("gemm", 99, 1030, 1020)
+    ledger = ledger_of(export.read())
+    assert (1e6 * ledger.overlap_ms, ledger.closure) == (pytest.approx(10), pytest.approx(1))
+    assert ledger.warning == "work that ends before it begins: this trace was read wrongly"
+    assert replace(ledger, backward_rows=0, overlap_ms=-1e-6).warning == ledger.warning
+
+
 def test_forward_work_without_a_layer_or_op_is_not_covered(synthetic: Synthetic) -> None:
     export = synthetic()
     export.with_graph_trace()
