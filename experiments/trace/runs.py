@@ -40,16 +40,17 @@ class TraceRun:
         return self.path / "logs"
 
     def untraced_step_ms(self, cell: Cell) -> float | None:
-        """The median step of the same point and variant as measured over all rounds; None where nothing was."""
+        """The step of the same point and variant as reports have it, the median of the rounds' medians; None where
+        nothing was measured."""
         same = [
             result
             for result in self.results
             if (result.cell.point, result.cell.variant) == (cell.point, cell.variant) and result.status is Status.OK
         ]
         for metric in STEP_METRICS:
-            samples = [sample for result in same for sample in result.samples.get(metric, ())]
-            if samples:
-                return median(samples)
+            rounds = [median(samples) for result in same if (samples := result.samples.get(metric))]
+            if rounds:
+                return median(rounds)
         return None
 
 
