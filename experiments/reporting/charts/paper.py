@@ -138,7 +138,7 @@ def _curve(series: Series, ax: Any) -> None:
     xs, ys = [m.x for m in series.marks], [m.y for m in series.marks]
     color = _color(series.color)
     if series.kind == "line":
-        ax.plot(xs, ys, color=color, linestyle="--", linewidth=1)
+        ax.plot(xs, ys, color=color, linestyle="--", linewidth=1, marker="_" if len(xs) == 1 else "", markersize=14)
         return
     line = "-" if series.kind == "both" else ""
     ax.plot(xs, ys, color=color, linestyle=line, marker=MARKERS[series.color % len(MARKERS)])

@@ -115,7 +115,8 @@ def _series(series: Series, to_x: Callable[[float], float], to_y: Callable[[floa
         path = "L".join(f"{n(x)} {n(y)}" for x, y in points)
         body += f'<path class="p {css}{dash}" d="M{path}"/>'
     if series.kind == "line":
-        return body
+        # A line of one point is a dash under the marks.
+        return body or "".join(f'<path class="p {css} f" d="M{n(x - 14)} {n(y)}h28"/>' for x, y in points)
     for point, (x, y) in zip(series.marks, points, strict=True):
         body += mark(point.tip, _whisker(point, x, to_y, css) + marker(series.color, x, y))
     return body

@@ -199,7 +199,7 @@ def _panels(
             for v, slot in color.items()
         ]
         floor = {along(r): r.floor for r in mine if r.floor is not None}
-        if len(floor) > 1:
+        if floor:
             marks = tuple(Mark(x, y, f"floor {number(y)} {unit}") for x, y in sorted(floor.items()))
             series.insert(0, Series("floor", 0, marks, "line"))
         ticks = tuple(float(x) for x in sorted({along(r) for r in mine}))

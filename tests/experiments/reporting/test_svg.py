@@ -2,7 +2,11 @@
 
 import pytest
 
-from experiments.reporting.charts.svg import log_ticks
+from experiments.reporting.charts.specs import Lines
+from experiments.reporting.charts.svg import draw, log_ticks
+from experiments.reporting.figures import build_figures
+from experiments.reporting.rows import analyse
+from tests.experiments.reporting.synthetic import Synthetic
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,18 @@ def test_every_range_has_a_tick_and_none_outside() -> None:
             ticks = log_ticks([low, low * factor])
             assert ticks
             assert all(low * 0.998 <= tick <= low * factor * 1.002 for tick in ticks)
+
+
+def test_a_panel_of_one_point_has_its_floor() -> None:
+    """Else its axis would end at the mark."""
+    made = Synthetic(
+        models=("qwen3-0.6b",), workloads=("decode",), variants=("baseline",), batches=(1, 8), rounds=3,
+        mend=lambda result: None if result.cell.point.length == 1024 and result.cell.point.batch > 1 else result,
+    )  # fmt: skip
+    _, figure = build_figures(analyse(made.run()))["latency_qwen3-0.6b_decode"]
+    for panel, points in zip(figure.panels, (2, 1), strict=True):
+        assert isinstance(panel.chart, Lines)
+        floor, _ = panel.chart.series
+        assert (floor.name, len(floor.marks)) == ("floor", points)
+        assert min(panel.chart.levels) == min(mark.y for mark in floor.marks)
+        assert 'class="p s0 f"' in draw(panel.chart, "")
