@@ -15,7 +15,8 @@ from experiments.reporting.rows import Analysis
 @figure("where", command="trace")
 def kernel_time(analysis: Analysis) -> Iterator[Figure]:
     """Device time of one traced step by operation, and the gaps in which the device is idle. Traced apart from the
-    timing above; the profiler slows a step, so read shares and launch counts here, not speed."""
+    timing above; the profiler slows a step, so read idle time and launch counts here, not speed. Nor shares where
+    kernels use programmatic dependent launch: a kernel's time then holds its wait for the one before it."""
     for (model, workload), ledgers in by_workload(analysis):
         times = {id(ledger): op_times_us(ledger) for ledger in ledgers}
         groups: dict[str, list[Bar]] = defaultdict(list)

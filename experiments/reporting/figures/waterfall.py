@@ -46,7 +46,8 @@ class Step:
 def waterfall(analysis: Analysis) -> Iterator[Figure]:
     """From the baseline's traced step to the variant's: each bar is a kernel that was removed, added or changed, per
     step and over all layers; then the idle time and what overlapping kernels share, so that the bars close exactly on
-    the variant's step. Colours are the kernels' ops. The profiler's times."""
+    the variant's step. Colours are the kernels' ops. The profiler's times: under programmatic dependent launch a
+    kernel's holds its wait for the one before it, so that all bars together are right and single ones need not be."""
     for (model, workload), ledgers in by_workload(analysis):
         baselines = {g.cell.point: g for g in ledgers if g.cell.variant == BASELINE}
         pairs = [(baselines[g.cell.point], g) for g in ledgers if g.cell.point in baselines]

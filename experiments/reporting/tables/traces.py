@@ -15,7 +15,8 @@ MOST_KERNELS = 12
 
 @table("Kernels", "where")
 def kernels(analysis: Analysis) -> Content | None:
-    """The kernels that take most of a traced step, the top twelve of each traced cell; times are the profiler's."""
+    """The kernels that take most of a traced step, the top twelve of each traced cell; times are the profiler's. Under
+    programmatic dependent launch a kernel's time holds its wait for the one before it, and shares are no costs."""
     columns = (
         *PLACE,
         VARIANT,
@@ -46,7 +47,8 @@ def kernels(analysis: Analysis) -> Content | None:
 @table("What fusion changed", "where")
 def kernel_changes(analysis: Analysis) -> Content | None:
     """Launches and device time per traced step by operation, each variant beside the baseline of the same point; most
-    time saved first. An operation that one side lacks is zero there."""
+    time saved first. An operation that one side lacks is zero there. Under programmatic dependent launch a kernel's
+    time holds its wait for the one before it: what one operation saves may be another's."""
     columns = (
         *PLACE,
         VARIANT,
@@ -84,9 +86,10 @@ def _by_op(ledger: Traced) -> dict[str, tuple[float, float]]:
 def traces(analysis: Analysis) -> Content | None:
     """Each traced cell. Coverage is the share of device time that found its layer and op; inflation is the profiled
     over the un-profiled step time; idle is the share of the traced window in which the device did nothing. Kernels and
-    idle together are 100 % of the window where no kernels overlap, and more where they do; GB/s are the point's least
-    bytes (see its floor) over the busy time. A fusion is live when its kernel is in the trace, and left off where the
-    dispatcher finds that it does not pay."""
+    idle together are 100 % of the window where no kernels overlap, and more where they do, as under programmatic
+    dependent launch: a kernel's time then holds its wait for the one before it. GB/s are the point's least bytes (see
+    its floor) over the busy time. A fusion is live when its kernel is in the trace, and left off where the dispatcher
+    finds that it does not pay."""
     columns = (
         *PLACE,
         VARIANT,

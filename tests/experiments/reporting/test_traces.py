@@ -8,11 +8,12 @@ import pytest
 from experiments import plain
 from experiments.durable import write_json
 from experiments.environment import ROOT
+from experiments.reporting.figures.registry import FIGURES
 from experiments.reporting.figures.traces import op_times_us
 from experiments.reporting.ledgers import Traced
 from experiments.reporting.rows import analyse
 from experiments.reporting.run import read_values
-from experiments.reporting.tables import build_tables
+from experiments.reporting.tables import TABLES, build_tables
 from tests.experiments.reporting.synthetic import Synthetic, ledger, timeline
 
 SMALL = {"models": ("qwen3-0.6b",), "workloads": ("decode",), "batches": (1,), "lengths": (128,), "rounds": 3}
@@ -78,6 +79,14 @@ def test_a_file_that_is_no_ledger_is_named_not_fatal(tmp_path: Path, change: dic
     ledgers, problems = read_values(Traced, tmp_path)
     assert ledgers == [good]
     assert [problem.split(":")[0] for problem in problems] == [f"{tmp_path.name}/a.json", f"{tmp_path.name}/b.json"]
+
+
+def test_whatever_shows_times_of_kernels_says_what_is_in_them() -> None:
+    entries = [FIGURES[name] for name in ("kernel_time", "timeline", "waterfall")]
+    captions = [e.caption for e in entries] + [TABLES[name].caption for name in ("kernels", "kernel_changes", "traces")]
+    for caption in captions:
+        assert "programmatic dependent launch" in caption
+        assert "its wait for" in caption
 
 
 def test_no_folder_no_ledgers(tmp_path: Path) -> None:
