@@ -33,14 +33,15 @@ class Traced(Ledger):
 
     @property
     def label(self) -> str:
-        """The variant's name, marked where it ran on the plain-PyTorch twins of its kernels."""
+        """The variant's name, marked where it ran on the plain-PyTorch twins of its kernels or on several devices."""
         twin = any(kernel.kind == "cpu_op" for kernel in self.kernels)
-        return f"{self.cell.variant} (twin)" if twin else self.cell.variant
+        marks = ["twin"] * twin + [f"{self.devices} devices"] * (self.devices > 1)
+        return f"{self.cell.variant} ({', '.join(marks)})" if marks else self.cell.variant
 
     @property
     def per_step(self) -> float:
-        """Factor from a total over the window to one step."""
-        return 1 / max(self.steps, 1)
+        """Factor from a total over the window to one step of one device."""
+        return 1 / self.device_steps
 
     @property
     def step_us(self) -> float:

@@ -116,6 +116,8 @@ class Ledger:
     `inflation` its ratio to the step time as measured without a profiler; a trace never stands in for a measurement.
     `note` says what else was unlike a measured run; `backward_rows` end before they begin, which no work does.
 
+    Milliseconds and rows are sums over all devices; `kernels_per_step` and `launches_per_step` are of one, on average.
+
     Of a whole run the rows are without layers and shapes, and there are `parts`, the output tokens, the milliseconds
     from the first request to the last answer, and the host's by phase (`post` waits for the step before)."""
 
@@ -147,6 +149,11 @@ class Ledger:
     run_ms: float = 0.0
     host_ms: dict[str, float] = field(default_factory=dict)
     backward_rows: int = 0
+
+    @property
+    def device_steps(self) -> int:
+        """What divides a total over the window into one step of one device; those of several are averaged."""
+        return max(self.steps, 1) * max(self.devices, 1)
 
     @property
     def closure(self) -> float:
@@ -213,11 +220,11 @@ def compare(baseline: Ledger, other: Ledger, key: str = "name") -> list[Change]:
 
 
 def per_step(ledger: Ledger, key: str) -> dict[str, tuple[float, float]]:
-    """`name`, `op`, `phase` or `layer` -> (count, microseconds) per step; `-` for kernels that have none."""
+    """`name`, `op`, `phase` or `layer` -> (count, microseconds) per step and device; `-` for kernels that have none."""
     sums: dict[str, tuple[float, float]] = {}
     for row in ledger.kernels:
         name = getattr(row, key) or "-"
         count, total_us = sums.get(name, (0.0, 0.0))
         sums[name] = (count + row.count, total_us + row.total_us)
-    steps = max(ledger.steps, 1)
+    steps = ledger.device_steps
     return {name: (count / steps, total_us / steps) for name, (count, total_us) in sums.items()}

@@ -24,7 +24,7 @@ def check_rungs(trace: Trace, ledger: Ledger, rungs: Sequence[Rung]) -> list[Run
     for rung in rungs:
         count = launches(ledger, rung.kernel)
         fate = _fate(rung.on, rung.name in taken, bool(count), has_kernels)
-        rows.append(RungRow(rung.name, rung.kernel, fate, count / max(ledger.steps, 1)))
+        rows.append(RungRow(rung.name, rung.kernel, fate, count / ledger.device_steps))
     return rows
 
 
@@ -57,7 +57,7 @@ def assert_present(ledger: Ledger, kernels: Mapping[str, int | None]) -> None:
     wrong = []
     for name, wanted in kernels.items():
         count = launches(ledger, name)
-        per_step = count / max(ledger.steps, 1)
+        per_step = count / ledger.device_steps
         if wanted is None and not count:
             wrong.append(f"{name} never ran")
         elif wanted is not None and per_step != wanted:

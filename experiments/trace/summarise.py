@@ -43,7 +43,7 @@ def make_ledger(
     duration_ns = int(window.duration.sum())
     engine_steps = len(np.unique(window.step[window.step != NONE]))
     num_steps = min(steps, engine_steps) if steps else engine_steps
-    per = max(num_steps, 1)
+    per, devices = max(num_steps, 1), len(np.unique(window.device))
     kernels = np.isin(trace.specs["kind"].to_numpy(), _KERNELS)[window.spec]
     copies = np.isin(trace.specs["kind"].to_numpy(), _COPY_KINDS)[window.spec]
     opening = _opening_rows(window, copies)
@@ -62,10 +62,10 @@ def make_ledger(
         gap_ms=(busy.window_ns - busy.busy_ns) / 1e6,
         overlap_ms=(duration_ns - busy.busy_ns) / 1e6,
         outside_ms=(window.total_ns - duration_ns) / 1e6,
-        devices=len(np.unique(window.device)),
+        devices=devices,
         steps=num_steps,
-        kernels_per_step=float(kernels.sum() / per),
-        launches_per_step=int(launched.sum()) / per,
+        kernels_per_step=float(kernels.sum() / (per * devices)),
+        launches_per_step=int(launched.sum()) / (per * devices),
         traced_step_ms=step_ms,
         untraced_step_ms=untraced_step_ms,
         inflation=step_ms / untraced_step_ms if untraced_step_ms else None,

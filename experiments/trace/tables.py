@@ -101,7 +101,8 @@ def title_of_cell(cell: Cell) -> str:
 def facts(ledger: Ledger) -> list[str]:
     """The ledger's own figures, one line each."""
     lines = [
-        f"{ledger.steps} steps, {ledger.kernels_per_step:g} kernels and {ledger.launches_per_step:g} launches per step",
+        f"{ledger.steps} steps, {ledger.kernels_per_step:g} kernels and {ledger.launches_per_step:g} launches per step"
+        + (f" and device; totals are sums over {ledger.devices} devices" if ledger.devices > 1 else ""),
         f"window {ledger.window_ms:.4g} ms = busy {ledger.busy_ms:.4g} + idle {ledger.gap_ms:.4g}; overlapping work "
         f"{ledger.overlap_ms:.4g} ms; kernels + gaps - overlap = {ledger.closure:.2%} of the window",
         _gaps(ledger),
@@ -117,10 +118,10 @@ def facts(ledger: Ledger) -> list[str]:
 def _gaps(ledger: Ledger) -> str:
     """Where the device waited, per step: for its next kernel, or for the host to launch the next step, which all steps
     but the last have."""
-    steps, gaps = ledger.steps, ledger.gaps
+    gaps, launches = ledger.gaps, max(ledger.steps - 1, 1) * max(ledger.devices, 1)
     return (
-        f"idle per step: {gaps.within_steps_us / max(steps, 1):.4g} us between its kernels, "
-        f"{gaps.between_steps_us / max(steps - 1, 1):.4g} us until the next step; "
+        f"idle per step: {gaps.within_steps_us / ledger.device_steps:.4g} us between its kernels, "
+        f"{gaps.between_steps_us / launches:.4g} us until the next step; "
         f"{gaps.count} gaps, median {gaps.median_us:.3g} us, longest {gaps.max_us:.4g} us"
     )
 

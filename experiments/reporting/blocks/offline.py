@@ -45,7 +45,7 @@ def _folder(root: Path) -> Path | None:
 
 
 def _times(ledger: Traced) -> Times:
-    """(kind of step, what) -> milliseconds; their sum is the run."""
+    """(kind of step, what) -> milliseconds of a device; their sum is the run."""
     times: Times = {}
     for part in ledger.parts:
         times |= {(part.name, op): ms for op, ms in part.op_ms.items()}
@@ -53,7 +53,8 @@ def _times(ledger: Traced) -> Times:
         times[part.name, "idle until the step is launched"] = part.before_ms
     if ledger.overlap_ms:
         times["all", "less what overlaps"] = -ledger.overlap_ms
-    times["all", "before the first kernel and after the last"] = ledger.run_ms - ledger.window_ms
+    times = {key: ms / ledger.devices for key, ms in times.items()}
+    times["all", "before the first kernel and after the last"] = ledger.run_ms - ledger.window_ms / ledger.devices
     return times
 
 

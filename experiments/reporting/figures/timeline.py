@@ -17,10 +17,10 @@ X_LABEL = "µs from the first kernel"
 
 @figure("where", command="trace")
 def timeline(analysis: Analysis) -> Iterator[Figure]:
-    """One traced step of median length per variant, on one time axis: kernels as bars, gaps left empty. Below it, one
-    layer from the middle of that step. A kernel that starts before the one ahead of it has ended stands on a line of
-    its own: a second stream's, or one under programmatic dependent launch, whose bar holds its wait for the one ahead.
-    The profiler's times: read order and gaps here, not speed."""
+    """One traced step of median length per variant, on its first device, on one time axis: kernels as bars, gaps left
+    empty. Below it, one layer from the middle of that step. A kernel that starts before the one ahead of it has ended
+    stands on a line of its own: a second stream's, or one under programmatic dependent launch, whose bar holds its wait
+    for the one ahead. The profiler's times: read order and gaps here, not speed."""
     for (model, workload), found in by_workload(analysis):
         ledgers = [ledger for ledger in found if ledger.step]
         panels: list[Panel] = []

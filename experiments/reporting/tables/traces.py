@@ -84,12 +84,12 @@ def _by_op(ledger: Traced) -> dict[str, tuple[float, float]]:
 
 @table("Traces", "where")
 def traces(analysis: Analysis) -> Content | None:
-    """Each traced cell. Coverage is the share of device time that found its layer and op; inflation is the profiled
-    over the un-profiled step time; idle is the share of the traced window in which the device did nothing. Kernels and
-    idle together are 100 % of the window where no kernels overlap, and more where they do, as under programmatic
-    dependent launch: a kernel's time then holds its wait for the one before it. GB/s are the point's least bytes (see
-    its floor) over the busy time. A fusion is live when its kernel is in the trace, and left off where the dispatcher
-    finds that it does not pay."""
+    """Each traced cell; of several devices all that is said of traces is the mean. Coverage is the share of device time
+    that found its layer and op; inflation is the profiled over the un-profiled step time; idle is the share of the
+    traced window in which the device did nothing. Kernels and idle together are 100 % of the window where no kernels
+    overlap, and more where they do, as under programmatic dependent launch: a kernel's time then holds its wait for the
+    one before it. GB/s are the point's least bytes (see its floor), spread over the devices, over the busy time. A
+    fusion is live when its kernel is in the trace, and left off where the dispatcher finds that it does not pay."""
     columns = (
         *PLACE,
         VARIANT,
@@ -109,7 +109,7 @@ def traces(analysis: Analysis) -> Content | None:
         p = ledger.cell.point
         launches = sum(k.count for k in ledger.kernels) * ledger.per_step
         floor, busy_us = analysis.floors.get(p), ledger.busy_us
-        gb_per_s = floor.bytes / busy_us / 1e3 if floor and busy_us else None
+        gb_per_s = floor.bytes / ledger.devices / busy_us / 1e3 if floor and busy_us else None
         idle = ledger.idle_us / ledger.step_us if ledger.step_us > 0 else None
         rungs = ", ".join(f"{rung.name} {rung.fate}" for rung in ledger.rungs)
         head = (p.model, p.workload, p.batch, p.length, ledger.label, ledger.profiler, ledger.steps)

@@ -60,6 +60,22 @@ def test_traces_say_coverage_idle_and_inflation() -> None:
     assert float(str(row["busy_gb_per_s"])) * busy_us / 1e3 == pytest.approx(1206, rel=0.02)
 
 
+def test_a_trace_over_two_devices_is_shown_as_their_mean() -> None:
+    """Twice the device time and the launches of one, and of the point's bytes each device reads half."""
+    one = ledger("baseline")
+    doubled = [replace(k, count=2 * k.count, total_us=2 * k.total_us) for k in one.kernels]
+    two = replace(one, devices=2, kernels=doubled, window_ms=2 * one.window_ms, busy_ms=2 * one.busy_ms)
+    rows = []
+    for found in (one, two):
+        table = build_tables(analyse(Synthetic(**SMALL).run(ledgers=[found])))["traces"]
+        rows.append(dict(zip([c.name for c in table.columns], table.rows[0], strict=True)))
+    assert rows[1].pop("variant") == "baseline (2 devices)"
+    assert rows[1].pop("busy_gb_per_s") == pytest.approx(float(str(rows[0].pop("busy_gb_per_s"))) / 2)
+    for name in ("launches_per_step", "busy_us_per_step", "idle", "closure"):
+        assert rows[1][name] == pytest.approx(rows[0][name])
+    assert op_times_us(two) == pytest.approx(op_times_us(one))
+
+
 def test_what_has_no_op_is_its_phases_and_else_nobodys() -> None:
     launches = (
         (0.0, 1.0, "a", "0", "linear", "forward"), (2.0, 1.0, "b", "", "", "post"), (4.0, 0.5, "c", "", "", ""),

@@ -12,9 +12,11 @@ from experiments.errors import UserError
 from experiments.messages import TracedRun
 from experiments.records import Cell, Point
 from experiments.trace.attribution import attribute
-from experiments.trace.ledger import Ledger, Timeline
+from experiments.trace.ledger import Ledger, Timeline, per_step
+from experiments.trace.liveness import assert_present
 from experiments.trace.reader import Trace, read_trace
 from experiments.trace.summarise import make_ledger
+from experiments.trace.tables import facts
 
 Synthetic = Callable[..., Any]
 CELL = Cell(Point("tiny", "decode", 1, 16), "fused", 0)
@@ -193,8 +195,11 @@ def test_devices_are_united_apart(synthetic: Synthetic) -> None:
         export.call(1, 10, 20, thread=(1 + device, 1))
         export.kernel("gemm", 1, 30, 40 + device, process=1 + device, deviceId=device)
     ledger = ledger_of(export.read())
-    assert (ledger.devices, ledger.kernels_per_step) == (2, 2.0)
+    assert (ledger.devices, ledger.kernels_per_step, ledger.launches_per_step) == (2, 1.0, 1.0)
     assert ledger.busy_ms == ledger.window_ms == pytest.approx(21e-6)
+    assert per_step(ledger, "name") == {"gemm": (1.0, pytest.approx(0.0105))}
+    assert_present(ledger, {"gemm": 1})
+    assert facts(ledger)[0] == "1 steps, 1 kernels and 1 launches per step and device; totals are sums over 2 devices"
 
 
 def test_work_in_the_window_that_no_step_owns_is_shown_as_not_covered(synthetic: Synthetic) -> None:
