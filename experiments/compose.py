@@ -81,12 +81,14 @@ def compose(overrides: Sequence[str]) -> ExperimentConfig:
         "workloads",
         "protocol",
         "cluster",
+        "overrides",
     }
     return ExperimentConfig(
         variants=[_part("variant", VariantConfig, name, asked.variant) for name in asked.variants],
         workloads=[workload for name in asked.workloads for workload in _workloads(name, asked)],
         protocol=_build(ProtocolConfig, "protocol.", composed.protocol),
         cluster=_build(ClusterConfig, "cluster.", composed.cluster),
+        overrides=list(overrides),
         **{name: getattr(asked, name) for name in kept},
     )
 

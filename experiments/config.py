@@ -160,7 +160,8 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole experiment, checked: what `fusebench --cfg job` prints and a run's manifest keeps."""
+    """A whole experiment, checked: what `fusebench --cfg job` prints and a run's manifest keeps. `overrides` is how it
+    was asked for."""
 
     name: str
     question: str
@@ -178,6 +179,7 @@ class ExperimentConfig:
     resume: str | None = None
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     devices: list[int] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
 
     @property
     def is_spread(self) -> bool:

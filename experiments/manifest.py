@@ -4,6 +4,7 @@ Nothing in it names a user, a folder or an environment variable.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from experiments.records import Cell, Point
 SCHEMA = 1
 # Two runs on different releases of these are not one run.
 _PINNED = ("torch", "triton")
+# Overrides that only place, spread or resume a run.
+_PLACES = re.compile(r"(results_dir|reports_dir|dry_run|resume|devices|cluster[\w.]*)=")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def new_manifest(
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """Why results of `new` may not be added to the run `old`, one phrase each; empty where they may."""
-    found = list(changes(*(plain.encode(_without_budget(run.config)) for run in (old, new))))
+    found = list(changes(*(plain.encode(_what_is_measured(run.config)) for run in (old, new))))
     both = old.models.keys() & new.models.keys()
     before, after = ({"model": {name: run.models[name] for name in both}} for run in (old, new))
     found += changes(before, after)
@@ -155,12 +158,22 @@ def _without_paths(config: ExperimentConfig, models: list[Model]) -> ExperimentC
     names = [model.name for model in models]
     variants = [dataclasses.replace(variant, path="") for variant in config.variants]
     kept = dataclasses.replace(config, models=names, variants=variants, cluster=ClusterConfig(), devices=[])
+    kept = dataclasses.replace(kept, overrides=list(_overrides_without_paths(config, names)))
     return dataclasses.replace(kept, results_dir="results", reports_dir="reports", dry_run=False, resume=None)
 
 
-def _without_budget(config: ExperimentConfig) -> ExperimentConfig:
-    """How long one sitting may last decides nothing about what it measures."""
-    return dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, time_budget_s=None))
+def _overrides_without_paths(config: ExperimentConfig, models: list[str]) -> Iterator[str]:
+    paths = [variant.path for variant in config.variants if variant.path]
+    for text in config.overrides:
+        if text.startswith("models="):
+            yield f"models=[{','.join(models)}]"
+        elif not _PLACES.match(text) and not any(path in text for path in paths):
+            yield text
+
+
+def _what_is_measured(config: ExperimentConfig) -> ExperimentConfig:
+    """Neither how long one sitting may last nor how it was asked for decides anything about what it measures."""
+    return dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, time_budget_s=None), overrides=[])
 
 
 def _summary(plan: Plan) -> PlanSummary:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from experiments.cluster.records import ShardRecord
-from experiments.config import BASELINE, ProtocolConfig, VariantConfig, WorkloadConfig
+from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
 from experiments.floors import DTYPE_BYTES, Ceilings
 from experiments.manifest import Manifest
+from experiments.reporting.again import Asked, asked_for
 from experiments.stats import Looks
 
 
@@ -44,6 +46,7 @@ class RunInfo:
     by_process: tuple[str, ...]
     shards: tuple[ShardRecord, ...]
     peers: dict[str, dict[str, str]]
+    config: ExperimentConfig
 
     @classmethod
     def of(cls, manifest: Manifest, shards: Sequence[ShardRecord] = ()) -> "RunInfo":
@@ -74,7 +77,13 @@ class RunInfo:
             by_process=tuple(sorted(apart)),
             shards=tuple(shards),
             peers=manifest.peers,
+            config=config,
         )
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What to type to plan it once more."""
+        return asked_for(self.config)
 
     @property
     def machine_type(self) -> str:

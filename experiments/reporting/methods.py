@@ -1,6 +1,7 @@
 """How the numbers were made, in words: the same text on the page and in report.md."""
 
 from experiments import plain
+from experiments.reporting.again import as_typed
 from experiments.reporting.formats import short
 from experiments.reporting.info import RunInfo
 from experiments.reporting.rows import Analysis
@@ -80,6 +81,6 @@ def commands(analysis: Analysis) -> list[str]:
     checkout = [f"git checkout {short(info.commit)}"] if info.commit and info.commit != "none" else []
     return [
         *checkout,
-        f"fusebench sweep experiment={info.experiment}",
+        as_typed("sweep", info.asked),
         f"fusebench report experiment={info.experiment} run={info.run_id}",
     ]

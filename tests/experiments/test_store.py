@@ -72,6 +72,17 @@ def test_a_manifest_names_no_place_and_no_person(tmp_path: Path) -> None:
         assert f"/{private}/" not in text
 
 
+def test_a_manifest_says_how_it_was_asked_for(tmp_path: Path) -> None:
+    """All but places: of models their names, of a peer's checkout nothing."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    asked = ("name=mine", f"models=[{tmp_path}/mine]", "variants=[baseline,nano_vllm]", "seed=3")
+    places = (f"variant.nano_vllm.path={tmp_path}", f"results_dir={tmp_path}", "devices=[0]", "cluster.mixed=true")
+    assert manifest(*asked, *places).config.overrides == [
+        "experiment=quick", "name=mine", "models=[mine]", "variants=[baseline,nano_vllm]", "seed=3",
+    ]  # fmt: skip
+
+
 def test_a_peer_s_checkout_is_no_part_of_the_manifest(tmp_path: Path) -> None:
     """Its place differs from machine to machine; which commit it was is among the peer's facts."""
     asked = ("variants=[baseline,nano_vllm]", f"variant.nano_vllm.path={tmp_path}")

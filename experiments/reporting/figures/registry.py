@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from experiments.config import BASELINE
+from experiments.reporting.again import as_typed, listed, name_typed
 from experiments.reporting.charts.palette import SERIES
 from experiments.reporting.charts.specs import Figure
 from experiments.reporting.info import RunInfo
@@ -50,7 +51,7 @@ def build_figures(analysis: Analysis) -> dict[str, tuple[str, Figure]]:
 
 def _commands(info: RunInfo, command: str, made: Figure) -> tuple[str, ...]:
     """How to measure what a figure shows, and no more than that, and to draw it."""
-    asked = [f"experiment={info.experiment}"]
+    asked = dict(info.asked)
     for key, column, known in (
         ("models", "model", tuple(info.models)),
         ("workloads", "workload", tuple(info.workloads)),
@@ -59,14 +60,8 @@ def _commands(info: RunInfo, command: str, made: Figure) -> tuple[str, ...]:
         shown = {record[made.columns.index(column)] for record in made.records} if column in made.columns else known
         chosen = [name for name in known if name in shown or name == BASELINE]
         if chosen and len(chosen) < len(known):
-            typed = dict.fromkeys(_as_typed(info, name) if key == "workloads" else name for name in chosen)
-            asked.append(f"{key}=[{','.join(typed)}]")
-    return f"fusebench {command} {' '.join(asked)}", f"fusebench report experiment={info.experiment}"
-
-
-def _as_typed(info: RunInfo, workload: str) -> str:
-    """A workload as one asks for it: a sweep of rates makes one of each."""
-    return workload.rpartition("-")[0] if info.workloads[workload].rates else workload
+            asked[key] = listed(name_typed(info.workloads[name]) if key == "workloads" else name for name in chosen)
+    return as_typed(command, asked), f"fusebench report experiment={info.experiment}"
 
 
 def caption_of(name: str) -> str:

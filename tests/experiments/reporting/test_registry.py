@@ -16,7 +16,9 @@ from tests.experiments.reporting.synthetic import Synthetic, ledger
 
 def _commands() -> dict[str, tuple[str, ...]]:
     made = Synthetic(variants=("baseline", "control", "fused"), rounds=3)
-    manifest = replace(made.manifest(), experiment="headline")
+    manifest = made.manifest()
+    asked = replace(manifest.config, overrides=["experiment=headline"])
+    manifest = replace(manifest, experiment="headline", config=asked)
     run = assemble(manifest, made.results(), [], [ledger("baseline"), ledger("fused")])
     return {name: figure.commands for name, (_, figure) in build_figures(analyse(run)).items()}
 
