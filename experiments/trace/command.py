@@ -186,7 +186,7 @@ def _trace_all(jobs: Sequence[Job], tracer: Tracer, run: TraceRun, options: Opti
             console.print(f"  not traced: {error}", markup=False)
             failed.append(job.cell.id)
             continue
-        write_json(run.traces / f"{job.cell.id}.json", plain.encode(ledger))
+        write_json(run.traces / f"{job.cell.id}.json", plain.encode(run.signed(ledger)))
         show_ledger(console, ledger)
         if against := contradictions(ledger):
             console.print(f"  the trace contradicts the variant: {'; '.join(against)}", style="red", markup=False)

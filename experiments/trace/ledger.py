@@ -115,6 +115,7 @@ class Ledger:
     """What `trace` stores for a cell. `traced_step_ms` is the median distance between the starts of two steps' work,
     `inflation` its ratio to the step time as measured without a profiler; a trace never stands in for a measurement.
     `note` says what else was unlike a measured run; `backward_rows` end before they begin, which no work does.
+    From `run_id` on: the run it was stored in, the code it was made with, where and when; older files do not say.
 
     Milliseconds and rows are sums over all devices; `kernels_per_step` and `launches_per_step` are of one, on average.
 
@@ -149,6 +150,11 @@ class Ledger:
     run_ms: float = 0.0
     host_ms: dict[str, float] = field(default_factory=dict)
     backward_rows: int = 0
+    run_id: str = ""
+    commit: str = ""
+    dirty: bool = False
+    gpu: str = ""
+    created: str = ""
 
     @property
     def device_steps(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +12,7 @@ from experiments.manifest import Manifest, new_manifest
 from experiments.records import Cell, CellResult, Status
 from experiments.store import MANIFEST, RunStore, create_run, read_manifest, read_run
 from experiments.sweep import Prepared
+from experiments.trace.ledger import Ledger
 
 TRACES, COUNTERS = "traces", "counters"
 STEP_METRICS = ("step_ms", "ttft_ms")
@@ -19,10 +20,12 @@ STEP_METRICS = ("step_ms", "ttft_ms")
 
 @dataclass(frozen=True)
 class TraceRun:
-    """An open run: its folders, and its measured cells where they are of this code."""
+    """An open run: its folders, and its measured cells where they are of this code. `now` is what a run would be that
+    starts with the trace."""
 
     path: Path
     results: list[CellResult]
+    now: Manifest
 
     @property
     def traces(self) -> Path:
@@ -38,6 +41,13 @@ class TraceRun:
     def logs(self) -> Path:
         """Where the workers' logs go."""
         return self.path / "logs"
+
+    def signed(self, ledger: Ledger) -> Ledger:
+        """The ledger with where it comes from."""
+        now = self.now
+        return replace(
+            ledger, run_id=self.path.name, commit=now.commit, dirty=now.dirty, gpu=now.gpu, created=now.created
+        )
 
     def untraced_step_ms(self, cell: Cell) -> float | None:
         """The step of the same point and variant as reports have it, the median of the rounds' medians; None where
@@ -77,7 +87,7 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
             (store.path / part).mkdir(exist_ok=True)
         store.logs.mkdir(exist_ok=True)
         try:
-            yield TraceRun(store.path, results)
+            yield TraceRun(store.path, results, manifest)
         finally:
             kept = [file for part in (TRACES, COUNTERS) for file in (store.path / part).iterdir()]
             if path is None and not kept:

@@ -4,7 +4,8 @@ import math
 from collections import Counter, defaultdict
 
 from experiments.config import BASELINE
-from experiments.reporting.formats import Column, Kind, Value
+from experiments.reporting.formats import Column, Kind, Value, provenance
+from experiments.reporting.info import RunInfo
 from experiments.reporting.ledgers import Traced, owner_of
 from experiments.reporting.rows import Analysis
 from experiments.reporting.tables.registry import PLACE, VARIANT, Content, table
@@ -112,10 +113,20 @@ def traces(analysis: Analysis) -> Content | None:
         gb_per_s = floor.bytes / ledger.devices / busy_us / 1e3 if floor and busy_us else None
         idle = ledger.idle_us / ledger.step_us if ledger.step_us > 0 else None
         rungs = ", ".join(f"{rung.name} {rung.fate}" for rung in ledger.rungs)
-        head = (p.model, p.workload, p.batch, p.length, ledger.label, ledger.profiler, ledger.steps)
+        head = (p.model, p.workload, p.batch, p.length, ledger.label, _made_by(ledger, analysis.run.info), ledger.steps)
         sums = (launches, busy_us, gb_per_s, idle, ledger.kernels_and_idle)
         rows.append((*head, *sums, ledger.coverage, ledger.inflation, rungs))
     return Content(columns, rows)
+
+
+def _made_by(ledger: Traced, info: RunInfo) -> str:
+    """The profiler, and where the trace comes from if not from the run and its code."""
+    words = [ledger.profiler]
+    if ledger.run_id not in ("", info.run_id):
+        words.append(f"run {ledger.run_id}")
+    if ledger.commit not in ("", info.commit):
+        words.append(provenance(ledger.commit, ledger.created, ledger.dirty))
+    return ", ".join(words)
 
 
 @table("Hardware counters", "where", folded=True)

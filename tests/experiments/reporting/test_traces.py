@@ -76,6 +76,20 @@ def test_a_trace_over_two_devices_is_shown_as_their_mean() -> None:
     assert op_times_us(two) == pytest.approx(op_times_us(one))
 
 
+def test_a_trace_of_another_run_or_other_code_says_so() -> None:
+    run = Synthetic(**SMALL).run()
+    here = {"run_id": run.info.run_id, "commit": run.info.commit, "created": "2026-11-25T10:00:00+00:00"}
+    expected = {
+        "nsys": here,
+        "nsys, run other": here | {"run_id": "other"},
+        f"nsys, commit {'f' * 12} with uncommitted changes, 2026-11-25": here | {"commit": "f" * 40, "dirty": True},
+    }
+    for words, change in expected.items():
+        made = replace(run, ledgers=(replace(ledger("baseline"), **change),))
+        table = build_tables(analyse(made))["traces"]
+        assert dict(zip([c.name for c in table.columns], table.rows[0], strict=True))["profiler"] == words
+
+
 def test_what_has_no_op_is_its_phases_and_else_nobodys() -> None:
     launches = (
         (0.0, 1.0, "a", "0", "linear", "forward"), (2.0, 1.0, "b", "", "", "post"), (4.0, 0.5, "c", "", "", ""),

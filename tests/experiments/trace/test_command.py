@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.records import Cell, CellResult, Point, Status
 from experiments.reporting.ledgers import Traced
 from experiments.reporting.run import read_values
-from experiments.store import read_run
+from experiments.store import read_manifest, read_run
 from experiments.sweep import prepare
 from experiments.trace import command
 from experiments.trace.command import main
@@ -51,6 +51,9 @@ def test_every_point_and_variant_gets_a_ledger(tmp_path: Path) -> None:
     assert sorted(found) == sorted(names)
     ledger = found[names[0]]
     assert (ledger.cell, ledger.steps) == (Cell(Point("tiny", "decode", 1, 8), "baseline", 0), 3)
+    (manifest,) = map(read_manifest, tmp_path.glob("results/*/*"))
+    assert (ledger.run_id, ledger.commit, ledger.dirty) == (manifest.run_id, manifest.commit, manifest.dirty)
+    assert (ledger.gpu, ledger.created) == (manifest.gpu, manifest.created)
     assert {row.name: (row.op, row.count) for row in ledger.kernels} == {
         "aten::linear": ("linear", 3),
         "aten::copy_": (None, 3),
