@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from experiments.config import BASELINE
 from experiments.records import Status
-from experiments.reporting.formats import interval, number, percent, ratio, revision, tiny
+from experiments.reporting.formats import interval, number, percent, points_of, ratio, revision, tiny
 from experiments.reporting.headline import (
     Aggregate,
     Correctness,
@@ -82,19 +82,24 @@ def _lead_sentence(analysis: Analysis, lead: str | None) -> str:
         return "Nothing was measured: this run has no cells."
     if lead is None:
         return f"Only {BASELINE} was measured, so there is nothing to compare it with."
+    if BASELINE not in analysis.run.variants:
+        return f"{BASELINE} is not in this run, so there is nothing to compare {lead} with."
     label = " as twins" if analysis.run.is_twin else ""
-    return f"{lead} against {BASELINE}{label}: geometric mean of the paired speed-up over all points, 95 % interval"
+    return (
+        f"{lead} against {BASELINE}{label}: geometric mean of the paired speed-up over all points, in the rounds that "
+        "all of them have, 95 % interval"
+    )
 
 
 def _card(a: Aggregate, is_twin: bool) -> Card:
     title = f"{a.model} {a.workload}"
     counts = {} if is_twin else a.claims
     if a.speedup is None:
-        return Card(title, "no value", "", f"none of {a.num_points} points could be compared", counts)
-    points = f"{a.num_ok} points" if a.num_ok == a.num_points else f"{a.num_ok} of {a.num_points} points"
+        return Card(title, "no value", "", f"none of {points_of(a.num_points)} could be compared", counts)
+    points = points_of(a.num_ok) if a.num_ok == a.num_points else f"{a.num_ok} of {points_of(a.num_points)}"
     span = f"{ratio(a.slowest.speedup)} to {ratio(a.fastest.speedup)}" if a.slowest and a.fastest else ""
-    one = a.num_points == 1
-    return Card(title, ratio(a.speedup.value), _bounds(a), "1 point" if one else f"{points}, {span}", counts)
+    note = points if a.num_points == 1 else f"{points}, {span}"
+    return Card(title, ratio(a.speedup.value), _bounds(a), note, counts)
 
 
 def _bounds(a: Aggregate) -> str:
@@ -125,7 +130,8 @@ def _answers(checked: list[Correctness]) -> Fact:
     if not verdicts:
         return Fact(label, "unchecked: no cell carries a verdict", "warn" if checked else "")
     agreement = min(v.top1_agreement for _, v in verdicts)
-    text = f"all {len(verdicts)} checks pass: top-1 agreement with the fp32 reference at least {percent(agreement)}"
+    passed = "the only check passes" if len(verdicts) == 1 else f"all {len(verdicts)} checks pass"
+    text = f"{passed}: top-1 agreement with the fp32 reference at least {percent(agreement)}"
     divergences = [(v.kl_max, c) for c, v in verdicts if v.kl_max is not None]
     if divergences:
         kl, at = max(divergences, key=lambda found: found[0])
@@ -142,14 +148,17 @@ def _why(c: Correctness) -> str:
 
 def _control(analysis: Analysis) -> list[Fact]:
     """The baseline against itself: any verdict but `same` or `unresolved` would be a false alarm."""
+    controls = [name for name in analysis.run.info.controls if name in analysis.run.variants]
+    if not controls:
+        return [Fact("A/A control", "none in this run")]
     facts = []
-    for name in (c for c in analysis.run.info.controls if c in analysis.run.variants):
+    for name in controls:
         rows = [r for r in analysis.primary if r.variant == name and r.speedup is not None]
         counts = claim_counts(rows)
         false = counts["faster"] + counts["slower"]
         ends = sorted(r.speedup or 0.0 for r in rows)
         span = f", between {ratio(ends[0])} and {ratio(ends[-1])}" if ends else ""
-        text = f"{name} is the baseline against itself: {false} of {len(rows)} points called different{span}"
+        text = f"{name} is the baseline against itself: {false} of {points_of(len(rows))} called different{span}"
         if false and not analysis.run.info.protocol.restart_rounds:
             text += (
                 "; fresh workers in every round (protocol.restart_rounds=1) would tell a process's luck from an effect"

@@ -123,6 +123,11 @@ def where(point: Point) -> str:
     return f"batch {point.batch}, length {point.length}" if point.length else f"batch {point.batch}"
 
 
+def points_of(amount: int) -> str:
+    """So many points, one of them in the singular."""
+    return f"{amount} point{'s' * (amount != 1)}"
+
+
 def short(commit: str) -> str:
     """Enough of a commit to find it by; of several, each."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", commit) or "unknown"
@@ -235,7 +240,12 @@ def _joined(text: str, bounds: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return in_markdown(text).replace("|", "\\|").replace("\n", " ")
+
+
+def in_markdown(text: str) -> str:
+    """Text with nothing in it that is taken for HTML."""
+    return text.replace("<", "&lt;")
 
 
 _TEX = {

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from experiments.config import BASELINE
 from experiments.records import CellResult, Row, Status, Verdict
-from experiments.reporting.rows import Analysis, is_right, key_of
+from experiments.reporting.rows import Analysis, key_of
+from experiments.reporting.run import is_right
 from experiments.stats import Claim, Estimate, estimate, geometric_mean
 
 PREFERRED = "fused"
@@ -16,8 +17,9 @@ PREFERRED = "fused"
 class Aggregate:
     """One variant on one model and workload, over its points.
 
-    `speedup` is the geometric mean over the points that are ok, taken within each round, then summarised over rounds as
-    any other value. `slowest` and `fastest` are the rows with the least and the greatest speed-up.
+    `speedup` is the geometric mean over the points that are ok, taken within each round that all of them have, then
+    summarised over rounds as any other value. `slowest` and `fastest` are the rows with the least and the greatest
+    speed-up.
     """
 
     model: str

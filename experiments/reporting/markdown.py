@@ -3,7 +3,7 @@
 from experiments.floors import FORMULAS
 from experiments.reporting.document import Document
 from experiments.reporting.first_screen import FirstScreen
-from experiments.reporting.formats import Table, to_markdown
+from experiments.reporting.formats import Table, in_markdown, to_markdown
 from experiments.reporting.page import EMPTY, SECTIONS
 from experiments.reporting.tables import TABLES
 
@@ -12,19 +12,21 @@ MAX_ROWS = 200
 
 def render_markdown(document: Document) -> str:
     """The whole report; folded tables are linked, not printed."""
-    parts = _opening(document.screen)
+    parts = list(map(in_markdown, _opening(document.screen)))
     for name, title in SECTIONS.items():
         parts.append(f"## {title}")
         before = len(parts)
         if name == "missing" and document.problems:
-            parts.append("Problems in reading the run:\n\n" + "\n".join(f"- {p}" for p in document.problems))
+            problems = "\n".join(f"- {problem}" for problem in document.problems)
+            parts.append(f"Problems in reading the run:\n\n{in_markdown(problems)}")
         if name == "methods":
             parts += _methods(document)
         for section, figure in document.figures.values():
             if section == name:
                 again = ", then ".join(f"`{command}`" for command in figure.commands)
                 image = f"![{figure.alt}](figures/{figure.name}.svg)"
-                parts.append(f"### {figure.title}\n\n{image}\n\n{figure.caption}\n\nReproduce: {again}.")
+                shown = in_markdown(f"### {figure.title}\n\n{image}\n\n{figure.caption}")
+                parts.append(f"{shown}\n\nReproduce: {again}.")
         parts += [_table(table) for table in document.tables.values() if TABLES[table.name].section == name]
         if len(parts) == before:
             parts.append(EMPTY.get(name, ""))
@@ -44,12 +46,12 @@ def _opening(screen: FirstScreen) -> list[str]:
 
 
 def _methods(document: Document) -> list[str]:
-    parts = [f"### {heading}\n\n{words}" for heading, words in document.methods]
+    parts = [in_markdown(f"### {heading}\n\n{words}") for heading, words in document.methods]
     return [*parts, f"```\n{FORMULAS}\n```", "### Reproduce\n\n```\n" + "\n".join(document.commands) + "\n```"]
 
 
 def _table(table: Table) -> str:
-    head = f"### {table.title}\n\n{table.caption}\n\n"
+    head = in_markdown(f"### {table.title}\n\n{table.caption}\n\n")
     if TABLES[table.name].folded or len(table.rows) > MAX_ROWS:
         return f"{head}[tables/{table.name}.md](tables/{table.name}.md), {len(table.rows):,} rows."
     return head + to_markdown(table).rstrip()

@@ -1,6 +1,5 @@
 """Cells to rows: one row per (point, variant, metric), summarised over rounds and compared with the baseline."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from dataclasses import dataclass, replace
 from experiments.config import BASELINE
 from experiments.floors import Ceilings, Floor, floor_of
 from experiments.metrics import METRICS, Better, Metric, metrics_of
-from experiments.records import CellResult, Point, Row, Status, Verdict
+from experiments.records import CellResult, Point, Row, Status
 from experiments.reporting.run import Run
 from experiments.reporting.shards import ceilings_at, mixed_machines
 from experiments.stats import MIN_ROUNDS, Claim, Estimate, Looks, SampleError, claims, estimate, paired_ratios
@@ -89,7 +88,7 @@ def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dic
     kernels = "/".join(sorted({c.kernels for c in cells if c.kernels}))
     row = Row(point.model, point.workload, point.batch, point.length, variant, metric.name, Status.OK, kernels=kernels)
     ran = [c for c in cells if c.status is not Status.SKIPPED] or cells
-    failed = [(s, why, c.cell.round) for c in ran for s, why in [_outcome(c)] if s is not Status.OK]
+    failed = [(c.status, c.reason, c.cell.round) for c in ran if c.status is not Status.OK]
     if failed:
         status, reason = _worst(failed, len(ran))
         good = len(ran) - len(failed)
@@ -108,23 +107,6 @@ def _level(cells: Sequence[CellResult], metric: Metric) -> tuple[Row | None, dic
         return None, {}
     got = estimate(list(values.values()))
     return replace(row, n=got.n, median=got.value, ci_low=got.low, ci_high=got.high), values
-
-
-def _outcome(cell: CellResult) -> tuple[Status, str]:
-    """How a cell ended, held to the rule that there is no speed without a verdict on the answers."""
-    if cell.status is not Status.OK:
-        return cell.status, cell.reason or "no reason was recorded"
-    if cell.verdict is None:
-        return Status.INVALID, "no verdict on its answers was recorded"
-    if not is_right(cell.verdict):
-        return Status.INVALID, cell.verdict.reason or "its verdict is not ok, or not finite"
-    return Status.OK, ""
-
-
-def is_right(verdict: Verdict) -> bool:
-    """Did the answers pass, on finite figures?"""
-    figures = (verdict.kl_mean, verdict.kl_max, verdict.top1_agreement)
-    return verdict.ok and all(math.isfinite(figure) for figure in figures if figure is not None)
 
 
 def _worst(failed: Sequence[tuple[Status, str, int]], rounds: int) -> tuple[Status, str]:

@@ -1,8 +1,9 @@
 """A stored run as the report sees it: every planned cell exactly once."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ from experiments.durable import read_json
 from experiments.errors import UserError
 from experiments.manifest import Manifest
 from experiments.metrics import metrics_of
-from experiments.records import CellResult, Point, Status
+from experiments.records import CellResult, Point, Status, Verdict
 from experiments.reporting.info import RunInfo
 from experiments.reporting.ledgers import Traced
 from experiments.store import read_run
@@ -133,7 +134,7 @@ def assemble(
     shards: Sequence[ShardRecord] = (),
 ) -> Run:
     """Join plan and measurements: a planned cell without a result is a `skipped` row, never absent."""
-    measured = {r.cell: r for r in results}
+    measured = {r.cell: _held_to_its_verdict(r) for r in results}
     missing = [CellResult(cell, Status.SKIPPED, NOT_RUN) for cell in manifest.plan.cells() if cell not in measured]
     everything = sorted([*measured.values(), *missing], key=lambda r: r.cell)
     info = RunInfo.of(manifest, shards)
@@ -146,3 +147,21 @@ def assemble(
         tuple(sorted(counters, key=lambda counted: counted.cell)),
         tuple(sorted([*problems, *uncounted])),
     )
+
+
+def _held_to_its_verdict(result: CellResult) -> CellResult:
+    """There is no speed without a verdict on the answers, whatever a cell is stored as."""
+    if result.status is not Status.OK:
+        return replace(result, reason=result.reason or "no reason was recorded")
+    if result.verdict is None:
+        return replace(result, status=Status.INVALID, reason="no verdict on its answers was recorded")
+    if not is_right(result.verdict):
+        reason = result.verdict.reason or "its verdict is not ok, or not finite"
+        return replace(result, status=Status.INVALID, reason=reason)
+    return result
+
+
+def is_right(verdict: Verdict) -> bool:
+    """Did the answers pass, on finite figures?"""
+    figures = (verdict.kl_mean, verdict.kl_max, verdict.top1_agreement)
+    return verdict.ok and all(math.isfinite(figure) for figure in figures if figure is not None)

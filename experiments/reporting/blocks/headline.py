@@ -121,9 +121,9 @@ def _rows(*runs: dict[str, Any]) -> list[dict[str, Any]]:
 def _caption(*runs: dict[str, Any]) -> str:
     machines, lead = "; ".join(map(made, runs)), lead_of(dict.fromkeys(row["variant"] for row in _rows(*runs)))
     return (
-        f"*{machines}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s. "
-        f"Speed-up with its 95 % interval, verdict and share of the physical floor are those of `{lead}` over "
-        f"`{BASELINE}`.*"
+        f"*{machines}. Decode in ms per step, prefill in ms to the first token, offline in output tokens/s, "
+        f"each the median of its rounds. Speed-up with its 95 % interval, verdict and share of the physical floor are "
+        f"those of `{lead}` over `{BASELINE}`: the median of the rounds' ratios, not the ratio of these medians.*"
     )
 
 

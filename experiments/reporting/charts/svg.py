@@ -255,15 +255,13 @@ def _dots(chart: Dots, label: str) -> str:
 
 def heat_scale() -> str:
     """The legend of the heat maps: one box per class of speed-up."""
-    edges = [f"{e:g}" for e in EDGES]
-    slower = [f"under 1/{edges[-1]}", *(f"1/{edges[i]}" for i in range(len(edges) - 2, -1, -1))]
-    words = [*slower, "same", *(f"over {e}" for e in edges)]
+    near = f"within {100 * (EDGES[0] - 1):.0f} %"
+    words = [*(f"under 1/{edge:g}" for edge in reversed(EDGES)), near, *(f"over {edge:g}" for edge in EDGES)]
     steps = range(-len(EDGES), len(EDGES) + 1)
     boxes = "".join(
         f'<span><svg viewBox="0 0 14 14" aria-hidden="true"><rect class="h{step}" width="14" height="14" rx="3"/></svg>'
         f"{escape(word)}</span>"
         for step, word in zip(steps, words, strict=True)
-        if step in (-5, -3, -1, 0, 1, 2, 3, 4, 5)
     )
     return f'<p class="legend">{boxes}</p>'
 

@@ -8,7 +8,7 @@ from experiments.reporting.ablation import ADDED, LEFT_OUT, Ablation, Worth, abl
 from experiments.reporting.charts.palette import GLYPHS
 from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Panel, Segment
 from experiments.reporting.figures.registry import caption_of, figure
-from experiments.reporting.formats import Value, interval, number, ratio, where
+from experiments.reporting.formats import Value, interval, number, points_of, ratio, where
 from experiments.reporting.rows import Analysis
 
 MAX_POINTS = 6
@@ -33,7 +33,7 @@ def ablation(analysis: Analysis) -> Iterator[Figure]:
             f"ablation_{full}_{model}_{workload}",
             f"What each rung is worth, {model} {workload}{twin}",
             caption_of("ablation"),
-            f"Waterfalls from {BASELINE} to {full} by rung on {model} {workload}, for {len(points)} points.",
+            f"Waterfalls from {BASELINE} to {full} by rung on {model} {workload}, for {points_of(len(points))}.",
             tuple(panels),
             LEGEND,
             ("model", "workload", "batch", "length", "how", "rung", "without", "having", "saved_ms"),

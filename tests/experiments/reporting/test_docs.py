@@ -59,6 +59,7 @@ def test_the_headline_block_is_a_table_of_the_committed_run(tmp_path: Path) -> N
     assert row.count("|") == 1 + 1 + 4 + 3
     assert "NVIDIA H200, bfloat16, commit 0a1b2c3d4e5f, 2026-11-23" in text
     assert "qwen3-0.6b offline 256" in text
+    assert "the median of the rounds' ratios, not the ratio of these medians" in text
 
 
 def test_a_hand_edited_block_is_stale(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.experiments.reporting.synthetic import Synthetic, ledger
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {"models": ("qwen3-0.6b",), "workloads": ("decode",), "batches": (1, 8), "lengths": (128, 1024)}
+ONE_POINT = SMALL | {"batches": (1,), "lengths": (128,)}
 VOID = {"meta", "link", "input", "br"}
 # Their end tags may be left out in HTML.
 OPTIONAL = {"tr", "td", "li", "dt", "dd", "p"}
@@ -201,15 +202,35 @@ BROKEN: dict[str, tuple[Callable[[], Run], list[str]]] = {
         lambda: Synthetic(**SMALL, mend=_change(status=Status.OOM, reason="boom", samples={}, kernels="")).run(),
         ["80 planned, 0 ok, 80 oom", "boom", "none of 4 points could be compared"],
     ),
-    "baseline only": (lambda: Synthetic(**SMALL, variants=("baseline",)).run(), ["nothing to compare"]),
-    "no baseline": (lambda: Synthetic(**SMALL, variants=("fused",)).run(), ["none of 4 points could be compared"]),
+    "baseline only": (
+        lambda: Synthetic(**SMALL, variants=("baseline",)).run(),
+        ["nothing to compare", "the only check passes", "none in this run"],
+    ),
+    "no baseline": (
+        lambda: Synthetic(**SMALL, variants=("fused",)).run(),
+        [
+            "baseline is not in this run, so there is nothing to compare fused with",
+            "none of 4 points could be compared",
+        ],
+    ),
+    "one point": (
+        lambda: Synthetic(**ONE_POINT, variants=("baseline", "norm_linear"), mend=_wrong).run(),
+        ["none of 1 point could be compared"],
+    ),
+    "stored as ok": (
+        lambda: Synthetic(**SMALL, mend=lambda r: dataclasses.replace(r, verdict=_wrong(r).verdict)).run(),
+        ["wrong: norm_linear on qwen3-0.6b (top-1 agreement 61.2 % is under 99 %)", "60 ok, 20 invalid"],
+    ),
     "not finite": (lambda: Synthetic(**SMALL, mend=_nan).run(), ["2 of 7 samples are not finite and positive"]),
     "wrong answers": (
         lambda: Synthetic(**SMALL, mend=_wrong).run(),
         ["wrong: norm_linear on qwen3-0.6b (top-1 agreement 61.2 % is under 99 %)", "20 invalid"],
     ),
     "unequal": (lambda: Synthetic(**SMALL, mend=_unequal).run(), ["2 of 4 points", "14 skipped"]),
-    "one sample": (lambda: Synthetic(**SMALL, rounds=1, windows=1).run(), ["no interval: 1 round", "4 unresolved"]),
+    "one sample": (
+        lambda: Synthetic(**SMALL, rounds=1, windows=1).run(),
+        ["no interval: 1 round", "4 unresolved", "in the rounds that all of them have"],
+    ),
     "damaged file": (
         lambda: Synthetic(**SMALL, rounds=1).run(problems=["a.json: truncated"]),
         ["1 problem in reading them", "a.json: truncated"],
@@ -249,7 +270,7 @@ def test_a_broken_run_gives_an_honest_page(case: str, monkeypatch: pytest.Monkey
     for words in said:
         assert words in files["index.html"].decode().replace("\u00a0", " ")
         assert words in files["report.md"].decode()
-    assert b"<script>alert" not in files["index.html"]
+    assert b"<script>alert" not in files["index.html"] + files["report.md"]
     assert not re.search(r"\bNone\b|Traceback|\binf\b", files["index.html"].decode())
 
 

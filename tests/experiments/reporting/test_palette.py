@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from experiments.reporting.charts.palette import FASTER, SAME, SERIES, SLOWER, heat_class, heat_color, is_dark
+from experiments.reporting.charts.palette import EDGES, FASTER, SAME, SERIES, SLOWER, heat_class, heat_color, is_dark
+from experiments.reporting.charts.svg import heat_scale
 from experiments.reporting.page import TEMPLATES
 
 CSS = (TEMPLATES / "style.css").read_text()
@@ -53,6 +54,16 @@ def test_text_can_be_read(theme: dict[str, str]) -> None:
         assert _contrast(theme[ink], theme[f"h{step}"]) >= 4.5, step
     for slot in range(len(SERIES)):
         assert _contrast(theme[f"s{slot}"], theme["paper"]) >= 3, slot
+
+
+def test_the_legend_of_heat_maps_has_every_class_and_its_bound() -> None:
+    found = re.findall(r'class="h(-?\d)".*?</svg>(.*?)</span>', heat_scale())
+    assert [int(step) for step, _ in found] == list(range(-5, 6))
+    words = {int(step): word for step, word in found}
+    assert (words[0], words[-1], words[-3], words[3]) == ("within 1 %", "under 1/1.01", "under 1/1.25", "over 1.25")
+    for step, edge in enumerate(EDGES, 1):
+        assert words[step] == f"over {edge:g}"
+        assert heat_class(1.001 * edge) == step == -heat_class(1 / (1.001 * edge))
 
 
 def test_classes_are_symmetric_around_parity() -> None:
