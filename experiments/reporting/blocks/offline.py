@@ -8,11 +8,13 @@ from experiments.reporting.blocks.headline import OFFLINE
 from experiments.reporting.blocks.registry import block, markdown, read, usable
 from experiments.reporting.formats import Column, Kind, Value, number
 from experiments.reporting.ledgers import Traced
+from experiments.trace.ledger import SCHEMA
 
 RUNS = Path("results/offline")
 NO_TRACE = (
     "No trace of an offline run is committed yet: `fusebench trace experiment=offline` on an H200 makes this table.\n"
 )
+OLDER = "What a step waited for its first kernel after an upload is idle between kernels here: this is an older trace."
 # Operations below this share of every variant's run are one row.
 LEAST_SHARE = 0.01
 KINDS = ("decode", "prefill", "other")
@@ -26,16 +28,18 @@ def offline_split(root: Path) -> str:
     folder = _folder(root)
     if folder is None:
         return NO_TRACE
-    times, facts = {}, []
+    times, facts, schemas = {}, [], {SCHEMA}
     for path in sorted(path.relative_to(root) for path in (root / folder).glob("*.json")):
         with usable(path):
             ledger = plain.decode(Traced, read(root, path))
             times[ledger.cell.variant] = _times(ledger)
             facts.append(_facts(ledger))
+            schemas.add(ledger.schema)
+    older = [OLDER] if min(schemas) < 3 else []
     columns = [Column("steps", "Steps"), Column("what", "What")]
     for variant in times:
         columns += [Column(variant, f"{variant}, ms", Kind.NUMBER), Column(f"{variant}_share", "share", Kind.PERCENT)]
-    return markdown(columns, list(_rows(times)), " ".join([*facts, _caption(root, folder.parent)]))
+    return markdown(columns, list(_rows(times)), " ".join([*facts, *older, _caption(root, folder.parent)]))
 
 
 def _folder(root: Path) -> Path | None:

@@ -9,12 +9,13 @@ from statistics import median
 import pytest
 
 from experiments import plain
-from experiments.durable import write_json
+from experiments.durable import read_json, write_json
 from experiments.errors import UserError
 from experiments.kernel_records import COMPILED, FUSED, UNFUSED, KernelRun, read_run
 from experiments.records import Cell, Point, Status
 from experiments.report import main
 from experiments.reporting.blocks import BLOCKS
+from experiments.reporting.blocks.offline import OLDER
 from experiments.reporting.docs import ROOT, refresh, stale_blocks
 from experiments.reporting.formats import BLANK, interval, number, ratio
 from experiments.reporting.rows import analyse
@@ -576,6 +577,14 @@ def test_the_offline_split_adds_up_to_the_run(tmp_path: Path) -> None:
     assert "900 decode steps with 100 sequences decoding; 10 prefill steps with 50.0 sequences decoding and" in text
     assert "25,316 output tokens/s while traced" in text
     assert "NVIDIA H200, run 20261129-120000-0a1b2c3" in text
+    assert OLDER not in text
+
+
+def test_the_offline_split_of_an_older_trace_says_where_its_waits_are(tmp_path: Path) -> None:
+    _commit_offline_ledger(tmp_path, "baseline", 2400.0)
+    (file,) = tmp_path.glob("results/offline/*/traces/*.json")
+    write_json(file, read_json(file) | {"schema": 2})
+    assert OLDER in BLOCKS["offline_split"](tmp_path)
 
 
 def test_a_damaged_offline_ledger_is_named(tmp_path: Path) -> None:
