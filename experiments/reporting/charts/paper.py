@@ -35,9 +35,9 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def _fix(canvas: Any) -> None:
-    """Lay everything out, once. The solver's last bits differ from process to process, and names of clip paths are
-    made of them."""
-    canvas.get_layout_engine().execute(canvas)
+    """Lay everything out, once, by the exact widths of an SVG's text. The solver's last bits differ from process to
+    process, and names of clip paths are made of them."""
+    canvas.savefig(io.BytesIO(), format="svg")
     canvas.set_layout_engine("none")
     for ax in canvas.axes:
         ax.set_position([round(edge, 6) for edge in ax.get_position().bounds])
