@@ -67,7 +67,7 @@ class Engine:
         self.scheduler = Scheduler(self.blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self.metrics = Metrics()
         self._live: dict[int, LiveRequest] = {}
-        self._failed: list[RequestOutput] = []
+        self._ended: list[RequestOutput] = []
         self._ids = itertools.count()
         self._in_flight: Pending | None = None
         logger.info("variant %s replaces %s", variant.name, ", ".join(variant.replaced) or "nothing")
@@ -101,7 +101,7 @@ class Engine:
             self.metrics.num_failed_requests += 1
             prompt_ids = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else []
             failed = RequestOutput(request_id, prompt_ids, finish_reason="error", error=str(error))
-            self._failed.append(failed)
+            self._ended.append(failed)
             return request_id
         self._live[request_id] = self._begin(request_id, tokens, sampling)
         self.scheduler.add(self._live[request_id].sequence)
@@ -134,7 +134,7 @@ class Engine:
         live = self._live.get(request_id)
         if live is not None:
             self._finish(live, "abort")
-            self._failed.append(live.output)
+            self._ended.append(live.output)
 
     def step(self) -> list[RequestOutput]:
         """Launch the next step and return the requests that the step before it moved on."""
@@ -150,14 +150,14 @@ class Engine:
                     launched = self._launch(decodes, prefills)
             due, self._in_flight = (self._in_flight, launched) if self.config.overlap else (launched, None)
             with span("phase/post"):
-                if self._live and not (launched or due or self._failed):
+                if self._live and not (launched or due or self._ended):
                     raise RuntimeError(f"the engine is stuck: nothing to launch or to collect, {self._state()}")
-                return self._take_failed() + (self._collect(due) if due else [])
+                return self._take_ended() + (self._collect(due) if due else [])
 
     @property
     def has_work(self) -> bool:
         """Whether a further step can produce anything."""
-        return bool(self._live or self._failed or self._in_flight)
+        return bool(self._live or self._ended or self._in_flight)
 
     def stream(self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield a request's output each time a token has been added to it: the same object, grown.
@@ -293,9 +293,9 @@ class Engine:
 
     # Results.
 
-    def _take_failed(self) -> list[RequestOutput]:
-        failed, self._failed = self._failed, []
-        return failed
+    def _take_ended(self) -> list[RequestOutput]:
+        ended, self._ended = self._ended, []
+        return ended
 
     def _collect(self, pending: Pending) -> list[RequestOutput]:
         # While the GPU computes: whoever reads these pages is launched after.

@@ -37,6 +37,7 @@ def fitting_blocks(engine: EngineConfig, model: ModelConfig, dtype: torch.dtype,
     if blocks < 1:
         raise UserError(
             f"no memory is left for a KV cache: one block of {engine.block_size} tokens takes {block_bytes:,} bytes, "
-            f"{int(room_bytes):,} are free; lower max_num_batched_tokens or raise gpu_memory_utilization"
+            f"{int(room_bytes):,} are free; lower max_num_batched_tokens or max_num_seqs, "
+            "or raise gpu_memory_utilization"
         )
     return min(blocks, wanted_blocks(engine))

@@ -23,7 +23,7 @@ from engine.model import Model, hidden, logits, next_token
 from engine.parallel.mirror import Mirror, on_every_rank
 from engine.parallel.ranks import ALONE, Ranks
 from engine.ranges import span
-from engine.request import TokenLogprobs
+from engine.request import SamplingParams, TokenLogprobs
 from engine.sampling import SamplingBatch, on_device, penalise, sample, token_logprobs
 from engine.scheduler import Scheduled
 from engine.sizes import PREFILL_GRAPH_SEQS, bucket_sizes, mixed_sizes, prefill_sizes, round_up, table_widths
@@ -145,7 +145,7 @@ class Runner:
 
     @on_every_rank
     def run_largest(self) -> None:
-        """One step of the largest size on padding, and the largest graphs, so that their memory use can be seen."""
+        """One step of the largest size on padding, the largest graphs and the largest draw, to see their memory use."""
         size = self.config.max_num_seqs
         if self.graphs.enabled:
             self._ensure_captured(Layout(size, size, size, self.table_width), greedy=True)
@@ -154,6 +154,17 @@ class Runner:
             # What ran before the captures, on a stream of its own, would count twice.
             torch.cuda.empty_cache()
         self._run_padding(Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width))
+        if self.ranks.rank == 0:
+            self._draw_largest()
+
+    def _draw_largest(self) -> None:
+        # Sorting and noise take several times what the logits do.
+        size, device = self.config.max_num_seqs, self.device
+        params = [SamplingParams(temperature=1.0, top_p=0.9)] * size
+        shape = size, self.model.config.vocab_size
+        with torch.inference_mode():
+            logits_BV = torch.zeros(shape, dtype=self.model.weights.embed_VH.dtype, device=device)
+            sample(logits_BV, params, SamplingBatch.of(params, [0] * size, [0] * size, device))
 
     def _replay_padding(self, layout: Layout, greedy: bool) -> None:
         self._on_device = None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -234,6 +235,17 @@ def test_the_largest_step_runs_on_padding() -> None:
     for engine in (graph_engine(), tiny_engine()):
         engine.runner.run_largest()
         assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+
+
+def test_the_largest_draw_is_of_every_sequence_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its noise and sorting take more than the logits, and must not be the cache's memory."""
+    engine, draw = tiny_engine(), Mock()
+    monkeypatch.setattr("engine.runner.sample", draw)
+    engine.runner.run_largest()
+    logits_BV, params, batch = draw.call_args.args
+    assert logits_BV.shape == (engine.config.max_num_seqs, CONFIG.vocab_size)
+    assert not any(p.greedy for p in params)
+    assert len(params) == len(batch.seed) == engine.config.max_num_seqs
 
 
 def test_padding_writes_to_no_page() -> None:
