@@ -141,13 +141,23 @@ def test_sums_are_those_of_the_definition(synthetic: Callable[..., Any], seed: i
     sums: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
     busy: dict[int, set[int]] = defaultdict(set)
     begins: dict[int, int] = {}
+    reach: dict[int, int] = {}
+    begun: set[tuple[int, int]] = set()
+    idle = {"within": 0, "between": 0}
     for kind, row, _, launch, place in rows:
         # Without a step that counts the whole trace is the window.
         if not steps or (row["end"] > first and row["start"] < last):
             key = (expected.name(kind, row), _last(launch, "phase/"), _last(place, "layer/"), _last(place, "op/"))
-            sums[key].append(row["end"] - row["start"])
-            busy[row["deviceId"]] |= set(range(row["start"], row["end"]))
-            begins.setdefault(row["deviceId"], row["start"])
+            start, end = (max(row["start"], first), min(row["end"], last)) if steps else (row["start"], row["end"])
+            sums[key].append(end - start)
+            device = row["deviceId"]
+            busy[device] |= set(range(start, end))
+            begins.setdefault(device, start)
+            own = (device, steps.get(id(row), -1))
+            opens = own[1] != -1 and own not in begun
+            idle["between" if opens else "within"] += max(0, start - reach.get(device, start))
+            reach[device] = max(end, reach.get(device, end))
+            begun |= {own} if kind in ("KERNEL", "GRAPH_TRACE") else set()
     found: dict[tuple[str | None, ...], list[float]] = defaultdict(lambda: [0, 0.0])
     for one in ledger.kernels:
         key = (one.name, one.phase, one.layer, one.op)
@@ -156,6 +166,8 @@ def test_sums_are_those_of_the_definition(synthetic: Callable[..., Any], seed: i
         key: [len(durations), sum(durations)] for key, durations in sums.items()
     }
     assert ledger.steps == len(set(steps.values()))
+    assert round(1e3 * ledger.gaps.within_steps_us) == idle["within"]
+    assert round(1e3 * ledger.gaps.between_steps_us) == idle["between"]
     assert round(1e6 * ledger.busy_ms) == sum(map(len, busy.values()))
     assert round(1e6 * ledger.window_ms) == sum(max(busy[device]) + 1 - begin for device, begin in begins.items())
 
