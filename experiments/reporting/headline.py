@@ -80,7 +80,7 @@ def _aggregate(analysis: Analysis, model: str, workload: str, variant: str, rows
 
 def claim_counts(rows: list[Row] | tuple[Row, ...]) -> dict[str, int]:
     """How many rows have each verdict, in the order of Claim; those without a comparison are left out."""
-    counts = Counter(r.verdict for r in rows if r.variant != BASELINE and r.status is Status.OK)
+    counts = Counter(r.verdict for r in rows if r.variant != BASELINE and r.speedup is not None)
     return {c.value: counts[c.value] for c in Claim}
 
 

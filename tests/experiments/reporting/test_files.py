@@ -211,6 +211,7 @@ BROKEN: dict[str, tuple[Callable[[], Run], list[str]]] = {
         [
             "baseline is not in this run, so there is nothing to compare fused with",
             "none of 4 points could be compared",
+            "0 unresolved",
         ],
     ),
     "one point": (
