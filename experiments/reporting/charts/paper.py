@@ -24,23 +24,30 @@ def render(figure: Figure) -> dict[str, bytes]:
 
     with plt.style.context(str(Path(__file__).with_name("fusebench.mplstyle"))):
         canvas = _compose(figure, plt)
-        _fix(canvas)
         made = {}
         for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             canvas.savefig(buffer, format=kind, metadata=metadata)
+            # The first drawing has laid everything out; that takes half of the time.
+            canvas.set_layout_engine("none")
             made[kind] = buffer.getvalue()
         plt.close(canvas)
     return made
 
 
-def _fix(canvas: Any) -> None:
-    """Lay everything out, once, by the exact widths of an SVG's text. The solver's last bits differ from process to
-    process, and names of clip paths are made of them."""
-    canvas.savefig(io.BytesIO(), format="svg")
-    canvas.set_layout_engine("none")
-    for ax in canvas.axes:
-        ax.set_position([round(edge, 6) for edge in ax.get_position().bounds])
+def _layout() -> Any:
+    """Everything in its place, to six digits. The solver's last bits differ from process to process, and names of clip
+    paths are made of them."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    class Rounded(ConstrainedLayoutEngine):
+        def execute(self, fig: Any) -> None:
+            super().execute(fig)
+            for ax in fig.axes:
+                ax.set_position([round(edge, 6) for edge in ax.get_position().bounds])
+                ax.set_in_layout(True)
+
+    return Rounded()
 
 
 def _compose(figure: Figure, plt: Any) -> Any:
@@ -57,7 +64,7 @@ def _compose(figure: Figure, plt: Any) -> Any:
         columns,
         figsize=(width, sum(heights) + 0.2 * lines + 0.15),
         squeeze=False,
-        layout="constrained",
+        layout=_layout(),
         height_ratios=heights,
     )
     for ax in axes.flat[len(figure.panels) :]:
