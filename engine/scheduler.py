@@ -63,8 +63,8 @@ class Scheduler:
         prefills: list[Scheduled] = []
         budget = self.max_num_batched_tokens
         preemptions = self.num_preemptions
-        # Oldest first, and victims are the youngest: a sequence is never preempted after it was scheduled. Only the
-        # youngest can be part-way through its prompt, so decodes come first.
+        # Oldest first, and victims are the youngest: a sequence is never preempted after it was scheduled. But for
+        # adopted ones only the youngest can be part-way through its prompt, so decodes come first.
         for sequence in list(self.running):
             if sequence.row < 0 or sequence.exhausted or budget == 0:
                 continue

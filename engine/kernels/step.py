@@ -1,6 +1,7 @@
 """The first kernel of a decode step: advance every sequence by one token, on the device.
 
-So a step whose batch did not change needs no input from the host at all.
+So a step needs no input from the host where the batch is the one before and no sequence begins a block. Of 256
+sequences one nearly always does.
 """
 
 import torch

@@ -211,7 +211,7 @@ def lines_run(work: Callable[[], Any]) -> int:
 
 
 def test_long_traces_take_work_in_proportion(synthetic: Synthetic) -> None:
-    """Ten times the rows, at most ten times the lines: a quadratic step would run a hundred times as many."""
+    """Ten times the rows, at most ten times the lines: a quadratic loop would run a hundred times as many."""
 
     def lines_of(num_steps: int) -> int:
         export = synthetic()
