@@ -11,6 +11,8 @@ PREFILL_GRAPH_SEQS = 16
 # Prompts that come while others decode: sequences and tokens that a step with both is padded to.
 MIXED_GRAPH_SEQS = (1, 4, PREFILL_GRAPH_SEQS)
 MIXED_GRAPH_TOKENS = (64, 128, 256, 512, 1024, 2048)
+# Keys that attention has in one tile.
+ONE_TILE_TOKENS = 128
 
 
 def bucket_sizes(largest: int) -> list[int]:
@@ -56,9 +58,10 @@ def mixed_sizes(
 def table_widths(max_model_len: int, block_size: int) -> list[int]:
     """Block-table widths to choose from, in blocks: attention divides its work by the longest context a table can hold.
 
-    A quarter above the powers of four, since contexts tend to be a little over a round number.
+    A quarter above the powers of four, since contexts tend to be a little over a round number; and before them what is
+    one tile of keys, which nothing has to divide.
     """
     full = -(-max_model_len // block_size)
-    tokens = (4**power * 5 // 4 for power in range(4, 16))
+    tokens = (ONE_TILE_TOKENS, *(4**power * 5 // 4 for power in range(4, 16)))
     widths = {-(-count // block_size) for count in tokens}
     return sorted({width for width in widths if width < full} | {full})

@@ -39,8 +39,8 @@ MAX_ROWS = {
 }
 # From this many rows on they pay again, with kernels for Hopper, ...
 MIN_MANY_ROWS = {"norm_linear": (4096, 4096), "silu_epilogue": (1024, 512)}
-# ... from this many the product for Hopper norms, rotates and stores heads too (nowhere yet: it was never timed) ...
-MIN_WHOLE_HEAD_ROWS = math.inf
+# ... from this many the product for Hopper norms, rotates and stores heads too ...
+MIN_WHOLE_HEAD_ROWS = (1024, math.inf)
 # ... and from this many cuBLAS adds the residual as it stores (docs/data/many_rows.json).
 MIN_ADDED_ROWS = 1024
 
@@ -67,9 +67,10 @@ def product_adds(x_MK: Tensor) -> bool:
     return x_MK.shape[0] >= MIN_ADDED_ROWS
 
 
-def whole_heads_pay(num_rows: int) -> bool:
-    """Whether the QKV product with so many rows is to hand out heads that are normed, rotated and stored."""
-    return on_trial().fused.get("whole_heads", num_rows >= MIN_WHOLE_HEAD_ROWS)
+def whole_heads_pay(x_MK: Tensor, weight_NK: Tensor) -> bool:
+    """Whether the QKV product is to hand out heads that are normed, rotated and stored."""
+    least = MIN_WHOLE_HEAD_ROWS[weight_NK.numel() > LARGE_WEIGHTS]
+    return on_trial().fused.get("whole_heads", x_MK.shape[0] >= least)
 
 
 def attention_pays(num_rows: int, hopper: bool) -> bool:

@@ -50,7 +50,7 @@ KERNELS = {
     "norm_linear": "_norm_linear_kernel*",
     "residual_epilogue": "_linear_add_kernel",
     "silu_epilogue": "_gate_up_silu_kernel*",
-    "qkv_post": "_qkv_post_kernel*",
+    "qkv_post": "*_qkv_post_kernel*",
     "attention": "_decode_qkv_attention_kernel*",
     "lm_head": "_tile_argmax_kernel",
 }
@@ -166,11 +166,12 @@ class FusedOps(Ops):
         if not (self.switches["norm_linear"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is None:
             return False
         x, weight = stream.delta_TH, layer.qkv.weight_NK
-        return layer.attn_norm_H is None and whole_heads_pay(x.shape[0]) and takes_whole_heads(x, weight, cache.k)
+        return layer.attn_norm_H is None and whole_heads_pay(x, weight) and takes_whole_heads(x, weight, cache.k)
 
     @op
     def norm_qkv(self, stream: Stream, layer: LayerWeights, cache: LayerCache, ctx: Context) -> tuple[Tensor, Tensor]:
         """(rotated queries, the stream as one tensor); keys and values are in their pages."""
+        rung("norm_linear")
         rung("qkv_post")
         config, batch, qkv = ctx.config, ctx.batch, layer.qkv
         return normed_qkv_sm90(

@@ -1,11 +1,12 @@
 """What a search over the decode step can change: a kernel's tile, whether it runs at all, how attention is cut.
 
 Tiles are those of `by=kernel`, fewer of them since a step takes longer to time, and before them the tiles that the
-table has for the same kernel and rows at any shape: what was best in one step is often good in another.
+table has for the same kernel at any shape, of as many rows or of half and twice as many: what was best in one step is
+often good in another.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.kernels.decode_attention import MAX_SPLITS
@@ -29,6 +30,8 @@ SITES = (
 # Kernels that are others beyond MAX_SKINNY_ROWS, on Hopper.
 FOR_MANY_ROWS = ("norm_linear", "gate_up_silu")
 MOST_TILES = 16
+# What the tensor cores multiply at least.
+LEAST_ROWS = 8
 # Of the first pass's, in the second.
 MOST_AGAIN = 4
 CUTS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
@@ -93,17 +96,24 @@ def step_points(sizes: Mapping[str, Any], batch: int, ops: Sequence[str]) -> dic
 
 def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str, Measured]) -> list[Choice]:
     """What is tried first: off, the kernel for many rows, the heuristic's tile, the table's, the likeliest of all."""
-    known = [
-        found[str(point.rows)]
-        for gpu in table.values()
-        for key, found in gpu.tiles.items()
-        if key.split()[0] == point.op and str(point.rows) in found
-    ]
+    known = _known(point, table)
     likely = candidates(problem, MOST_TILES)
     tiles = dict.fromkeys([likely[0], *(tile for tile in known if is_legal(tile, problem)), *likely[1:]])
     # Without a tile the product for Hopper runs, where there is one.
     on = [Choice(site, point.key, True)] if point.op in FOR_MANY_ROWS and point.rows > MAX_SKINNY_ROWS else []
     return [Choice(site, point.key, False), *on, *_with(site, point, list(tiles)[:MOST_TILES])]
+
+
+def _known(point: Point, table: Mapping[str, Measured]) -> list[Tile]:
+    """The tiles that the table has for a kernel, of these rows and then of the classes beside them, cut for these."""
+    block_m = max(LEAST_ROWS, point.rows)
+    return [
+        replace(tile, block_m=block_m) if tile.path in ("held", "skinny") else tile
+        for rows in (point.rows, point.rows // 2, 2 * point.rows)
+        for gpu in table.values()
+        for key, found in gpu.tiles.items()
+        if key.split()[0] == point.op and (tile := found.get(str(rows)))
+    ]
 
 
 def second_choices(

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,11 +277,13 @@ def test_when_time_is_up_what_was_kept_is_confirmed_all_the_same(
 def test_the_tables_tiles_are_tried_at_other_shapes() -> None:
     [(site, point)] = step_points(SIZES, 8, ("norm_linear",)).items()
     odd = Tile("skinny", 8, 32, 512, 2, 3)
-    known = {"Y": Measured({"norm_linear 64x64": {"8": odd}, "lm_head 64x64": {"8": Tile("skinny", 8, 16, 64, 2, 2)}})}
+    beside = Tile("skinny", 16, 16, 512, 2, 3)
+    other = Tile("skinny", 8, 16, 64, 2, 2)
+    known = {"Y": Measured({"norm_linear 64x64": {"16": beside, "8": odd}, "lm_head 64x64": {"8": other}})}
     problem = point.problem(2, 132)
     first = first_choices(site, point, problem, known)
     assert first[0].label == "off"
-    assert [choice.tile for choice in first[1:3]] == [problem.heuristic(), odd]
+    assert [choice.tile for choice in first[1:4]] == [problem.heuristic(), odd, replace(beside, block_m=8)]
     assert len(first) == len(set(first)) == 1 + step_choices.MOST_TILES
     took = {choice: float(number) for number, choice in enumerate(reversed(first))}
     own = first[1]

@@ -43,9 +43,11 @@ class Cut:
     hopper: bool = False
 
 
-# Of so short a context two tiles are there before the queries are, and nothing has to be merged.
+# A short context is there before the queries are. One tile of it needs no merge; of two or three the second would take
+# longer than a merge does (docs/data/short_contexts.json).
 SHORT_CONTEXT = 320
 WHOLE = Cut(1, tile=128, num_warps=8, stages=1)
+HALVES = Cut(2, tile=128, num_warps=8, stages=1)
 
 
 def attention_cut(
@@ -58,7 +60,10 @@ def attention_cut(
     """
     tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
     if pairs <= sms and head_dim <= 128 and max_context <= SHORT_CONTEXT:
-        return WHOLE
+        if max_context <= WHOLE.tile or 2 * pairs > sms:
+            return WHOLE
+        if not (hopper and head_dim == 64):
+            return HALVES
     if hopper:
         splits = max(1, min(sms // pairs, cdiv(max_context, PART_KEYS), MAX_HOPPER_SPLITS))
         tiles = ring_tiles(pairs, splits, head_dim, sms)

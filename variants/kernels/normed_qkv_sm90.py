@@ -143,9 +143,9 @@ def _consume(
     tma.store_wait(0)
 
 
-# Its name is of the rung that it replaces: a trace finds both.
+# Its name is of both rungs that it stands for: a trace finds each by its own.
 @gluon.jit(do_not_specialize=["M"])
-def _qkv_post_kernel_sm90(
+def _norm_linear_kernel_qkv_post_kernel_sm90(
     s_desc, w_desc, q_desc, squares_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr,
     k_ptr, v_ptr, M, C, K, N, KV, eps, cache_stride_block, cache_stride_pos, cache_stride_h,
     BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
@@ -195,7 +195,7 @@ def normed_qkv_sm90(
     if m == 0:
         return q, s
     tiles = cdiv(m, ROWS_OF_TILE) * cdiv(columns, HEAD_DIM)
-    _qkv_post_kernel_sm90[(min(tiles, num_sms(s)),)](
+    _norm_linear_kernel_qkv_post_kernel_sm90[(min(tiles, num_sms(s)),)](
         boxes(s, ROWS_OF_TILE, STEP_COLUMNS), boxes(weight_OK, HEAD_DIM, STEP_COLUMNS),
         boxes(q.flatten(1), ROWS_OF_TILE, HEAD_DIM), squares, bias_O, q_norm_D, k_norm_D, cos_PD2, sin_PD2,
         positions_T, slots_T, k_cache, v_cache, m, columns, k, num_heads, num_kv_heads, eps, *k_cache.stride()[:3],

@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 
 from experiments.config import BASELINE
+from experiments.floors import Floor
 from experiments.reporting.formats import Column, Kind, Value, provenance
 from experiments.reporting.info import RunInfo
 from experiments.reporting.ledgers import Traced, owner_of
@@ -110,13 +111,19 @@ def traces(analysis: Analysis) -> Content | None:
         p = ledger.cell.point
         launches = sum(k.count for k in ledger.kernels) * ledger.per_step
         floor, busy_us = analysis.floors.get(p), ledger.busy_us
-        gb_per_s = floor.bytes / ledger.devices / busy_us / 1e3 if floor and busy_us else None
+        gb_per_s = _bytes_per_step(ledger, floor) / ledger.devices / busy_us / 1e3 if floor and busy_us else None
         idle = ledger.idle_us / ledger.step_us if ledger.step_us > 0 else None
         rungs = ", ".join(f"{rung.name} {rung.fate}" for rung in ledger.rungs)
         head = (p.model, p.workload, p.batch, p.length, ledger.label, _made_by(ledger, analysis.run.info), ledger.steps)
         sums = (launches, busy_us, gb_per_s, idle, ledger.kernels_and_idle)
         rows.append((*head, *sums, ledger.coverage, ledger.inflation, rungs))
     return Content(columns, rows)
+
+
+def _bytes_per_step(ledger: Traced, floor: Floor) -> float:
+    """The least that a step moves: of a whole run that was traced, on average."""
+    runs = ledger.output_tokens / floor.tokens / ledger.steps if ledger.output_tokens else 1
+    return floor.bytes * runs
 
 
 def _made_by(ledger: Traced, info: RunInfo) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from engine.kernels._triton import next_power_of_2
 from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases
-from variants.kernels.attention_cut import SHORT_CONTEXT, WHOLE, Cut, merge_chunk, register_limit
+from variants.kernels.attention_cut import HALVES, SHORT_CONTEXT, WHOLE, Cut, merge_chunk, register_limit
 from variants.kernels.qkv_post import HEADS_PER_PROGRAM
 from variants.kernels.tiles import Tile, linear_tile
 
@@ -115,9 +115,10 @@ def decode_attention(g: int, d: int, splits: int, window: bool = False, cut: Cut
         **({} if window else {"window": None}),
     }  # fmt: skip
     kernel = "variants.kernels.decode_qkv_attention:_decode_qkv_attention_kernel"
-    name = f"decode_attention g={g} d={d} splits={splits}" + " whole" * (cut == WHOLE) + " ahead" * cut.ahead
+    short = {WHOLE: " whole", HALVES: " halves"}.get(cut, "")
+    name = f"decode_attention g={g} d={d} splits={splits}{short}" + " ahead" * cut.ahead
     # A context of many tiles a part: the case that is held to fewer registers.
-    longest = SHORT_CONTEXT if cut == WHOLE else 32 * 1024
+    longest = SHORT_CONTEXT if short else 32 * 1024
     options = PDL | {"maxnreg": register_limit(rows, 2 * block_half, longest, cut)}
     return AotCase(name, kernel, DECODE_TYPES, constexprs, cut.num_warps, options)
 
@@ -183,6 +184,7 @@ CASES = [
         {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_SIZE": 64, "HEADS": HEADS_PER_PROGRAM, "PDL": True}, 4, PDL,
     ),
     decode_attention(2, 128, 1, cut=WHOLE), decode_attention(4, 128, 1, cut=WHOLE),
+    decode_attention(2, 128, 2, cut=HALVES), decode_attention(4, 128, 2, cut=HALVES),
     # A head of 192 has three lines of cache, which is no power of two.
     decode_attention(2, 128, 6, cut=Cut(6, ahead=1)), decode_attention(2, 192, 6, cut=Cut(6, ahead=1)),
     decode_attention(2, 128, 1), decode_attention(2, 128, 8), decode_attention(4, 128, 64, window=True),

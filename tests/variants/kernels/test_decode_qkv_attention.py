@@ -20,7 +20,7 @@ from tests.kernel_gates import (
     unit_roundoff,
 )  # fmt: skip
 from variants.kernels import decode_qkv_attention as module
-from variants.kernels.attention_cut import WHOLE, Cut, attention_cut, merge_chunk
+from variants.kernels.attention_cut import HALVES, WHOLE, Cut, attention_cut, merge_chunk
 from variants.kernels.decode_qkv_attention import (
     decode_qkv_attention,
     decode_qkv_attention_reference,
@@ -41,7 +41,7 @@ CASES = [
     ((2, 2, 96), 128, 1, True),
     ((17, 1, 32), 32, 2, False),
 ]
-GPU_CUTS = [Cut(1), Cut(8), Cut(6, ahead=2), Cut(1, 128, 8, 1), Cut(4, 64, 4, 1), Cut(4, 128, 8, 2, ahead=1)]
+GPU_CUTS = [Cut(1), Cut(8), Cut(6, ahead=2), WHOLE, HALVES, Cut(4, 64, 4, 1), Cut(4, 128, 8, 2, ahead=1)]
 GPU_CUTS += [Cut(splits, stages=3, ahead=2, hopper=True) for splits in (1, 2, 5, 16)]
 # A new key at the start of a page and of a tile, at their ends, alone; a padded row.
 LENS = [1, 0, 150, 64, 65, 129]
@@ -205,8 +205,15 @@ def test_the_cut_fits_the_page_and_thetickets():
     assert attention_cut(MAX_TICKETS + 1, 1, 1, 128, 8192, 64, 2**30).splits == 1
 
 
-def test_a_short_context_is_one_part_and_few_tiles_are_fetched_ahead():
-    assert attention_cut(1, 16, 8, 128, 320, 64, 132) == WHOLE
+@pytest.mark.parametrize("hopper", [False, True])
+def test_one_tile_is_one_part_and_two_are_halves_where_programs_do_not_wait(hopper):
+    assert attention_cut(1, 16, 8, 128, 128, 64, 132, hopper) == WHOLE
+    assert attention_cut(1, 9, 3, 64, 128, 64, 132, hopper) == WHOLE
+    assert attention_cut(8, 16, 8, 128, 320, 64, 132, hopper) == HALVES
+    assert attention_cut(9, 16, 8, 128, 320, 64, 132, hopper) == WHOLE
+
+
+def test_other_short_contexts_have_parts_and_few_tiles_are_fetched_ahead():
     assert attention_cut(1, 16, 8, 256, 320, 64, 132) == Cut(5, 64)
     assert attention_cut(64, 16, 8, 128, 320, 64, 132).splits == 1
     assert attention_cut(8, 16, 8, 128, 1280, 64, 132) == Cut(6, 64, ahead=1)

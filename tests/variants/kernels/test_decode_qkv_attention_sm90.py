@@ -11,7 +11,7 @@ from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, assert_reco
 from tests.kernel_gates import relative_error
 from tests.variants.kernels.test_aot import DECODE_TYPES, PDL
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
-from variants.kernels.attention_cut import PROGRAMS, WHOLE, Cut, attention_cut, ring_tiles
+from variants.kernels.attention_cut import PROGRAMS, Cut, attention_cut, ring_tiles
 from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
 from variants.kernels.decode_qkv_attention_sm90 import MAX_GROUP, NUM_WARPS, supported
 
@@ -81,7 +81,7 @@ def test_few_sequences_are_cut_into_a_program_a_multiprocessor():
     cuts = {batch: attention_cut(batch, 16, 8, 128, 1280, 64, 132, hopper=True) for batch in (1, 2, 3, 8, 16, 64)}
     assert {batch: cut.splits for batch, cut in cuts.items()} == {1: 8, 2: 8, 3: 5, 8: 2, 16: 1, 64: 1}
     assert all(cut.hopper for cut in cuts.values())
-    assert attention_cut(1, 16, 8, 128, 320, 64, 132, hopper=True) == WHOLE
+    assert attention_cut(1, 9, 3, 64, 320, 64, 132, hopper=True) == hopper(5, 6, ahead=1)
 
 
 def test_rings_leave_room_for_the_programs_that_there_are():

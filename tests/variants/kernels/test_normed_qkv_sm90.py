@@ -38,7 +38,7 @@ def aot(norm: bool, bias: bool, dtype: str = "bf16") -> AotCase:
     none = (() if norm else ("q_norm_ptr", "k_norm_ptr")) + (() if bias else ("bias_ptr",))
     constexprs = {"BLOCK_SIZE": 64, "STAGES": num_stages(TURNS_N, silu=False), **dict.fromkeys(none)}
     name = f"norm_qkv sm90{' norm' if norm else ''}{' bias' if bias else ''} {dtype}"
-    path = "variants.kernels.normed_qkv_sm90:_qkv_post_kernel_sm90"
+    path = "variants.kernels.normed_qkv_sm90:_norm_linear_kernel_qkv_post_kernel_sm90"
     return AotCase(name, path, types, constexprs, 4, {"maxnreg": MAX_REGISTERS})
 
 
@@ -63,7 +63,7 @@ def test_what_it_takes_is_recorded(compiled):
 
 
 @with_gluon
-def test_takes_heads_of_a_tile_and_only_when_asked(monkeypatch):
+def test_takes_heads_of_a_tile_and_pays_with_many_rows_and_few_weights(monkeypatch):
     monkeypatch.setattr(_gluon, "INTERPRETED", False)
     monkeypatch.setattr(_gluon, "is_hopper", lambda index: True)
     with FakeTensorMode():
@@ -79,9 +79,12 @@ def test_takes_heads_of_a_tile_and_only_when_asked(monkeypatch):
         assert not fits(d=64)
         assert not fits(cache_dtype=torch.float16)
         assert not fits(k=1020)
-    assert not dispatch.whole_heads_pay(10**6)
+    rows = [torch.empty(rows, 1, device="meta") for rows in (1023, 1024)]
+    small, large = (torch.empty(n, 1024, device="meta") for n in (4096, 32768))
+    assert [dispatch.whole_heads_pay(x, small) for x in rows] == [False, True]
+    assert [dispatch.whole_heads_pay(x, large) for x in rows] == [False, False]
     with trying(Trial(fused={"whole_heads": True})):
-        assert dispatch.whole_heads_pay(1)
+        assert dispatch.whole_heads_pay(rows[0], large)
 
 
 def inputs(m, n, kv, k, norm=True, bias=False, dtype=torch.bfloat16, block_size=64):
