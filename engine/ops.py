@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.batch import Batch, Context, LayerCache, Stream
 from engine.kernels.activation import silu_mul
+from engine.kernels.argmax import argmax
 from engine.kernels.decode_attention import paged_decode_attention
 from engine.kernels.kv_store import store_kv
 from engine.kernels.norm import add_rms_norm, rms_norm
@@ -105,7 +106,7 @@ class Ops:
     @op
     def argmax(self, logits_BV: Tensor) -> Tensor:
         """The greedy token of each row, int64 [B]; the lowest index among equals."""
-        return torch.argmax(logits_BV, dim=-1)
+        return argmax(logits_BV)
 
     # Regions: what fusions swallow.
 

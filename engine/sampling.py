@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.kernels.argmax import argmax
 from engine.request import SamplingParams, TokenLogprobs
 
 _MASK = 0xFFFFFFFF
@@ -92,13 +93,13 @@ def sample(logits_BV: Tensor, params: Sequence[SamplingParams], batch: SamplingB
     """Tokens int64 [B]: argmax for greedy rows, Gumbel-max over the kept tokens for the others."""
     scores = logits_BV.float()
     if all(p.greedy for p in params):
-        return scores.argmax(-1)
+        return argmax(scores)
     greedy_B1 = (batch.temperature == 0)[:, None]
     scaled = scores / torch.where(greedy_B1, 1.0, batch.temperature[:, None].clamp(min=1e-30))
     if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
         scaled = scaled.masked_fill(~keep_mask(scaled, batch), -torch.inf)
     gumbel = -torch.log(-torch.log(uniform(batch.seed, batch.position, scores.shape[-1])))
-    return torch.where(greedy_B1, scores, scaled + gumbel).argmax(-1)
+    return argmax(torch.where(greedy_B1, scores, scaled + gumbel))
 
 
 def token_logprobs(logits_BV: Tensor, tokens_B: Tensor, params: Sequence[SamplingParams]) -> list[TokenLogprobs | None]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from engine import Runtime, Variant
 from engine.batch import Batch, Context, LayerCache, Stream
 from engine.kernels.activation import silu_mul
+from engine.kernels.argmax import argmax
 from engine.kernels.decode_attention import paged_decode_attention
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
@@ -86,6 +87,11 @@ class FusedOps(Ops):
     def silu_mul(self, gate_up_T2I: Tensor) -> Tensor:
         """The baseline's kernel, in the chain of dependent launches."""
         return silu_mul(gate_up_T2I, self.pdl)
+
+    @op
+    def argmax(self, logits_BV: Tensor) -> Tensor:
+        """The baseline's kernels, in the chain of dependent launches."""
+        return argmax(logits_BV, self.pdl)
 
     def _attends_at_once(self, qkv_TO: Tensor, cache: LayerCache, ctx: Context) -> bool:
         """Whether one kernel leads from the QKV projection of a decode step to the attention output."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, pdl_options, tl, triton
+from engine.kernels.argmax import merge_argmax_triton
 from engine.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from variants.kernels.product import begin, product, tile_index
 from variants.kernels.tile_table import choose_tile
@@ -48,29 +49,6 @@ def _tile_argmax_kernel(
     target = m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + tile_n
     tl.store(best_ptr + target, best, mask=m < M)
     tl.store(token_ptr + target, token, mask=m < M)
-
-
-@triton.jit
-def _merge_argmax_kernel(
-    best_ptr, token_ptr, out_token_ptr, out_best_ptr, num_tiles, BLOCK: tl.constexpr, PDL: tl.constexpr
-):  # fmt: skip
-    """Program b: the best tile of row b, the lowest token among equals."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, BLOCK)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    token = tl.full([BLOCK], 2147483647, tl.int32)
-    for low in range(0, num_tiles, BLOCK):
-        mask = low + lane < num_tiles
-        value = tl.load(best_ptr + row * num_tiles + low + lane, mask=mask, other=float("-inf"))
-        index = tl.load(token_ptr + row * num_tiles + low + lane, mask=mask, other=2147483647)
-        better = (value > best) | ((value == best) & (index < token))
-        best, token = tl.where(better, value, best), tl.where(better, index, token)
-    top = tl.max(best, axis=0)
-    tl.store(out_best_ptr + row, top)
-    tl.store(out_token_ptr + row, tl.min(tl.where(best == top, token, 2147483647), axis=0).to(tl.int64))
 
 
 def norm_lm_head_argmax_triton(
@@ -111,17 +89,6 @@ def normed(x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | Non
     if residual_BH is None:
         return rms_norm_triton(x_BH, norm_weight_H, eps, pdl=pdl)
     return add_rms_norm_triton(x_BH, residual_BH, norm_weight_H, eps, pdl)[0]
-
-
-def merge_argmax_triton(tile_best_BJ: Tensor, tile_token_BJ: Tensor, pdl: bool = False) -> tuple[Tensor, Tensor]:
-    """(tokens int64 [B], best fp32 [B]) of the tiles' best logits and their tokens, both contiguous."""
-    m, num_tiles = tile_best_BJ.shape
-    tokens = torch.empty(m, dtype=torch.int64, device=tile_best_BJ.device)
-    best = torch.empty(m, dtype=torch.float32, device=tile_best_BJ.device)
-    _merge_argmax_kernel[(m,)](
-        tile_best_BJ, tile_token_BJ, tokens, best, num_tiles, BLOCK=2048, num_warps=8, **pdl_options(pdl)
-    )  # fmt: skip
-    return tokens, best
 
 
 def norm_lm_head_argmax_reference(

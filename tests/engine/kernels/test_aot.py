@@ -60,6 +60,11 @@ CASES = [
         "store_kv", "engine.kernels.kv_store:_store_kv_kernel", TYPES | {"D": "i32:16"},
         {"BLOCK_SIZE": 64, "HEADS": 8, "BLOCK_D": 128}, 4,
     ),
+    AotCase(
+        "part_argmax", "engine.kernels.argmax:_part_argmax_kernel",
+        TYPES | {"best_ptr": "*fp32:16", "token_ptr": "*i32:16", "num_blocks": "i32", "x_stride": "i32:16"},
+        {"BLOCK": 4096, "PDL": True}, 8, PDL,
+    ),
     AotCase("silu_mul", "engine.kernels.activation:_silu_mul_kernel", TYPES, {"BLOCK": 1024, "PDL": False}),
     decode(64, 1, False), decode(128, 1, False), decode(128, 8, False), decode(80, 1, True),
     AotCase(

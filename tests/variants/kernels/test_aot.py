@@ -24,7 +24,7 @@ TYPES = (
         "M": "i32",
         "num_partials": "i32",
         "p_stride": "i32",
-        "num_tiles": "i32",
+        "num_parts": "i32",
         "eps": "fp32",
     }
 )
@@ -173,7 +173,7 @@ CASES = [
     lm_head(200, 49152, 576),
     add_squares(1024, residual=True), add_squares(4096, residual=False), add_squares(896, residual=True),
     AotCase(
-        "merge_argmax", "variants.kernels.lm_head:_merge_argmax_kernel", TYPES, {"BLOCK": 2048, "PDL": True}, 8, PDL
+        "merge_argmax", "engine.kernels.argmax:_merge_argmax_kernel", TYPES, {"BLOCK": 2048, "PDL": True}, 8, PDL
     ),
     AotCase(
         "qkv_post d=96", "variants.kernels.qkv_post:_qkv_post_kernel", TYPES | {"N": "i32", "M": "i32"},

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.kernel_gates import (
-    DEVICE,
     DTYPES,
     ROWS,
     assert_deterministic,
@@ -15,7 +14,6 @@ from tests.kernel_gates import (
     tolerance,
 )  # fmt: skip
 from variants.kernels.lm_head import (
-    merge_argmax_triton,
     norm_lm_head_argmax,
     norm_lm_head_argmax_reference,
     norm_lm_head_argmax_triton,
@@ -75,17 +73,6 @@ def test_broken_rows_yield_a_token_and_leave_others_alone(rows):
     assert tokens[:2].tolist() == [0, 0]
     assert best[1] == 0
     assert torch.equal(tokens[2:], expected[2:])
-
-
-def test_the_merge_takes_more_tiles_than_it_has_lanes():
-    best = randn(3, 5000, dtype=torch.float32, seed=1)
-    tokens = torch.arange(15_000, dtype=torch.int32, device=DEVICE).view(3, 5000)
-    best[0, [4100, 52, 2100]] = 99.0
-    best[1, 4999] = float("inf")
-    best[2] = float("-inf")
-    chosen, top = merge_argmax_triton(best, tokens)
-    assert chosen.tolist() == [52, 9_999, 10_000]
-    assert top.tolist() == [99.0, float("inf"), float("-inf")]
 
 
 def test_no_rows_and_the_public_function():
