@@ -43,8 +43,7 @@ class Cut:
     hopper: bool = False
 
 
-# A short context is there before the queries are. One tile of it needs no merge; of two or three the second would take
-# longer than a merge does (docs/data/short_contexts.json).
+# Two tiles can be in registers before the queries are there; even so a merge takes less long than the second in turn.
 SHORT_CONTEXT = 320
 WHOLE = Cut(1, tile=128, num_warps=8, stages=1)
 HALVES = Cut(2, tile=128, num_warps=8, stages=1)
@@ -60,10 +59,9 @@ def attention_cut(
     """
     tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
     if pairs <= sms and head_dim <= 128 and max_context <= SHORT_CONTEXT:
-        if max_context <= WHOLE.tile or 2 * pairs > sms:
-            return WHOLE
-        if not (hopper and head_dim == 64):
-            return HALVES
+        short = _short_cut(batch, pairs, head_dim, max_context, sms, hopper)
+        if short:
+            return short
     if hopper:
         splits = max(1, min(sms // pairs, cdiv(max_context, PART_KEYS), MAX_HOPPER_SPLITS))
         tiles = ring_tiles(pairs, splits, head_dim, sms)
@@ -78,6 +76,22 @@ def attention_cut(
     most = min(MAX_SPLITS, max(1, MERGE_ELEMENTS // group_elements))
     splits = max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), most))
     return Cut(splits, tile, ahead=int(splits * tile < max_context <= FEW_TILES * splits * tile))
+
+
+def _short_cut(batch: int, pairs: int, head_dim: int, max_context: int, sms: int, hopper: bool) -> Cut | None:
+    """How to cut few tiles, None where as many: measured on an H200 (docs/data/short_contexts.json).
+
+    One sequence leaves registers free for WHOLE's and HALVES' tiles, which with more would wait for the products'.
+    """
+    if hopper and head_dim == 128 and batch > 1:
+        return Cut(1, PART_KEYS, NUM_WARPS, 4 if 2 * pairs <= sms else 3, ahead=1, hopper=True)
+    if max_context <= WHOLE.tile:
+        return WHOLE
+    if hopper and head_dim == 64:
+        # Of one part's single tile a longer ring has no use; with more sequences it was faster all the same.
+        parts = cdiv(max_context, PART_KEYS)
+        return Cut(parts, PART_KEYS, NUM_WARPS, 2, ahead=1, hopper=True) if batch == 1 else None
+    return HALVES if 2 * pairs <= sms else WHOLE
 
 
 def ring_tiles(pairs: int, splits: int, head_dim: int, sms: int) -> int:

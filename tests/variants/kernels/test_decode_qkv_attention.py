@@ -205,12 +205,21 @@ def test_the_cut_fits_the_page_and_thetickets():
     assert attention_cut(MAX_TICKETS + 1, 1, 1, 128, 8192, 64, 2**30).splits == 1
 
 
-@pytest.mark.parametrize("hopper", [False, True])
-def test_one_tile_is_one_part_and_two_are_halves_where_programs_do_not_wait(hopper):
-    assert attention_cut(1, 16, 8, 128, 128, 64, 132, hopper) == WHOLE
-    assert attention_cut(1, 9, 3, 64, 128, 64, 132, hopper) == WHOLE
-    assert attention_cut(8, 16, 8, 128, 320, 64, 132, hopper) == HALVES
-    assert attention_cut(9, 16, 8, 128, 320, 64, 132, hopper) == WHOLE
+def test_one_tile_is_one_part_and_two_are_halves_where_programs_do_not_wait():
+    for hopper in (False, True):
+        assert attention_cut(1, 16, 8, 128, 128, 64, 132, hopper) == WHOLE
+        assert attention_cut(1, 16, 8, 128, 320, 64, 132, hopper) == HALVES
+        assert attention_cut(8, 9, 3, 64, 128, 64, 132, hopper) == WHOLE
+    assert attention_cut(8, 16, 8, 128, 320, 64, 132) == HALVES
+    assert attention_cut(9, 16, 8, 128, 320, 64, 132) == WHOLE
+
+
+def test_on_hopper_several_short_contexts_are_rings_as_the_products_leave_room():
+    cuts = [attention_cut(batch, 16, 8, 128, most, 64, 132, True) for batch in (2, 8, 16) for most in (128, 320)]
+    assert {(cut.hopper, cut.splits) for cut in cuts} == {(True, 1)}
+    assert [cut.stages for cut in cuts] == [4, 4, 4, 4, 3, 3]
+    narrow = [attention_cut(batch, 9, 3, 64, 320, 64, 132, True) for batch in (1, 2, 16)]
+    assert [(cut.hopper, cut.splits, cut.stages) for cut in narrow] == [(True, 5, 2), (True, 5, 6), (True, 2, 6)]
 
 
 def test_other_short_contexts_have_parts_and_few_tiles_are_fetched_ahead():
