@@ -15,7 +15,7 @@ import torch
 from engine import Engine, Variant
 from engine.ranges import detail, mirrored, span
 from experiments.errors import UserError
-from experiments.measuring.decode import SETTLE_STEPS, decode_engine, decoding, synchronize
+from experiments.measuring.decode import SETTLE_STEPS, decode_engine, decoding, run_window, synchronize
 from experiments.measuring.offline import Requests, begin, prepare, run
 from experiments.measuring.prefill import first_token_ms
 from experiments.measuring.session import Session
@@ -32,7 +32,11 @@ def trace(session: Session, request: Trace) -> Traced:
         contexts = session.contexts(point)
         steps = SETTLE_STEPS + 1 + request.steps
         engine = decode_engine(session, contexts, steps)
-        with decoding(session, engine, point, [context - steps // 2 for context in contexts], steps):
+        first = [context - steps // 2 for context in contexts]
+        # All of them once before: a longer block table is another graph.
+        with decoding(session, engine, point, first, steps):
+            run_window(engine, steps)
+        with decoding(session, engine, point, first, steps):
             _run(engine, engine.step, request)
     elif kind == "prefill":
         engine = session.engine(point.batch, point.length + 1, point.batch * point.length)
@@ -59,8 +63,8 @@ def _run(engine: Engine, step: Step, request: Trace) -> None:
     synchronize(engine)
     if request.profiler == "ncu":
         return _run_counted(step, request)
-    engine.runner.forget_graphs()
     with _window(request), span(f"cell/{request.cell.id}"), detail():
+        engine.runner.capture_anew()
         step()
         synchronize(engine)
         with span("replay"):

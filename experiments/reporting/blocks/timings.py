@@ -21,6 +21,7 @@ STEPS = Path("docs/data/gpu_steps.json")
 READER = Path("docs/data/trace_reader.json")
 CLOCKS = Path("docs/data/step_clocks.json")
 MANY_ROWS = Path("docs/data/many_rows.json")
+ARGMAX = Path("docs/data/argmax.json")
 COLD = "cold"
 
 
@@ -226,3 +227,26 @@ def _prompts(row: Mapping[str, Any]) -> str:
 
 def _place(row: KernelRow) -> tuple[str, tuple[int, ...], str, int]:
     return row.op, row.shape, row.form, row.rows
+
+
+@block
+@usable(ARGMAX)
+def argmax(root: Path) -> str:
+    """The greedy choice among a vocabulary's logits, by torch and in two stages."""
+    found = read(root, ARGMAX)
+    columns = (
+        Column("rows", "Rows", Kind.COUNT),
+        Column("torch", "torch.argmax, µs", Kind.NUMBER),
+        Column("two", "Two stages, µs", Kind.NUMBER),
+        Column("pdl", "The same under dependent launch, µs", Kind.NUMBER),
+        Column("copy", "A copy of the logits, µs", Kind.NUMBER),
+        Column("torch_copy", "Copy and torch.argmax, µs", Kind.NUMBER),
+        Column("two_copy", "Copy and two stages, µs", Kind.NUMBER),
+    )
+    keys = ("torch_us", "two_stages_us", "pdl_us", "copy_us", "torch_behind_copy_us", "two_stages_behind_copy_us")
+    rows = [(row["rows"], *(row[key] for key in keys)) for row in found["argmax"]]
+    caption = (
+        f"{found['gpu']}, {found['date']}, commit {found['commit']}, {found['dtype']}, {found['vocabulary']:,} tokens, by "
+        f"{found['by']}."
+    )
+    return markdown(columns, rows, caption)

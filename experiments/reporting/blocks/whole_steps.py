@@ -6,11 +6,16 @@ from statistics import median
 from typing import Any
 
 from experiments.reporting.blocks.registry import block, markdown, read, usable
-from experiments.reporting.formats import Column, Kind
+from experiments.reporting.formats import Column, Kind, number
 
 FEW_SEQUENCES = Path("docs/data/few_sequences.json")
 MANY_SEQUENCES = Path("docs/data/many_sequences.json")
 PREFILL_GRAPHS = Path("docs/data/prefill_graphs.json")
+SHORT_CONTEXTS = Path("docs/data/short_contexts.json")
+ROWS_BESIDE = Path("docs/data/rows_beside.json")
+PREFILL_CHOICES = Path("docs/data/prefill_choices.json")
+# Of the cuts that were tried at a place.
+FASTEST = 3
 
 
 @block
@@ -75,6 +80,67 @@ def many_sequences(root: Path) -> str:
     rows = [(_step(row), *(median(row[key]) for key in keys)) for row in found["attention"]]
     caption = _made(found)
     return markdown(columns, rows, caption)
+
+
+@block
+@usable(SHORT_CONTEXTS)
+def short_contexts(root: Path) -> str:
+    """A decode step with few tokens of context, by how attention cuts them."""
+    found = read(root, SHORT_CONTEXTS)
+    columns = (
+        Column("cell", "Step"),
+        Column("call", "Call", Kind.COUNT),
+        Column("whole", "One part, µs", Kind.NUMBER),
+        Column("halves", "Two parts, µs", Kind.NUMBER),
+        Column("fastest", "The fastest three: parts x tokens, for Hopper parts x tiles of a ring"),
+    )
+    rows = []
+    for row in found["steps"]:
+        us = {cut: median(taken) for cut, taken in row["us"].items()}
+        fastest = sorted(us.items(), key=lambda item: item[1])[:FASTEST]
+        told = ", ".join(f"{cut}: {taken:,.0f}" for cut, taken in fastest)
+        rows.append((_step(row), row["call"], us.get("1 x 128"), us.get("2 x 128"), told))
+    return markdown(columns, rows, f"{_made(found)[:-1]}; {found['note']}")
+
+
+@block
+@usable(ROWS_BESIDE)
+def rows_beside(root: Path) -> str:
+    """A decode step with the heuristic's tiles, and with those that were found for a class of rows beside."""
+    found = read(root, ROWS_BESIDE)
+    columns = (
+        Column("cell", "Step"),
+        Column("before", "The heuristic's tiles, µs", Kind.NUMBER),
+        Column("after", "Those of the class beside, µs", Kind.NUMBER),
+        Column("gain", "Speed-up", Kind.RATIO),
+    )
+    times = [(_step(row), median(row["before_us"]), median(row["after_us"])) for row in found["tiles"]]
+    return markdown(columns, [(step, old, new, old / new) for step, old, new in times], _made(found))
+
+
+@block
+@usable(PREFILL_CHOICES)
+def prefill_choices(root: Path) -> str:
+    """A whole prefill by what its QKV product, and its gate and up, run as."""
+    found = read(root, PREFILL_CHOICES)
+    choices = {
+        "as_it_was": "As it was",
+        "whole_heads": "QKV with whole heads",
+        "normed": "QKV normed",
+        "apart": "QKV apart",
+        "gate_up_apart": "Gate and up apart",
+    }
+    columns = (
+        Column("model", "Model"),
+        Column("tokens", "Tokens", Kind.COUNT),
+        *(Column(key, f"{words}, ms (least)") for key, words in choices.items()),
+    )
+    rows = []
+    for row in found["prefills"]:
+        times = [row["ms"][key] for key in choices]
+        told = [f"{number(ms['median'])} ({number(ms['least'])})" for ms in times]
+        rows.append((row["model"], row["tokens"], *told))
+    return markdown(columns, rows, _made(found))
 
 
 @block

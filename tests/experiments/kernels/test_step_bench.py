@@ -27,7 +27,7 @@ def test_a_step_has_a_time_for_each_window(steps: GpuSteps) -> None:
         assert len(times_us) == WINDOWS
         assert min(times_us) > 0
     # 60 tokens and half of the steps fit the shortest table.
-    assert steps.max_context == 320
+    assert steps.max_context == 128
 
 
 def test_a_step_runs_what_is_on_trial(steps: GpuSteps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_the_engines_own_choices_are_known(steps: GpuSteps) -> None:
     tiles = {site: choice.tile for site, choice in steps.own.items() if site != "attention"}
     assert tiles == {site: steps.problem(point).heuristic() for site, point in steps.points.items()}
     sizes = find_model("tiny").sizes
-    own = attention_cut(2, *(sizes[name] for name in ("num_heads", "num_kv_heads", "head_dim")), 320, 64, steps.sms)
+    own = attention_cut(2, *(sizes[name] for name in ("num_heads", "num_kv_heads", "head_dim")), 128, 64, steps.sms)
     assert steps.own["attention"].cut == own
     many = GpuSteps(StepPlace("tiny", 128, 8, 1, "float32", "cpu"), find_model("tiny").sizes, OPS)
     assert not any(choice.fused for choice in many.own.values())

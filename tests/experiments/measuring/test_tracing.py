@@ -28,6 +28,18 @@ def test_the_window_holds_the_steps(workload: str, length: int, tmp_path: Path) 
     assert names.count(attention) == 2 * (1 + 3)
 
 
+def test_steps_on_both_sides_of_a_table_s_width_are_captured_before(tmp_path: Path) -> None:
+    """A graph each: among the steps that count a layer runs once a step, and is not captured."""
+    cell, path = Cell(Point("tiny", "decode", 2, 128), "baseline", 0), tmp_path / "trace.json"
+    assert trace(with_graphs(session_of()), Trace(cell, 8, "torch", str(path))).steps == 8
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("cat") == "user_annotation"]
+    replay = next(event for event in events if event["name"] == "replay")
+    layers = [event["ts"] > replay["ts"] for event in events if event["name"] == "layer/0"]
+    assert sum(layers) == 8
+    # A capture runs through a layer twice, a replay on padding once.
+    assert len(layers) - sum(layers) == 2 * 3 + 1
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_an_offline_cell_is_a_whole_run(graphs: bool, tmp_path: Path) -> None:
     """Every step of it, the kinds told apart; the graphs that it needs are captured before, layers and all."""
