@@ -15,6 +15,7 @@ from experiments.reporting.headline import lead_of
 
 HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
+SINCE = (Path("reports/headline_185a845/summary.json"), Path("reports/offline_185a845/summary.json"))
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
 BATCHES = Path("reports/batches/summary.json")
@@ -30,6 +31,12 @@ Place = tuple[str, str, int, int]
 def headline(root: Path) -> str:
     """Every cell of the committed H200 run: time by variant, speed-up with interval, share of the floor."""
     return _run_table(root, HEADLINE, OFFLINE)
+
+
+@block
+def headline_since(root: Path) -> str:
+    """The same cells of a newer commit, in fewer rounds."""
+    return _run_table(root, *SINCE)
 
 
 @block

@@ -245,8 +245,6 @@ def argmax(root: Path) -> str:
     )
     keys = ("torch_us", "two_stages_us", "pdl_us", "copy_us", "torch_behind_copy_us", "two_stages_behind_copy_us")
     rows = [(row["rows"], *(row[key] for key in keys)) for row in found["argmax"]]
-    caption = (
-        f"{found['gpu']}, {found['date']}, commit {found['commit']}, {found['dtype']}, {found['vocabulary']:,} tokens, by "
-        f"{found['by']}."
-    )
+    what = f"{found['dtype']}, {found['vocabulary']:,} tokens"
+    caption = f"{found['gpu']}, {found['date']}, commit {found['commit']}, {what}, by {found['by']}."
     return markdown(columns, rows, caption)
