@@ -1,0 +1,65 @@
+"""What comes before table and heuristics in a trial, in words: changes SITE:HOW, joined by `+`.
+
+qkv, gate_up, o, down, lm_head    on, off, or a tile PATH-MxNxK-WARPS-STAGES[-PARTS]
+attention                         off, a cut PARTSxTOKENS-WARPS-STAGES[-AHEAD], or hopper-PARTSxRING[-AHEAD]
+whole_heads                       on, off; of a step with prompts
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.kernels.cases import sites
+from experiments.kernels.step_choices import ATTENTION, SITES
+from variants.kernels.attention_cut import Cut
+from variants.kernels.tile_table import Trial, key_of
+from variants.kernels.tiles import Tile
+
+WHOLE_HEADS = "whole_heads"
+OPS: Mapping[str, str] = dict(SITES)
+SITES_KNOWN = (*OPS, ATTENTION, WHOLE_HEADS)
+ON_OFF = {"on": True, "off": False}
+TILE = re.compile(r"(gemv|held|skinny|wide)-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)(?:-(\d+))?")
+CUT = re.compile(r"(\d+)x(\d+)-(\d+)-(\d+)(?:-(\d+))?")
+HOPPER_CUT = re.compile(r"hopper-(\d+)x(\d+)(?:-(\d+))?")
+
+
+def trial_in_words(words: str, sizes: Mapping[str, Any]) -> Trial:
+    """What a choice means for a model of these sizes; UserError where it is none."""
+    tiles: dict[str, Tile] = {}
+    fused: dict[str, bool] = {}
+    cut = None
+    for change in words.split("+"):
+        site, _, how = change.partition(":")
+        if site == WHOLE_HEADS and how in ON_OFF:
+            fused[WHOLE_HEADS] = ON_OFF[how]
+        elif site == ATTENTION:
+            cut = None if how == "off" else _cut(change, how)
+            fused[ATTENTION] = cut is not None
+        elif site in OPS:
+            key = key_of(OPS[site], *sites(OPS[site], sizes)[site])
+            fused[key] = ON_OFF.get(how, True)
+            if how not in ON_OFF:
+                tiles[key] = _tile(change, how)
+        else:
+            raise UserError(f"choices: {change!r} is no SITE:HOW; sites are {', '.join(SITES_KNOWN)}")
+    return Trial(tiles, fused, cut)
+
+
+def _tile(change: str, how: str) -> Tile:
+    found = TILE.fullmatch(how)
+    if not found:
+        raise UserError(f"choices: {change!r} is neither on nor off nor a tile PATH-MxNxK-WARPS-STAGES[-PARTS]")
+    path, *numbers = found.groups("1")
+    return Tile(path, *map(int, numbers))  # type: ignore[arg-type]
+
+
+def _cut(change: str, how: str) -> Cut:
+    if found := HOPPER_CUT.fullmatch(how):
+        parts, ring, ahead = map(int, found.groups("0"))
+        return Cut(parts, stages=ring, ahead=ahead, hopper=True)
+    if found := CUT.fullmatch(how):
+        parts, tokens, warps, stages, ahead = map(int, found.groups("0"))
+        return Cut(parts, tokens, warps, stages, ahead)
+    raise UserError(f"choices: {change!r} is neither off nor a cut PARTSxTOKENS-WARPS-STAGES nor hopper-PARTSxRING")
