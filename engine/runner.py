@@ -4,7 +4,8 @@ Nothing here waits for the GPU, except a request for log-probabilities: `launch`
 tensor parallelism every rank has a runner: rank 0's tells the others' what to run (`on_every_rank`) and draws for all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from engine import inputs
 from engine.batch import Batch, LayerCache, Stream
 from engine.config import EngineConfig
-from engine.graphs import GraphCache, GraphKey, Step
+from engine.graphs import GraphCache, GraphKey
 from engine.inputs import Layout, Staging
 from engine.kernels.step import advance, publish
 from engine.launch import Launch, Pending
@@ -166,17 +167,26 @@ class Runner:
             logits_BV = torch.zeros(shape, dtype=self.model.weights.embed_VH.dtype, device=device)
             sample(logits_BV, params, SamplingBatch.of(params, [0] * size, [0] * size, device))
 
-    def _replay_padding(self, layout: Layout, greedy: bool) -> None:
+    @contextmanager
+    def _padded(self, layout: Layout) -> Iterator[None]:
+        """Inside the block a step of this shape computes nothing but padding."""
         self._on_device = None
+        host = self.staging.next()
+        if layout.decode_only:
+            packed = inputs.fill_decode(host, layout, [], self.dummy_row)
+        else:
+            packed = inputs.fill_prompts(host, layout, [], [], self.config.block_size, self.dummy_row)
         with torch.inference_mode():
-            self._upload_padding(layout)
+            self.staging.upload(packed.size)
+            yield
+
+    def _replay_padding(self, layout: Layout, greedy: bool) -> None:
+        with self._padded(layout):
             self._replay(layout, greedy)
 
     def _run_padding(self, layout: Layout) -> None:
-        self._on_device = None
-        with torch.inference_mode():
-            self._upload_padding(layout)
-            self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy=True)
+        with self._padded(layout):
+            self._full_step(layout, greedy=True)
 
     @on_every_rank
     def forget_graphs(self) -> None:
@@ -314,27 +324,18 @@ class Runner:
     @on_every_rank
     def capture(self, layout: Layout, greedy: bool) -> None:
         """Capture the graph of a padded shape."""
-        self._on_device = None
-        with torch.inference_mode():
-            self._upload_padding(layout)
-            step: Step = (
-                (lambda: self._decode_step(layout, greedy))
-                if layout.decode_only
-                else (lambda: self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy))
-            )
-            self.graphs.capture(GraphKey(layout, greedy), step)
+        with self._padded(layout):
+            self.graphs.capture(GraphKey(layout, greedy), partial(self._full_step, layout, greedy))
+
+    def _full_step(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+        """What a step of this shape computes at most: every row of it."""
+        if layout.decode_only:
+            return self._decode_step(layout, greedy)
+        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy)
 
     def _replay(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
         graph = self.graphs.replay(GraphKey(layout, greedy))
         return graph.tokens, graph.logits
-
-    def _upload_padding(self, layout: Layout) -> None:
-        host = self.staging.next()
-        if layout.decode_only:
-            packed = inputs.fill_decode(host, layout, [], self.dummy_row)
-        else:
-            packed = inputs.fill_prompts(host, layout, [], [], self.config.block_size, self.dummy_row)
-        self.staging.upload(packed.size)
 
     def _sample(self, sampling: list[Scheduled], logits_BV: Tensor) -> tuple[Tensor, list[TokenLogprobs | None] | None]:
         with span("phase/sample"):
