@@ -1,5 +1,6 @@
 """What the documents show is true: links lead somewhere, commands are understood, generated tables are fresh."""
 
+import itertools
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from tests.house.tree import CODE, ROOT, files
 DOCUMENTS = [file for file in files(".md") if not file.is_relative_to(ROOT / "reports")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"`((?:{'|'.join((*CODE, 'configs', 'tests', 'docs'))})/[\w./-]+)`")
+ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Places that only one machine has. Taken apart so that this file does not hold them itself.
 ELSEWHERE = re.compile(
@@ -73,13 +75,17 @@ COMMANDS = [(document, line) for document in DOCUMENTS for line in shell_lines(d
 
 @pytest.mark.parametrize(("document", "line"), COMMANDS, ids=[f"{relative(d)}: {line}" for d, line in COMMANDS])
 def test_commands_are_understood(document: Path, line: str) -> None:
-    """Every command shown parses as fusebench would, checks included; targets of make exist."""
-    name, *arguments = shlex.split(line.removeprefix(".venv/bin/"))
+    """Every command shown parses as fusebench would, checks included; targets of make and steps of .ci/gpu exist."""
+    words = shlex.split(line.removeprefix(".venv/bin/"))
+    name, *arguments = itertools.dropwhile(ASSIGNMENT.fullmatch, words)
     if name == "make":
         plan = ["make", "--dry-run", *arguments]
         subprocess.run(plan, cwd=ROOT, check=True, capture_output=True)
     elif name == "fusebench":
         import_module(module_of(arguments[0])).parse(arguments[1:])
+    elif name == ".ci/gpu":
+        usage = (ROOT / name).read_text().partition("\n\n")[0].split()
+        assert set(arguments) <= set(usage)
     else:
         assert name in (
             "git",
