@@ -140,7 +140,7 @@ def revision(commit: str, dirty: bool = False) -> str:
 
 def provenance(commit: str, created: str, dirty: bool = False) -> str:
     """Of which code, and on which day."""
-    return f"{revision(commit, dirty)}, {created[:10]}"
+    return f"{revision(commit, dirty)}, {created.partition('T')[0]}"
 
 
 _SHOWN: dict[Kind, Callable[[float], str]] = {
