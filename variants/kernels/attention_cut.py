@@ -79,10 +79,10 @@ def attention_cut(
 
 
 def _short_cut(batch: int, pairs: int, head_dim: int, max_context: int, sms: int, hopper: bool) -> Cut | None:
-    """How to cut few tiles, None where as many: measured on an H200 (docs/data/short_contexts.json).
+    """How to cut few tiles, None where as many are: measured on an H200 (docs/data/short_contexts.json).
 
-    A program of WHOLE or HALVES takes nine tenths of a multiprocessor's registers, so it begins when none of the
-    product before is left there. One sequence's is soon done.
+    A program of WHOLE or HALVES takes more than eight tenths of a multiprocessor's registers, so it begins when hardly
+    any of the product before are left there. One sequence's are soon done.
     """
     if hopper and head_dim == 128 and batch > 1:
         return Cut(1, PART_KEYS, NUM_WARPS, 4 if 2 * pairs <= sms else 3, ahead=1, hopper=True)
