@@ -2,9 +2,9 @@
 
 Where `fusebench tune` has measured a shape on this GPU, its bound decides (variants/kernels/tile_table.py). Otherwise
 the bounds below do. They were set on an H200: attention's in the whole step (docs/data/whole_step_search.json), those
-for many rows by docs/data/many_rows.json, the others each fused kernel in a CUDA graph against what it replaces,
-weights cold in L2. Those timings were not kept (docs/challenges.md) and are to be measured again. Other GPUs use the
-same.
+for many rows by docs/data/many_rows.json and prefill_choices.json, the others each fused kernel in a CUDA graph against
+what it replaces, weights cold in L2. Those timings were not kept (docs/challenges.md) and are to be measured again.
+Other GPUs use the same.
 """
 
 import logging
@@ -39,7 +39,7 @@ MAX_ROWS = {
 }
 # From this many rows on they pay again, with kernels for Hopper, ...
 MIN_MANY_ROWS = {"norm_linear": (4096, 4096), "silu_epilogue": (1024, 512)}
-# ... from this many the product for Hopper norms, rotates and stores heads too ...
+# ... from this many the product for Hopper norms, rotates and stores heads too (docs/data/prefill_choices.json) ...
 MIN_WHOLE_HEAD_ROWS = (1024, math.inf)
 # ... and from this many cuBLAS adds the residual as it stores (docs/data/many_rows.json).
 MIN_ADDED_ROWS = 1024
