@@ -62,15 +62,20 @@ def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
     return pays(rung, num_rows, n, k) if bound is None else num_rows <= bound
 
 
-def product_adds(x_MK: Tensor) -> bool:
-    """Whether the product with `x_MK` is large enough for the residual to be added by cuBLAS, in place."""
-    return x_MK.shape[0] >= MIN_ADDED_ROWS
+def product_adds(x_MK: Tensor, weight_NK: Tensor) -> bool:
+    """Whether the product is large enough for the residual to be added by cuBLAS, in place."""
+    return x_MK.shape[0] >= MIN_ADDED_ROWS and not _tried("residual_epilogue", weight_NK)
 
 
 def whole_heads_pay(x_MK: Tensor, weight_NK: Tensor) -> bool:
     """Whether the QKV product is to hand out heads that are normed, rotated and stored."""
-    least = MIN_WHOLE_HEAD_ROWS[weight_NK.numel() > LARGE_WEIGHTS]
-    return on_trial().fused.get("whole_heads", x_MK.shape[0] >= least)
+    enough = x_MK.shape[0] >= MIN_WHOLE_HEAD_ROWS[weight_NK.numel() > LARGE_WEIGHTS]
+    return on_trial().fused.get("whole_heads", enough and not _tried("norm_linear", weight_NK))
+
+
+def _tried(rung: str, weight_NK: Tensor) -> bool:
+    """Whether a trial says how the rung's product with this weight runs: what stands for it would hide that."""
+    return key_of(KERNELS[rung], *weight_NK.shape) in on_trial().fused
 
 
 def attention_pays(num_rows: int, hopper: bool) -> bool:

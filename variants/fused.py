@@ -115,7 +115,7 @@ class FusedOps(Ops):
             # Its epilogue would add the residual, and square the sum, once for each rank's part of the product.
             turn_off("residual_epilogue", "the product is summed over tensor-parallel ranks")
             return Stream(self.linear(x_TK, linear), residual_TH)
-        if self.switches["residual_epilogue"] and linear.bias_N is None and product_adds(x_TK):
+        if self.switches["residual_epilogue"] and linear.bias_N is None and product_adds(x_TK, linear.weight_NK):
             # Nobody else reads the stream as it was. No mark: a trace does not tell this product from others.
             return Stream(residual_TH.addmm_(x_TK, linear.weight_NK.t()), None)
         if not self.runs("residual_epilogue", x_TK, linear):

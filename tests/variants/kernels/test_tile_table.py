@@ -91,6 +91,23 @@ def test_what_is_on_trial_goes_before_table_bounds_and_heuristics(on_gpu: None) 
     assert dispatch.attention_pays(65, hopper=True)
 
 
+def test_with_many_rows_nothing_stands_for_a_product_that_is_on_trial() -> None:
+    """Neither cuBLAS that adds nor whole heads, unless those are asked for: the trial would time them instead."""
+    x, weight = inputs(1024)
+    assert dispatch.product_adds(x, weight)
+    assert dispatch.whole_heads_pay(x, weight)
+    for fused in (True, False):
+        with trying(Trial(fused={"linear_add 64x128": fused})):
+            assert not dispatch.product_adds(x, weight)
+            assert dispatch.pays_here("residual_epilogue", x, weight) == fused
+            assert dispatch.whole_heads_pay(x, weight)
+        with trying(Trial(fused={"norm_linear 64x128": fused})):
+            assert dispatch.product_adds(x, weight)
+            assert not dispatch.whole_heads_pay(x, weight)
+        with trying(Trial(fused={"norm_linear 64x128": fused, "whole_heads": True})):
+            assert dispatch.whole_heads_pay(x, weight)
+
+
 def test_a_trial_ends_with_its_block_whatever_happens() -> None:
     outer, inner = Trial({}, {"a": True}), Trial({}, {"a": False})
     with trying(outer):
