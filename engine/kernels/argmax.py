@@ -32,7 +32,7 @@ def _best_lane(best, token):
     return top, tl.min(tl.where(best == top, token, NO_TOKEN), axis=0)
 
 
-# How long parts are depends on the number of rows, which changes from step to step.
+# How long parts are, and how many, depends on the number of rows, which changes from step to step.
 @triton.jit(do_not_specialize=["num_blocks"])
 def _part_argmax_kernel(
     x_ptr, best_ptr, token_ptr, N, num_blocks, x_stride, BLOCK: tl.constexpr, PDL: tl.constexpr
@@ -56,7 +56,7 @@ def _part_argmax_kernel(
     tl.store(token_ptr + target, first)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def _merge_argmax_kernel(
     best_ptr, token_ptr, out_token_ptr, out_best_ptr, num_parts, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip

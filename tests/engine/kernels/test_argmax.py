@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from engine.kernels.argmax import BLOCK_TOKENS, argmax, argmax_reference, argmax_triton, merge_argmax_triton
+from engine.kernels._triton import INTERPRETED
+from engine.kernels.argmax import (
+    BLOCK_TOKENS,
+    _merge_argmax_kernel,
+    _part_argmax_kernel,
+    argmax,
+    argmax_reference,
+    argmax_triton,
+    merge_argmax_triton,
+)
 from tests.kernel_gates import DEVICE, DTYPES, guard_outputs, randn, strided
 
 # The interpreter computes NaN and infinities with numpy, which warns.
@@ -46,6 +55,17 @@ def test_the_merge_takes_more_parts_than_it_has_lanes():
     chosen, top = merge_argmax_triton(best, tokens)
     assert chosen.tolist() == [52, 9_999, 10_000]
     assert top.tolist() == [99.0, float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "count"), [(_part_argmax_kernel, "num_blocks"), (_merge_argmax_kernel, "num_parts")]
+)
+def test_another_number_of_rows_compiles_nothing_new(kernel, count):
+    """Of 128,256 tokens there are 32, 16 or 11 parts: multiples of 16, and one, are else compiled for."""
+    general = (
+        kernel.kwargs["do_not_specialize"] if INTERPRETED else [p.name for p in kernel.params if p.do_not_specialize]
+    )
+    assert count in general
 
 
 def test_no_rows_and_the_public_function():
