@@ -15,8 +15,10 @@ from experiments.kernels.candidates import (
     is_legal,
     neighbours,
 )
+from experiments.kernels.tuning import Point
 from tests.kernel_aot import MAX_SHARED_BYTES, compile_cases
 from tests.variants.kernels import test_aot as aot
+from variants.kernels.tile_table import FILE, read_table, rows_class, shape_of
 from variants.kernels.tiles import Tile
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
@@ -95,6 +97,19 @@ def test_what_the_kernels_cannot_run_is_not_legal() -> None:
     # Twice as many registers where the next weights are loaded beside them, half of them where two are multiplied.
     assert is_legal(Tile("held", 8, 32, 1024, 8, 1), problem(8, 4096, 1024, 1, False))
     assert not is_legal(Tile("held", 8, 32, 1024, 8, 1), eight)
+
+
+def test_the_shipped_tiles_are_legal_at_every_number_of_rows_of_their_class() -> None:
+    for measured in read_table(FILE.read_text(encoding="utf-8")).values():
+        for key, tiles in measured.tiles.items():
+            op, *shape = shape_of(key)
+            for most, tile in tiles.items():
+                of_class = [rows for rows in range(1, int(most) + 1) if rows_class(rows) == int(most)]
+                assert of_class[-1] == int(most)
+                for rows in of_class:
+                    asked = Point(op, tuple(shape), rows).problem(2, sms=132)
+                    assert is_legal(tile, asked), (key, rows)
+                    assert tile.splits == 1 or asked.can_split, key
 
 
 def test_neighbours_are_legal_and_differ_in_one_way() -> None:
