@@ -34,11 +34,11 @@ from experiments.durable import mendable
 from experiments.environment import machine, resolve_device, resolve_dtype
 from experiments.errors import UserError, first_line
 from experiments.kernel_records import Stamp, new_stamp
-from experiments.kernels.step_bench import VARIANT, StepBench, StepPlace, model_config
+from experiments.kernels.step_bench import STEPS, VARIANT, StepBench, StepPlace, model_config
 from experiments.kernels.trial_words import trial_in_words
 from experiments.measuring.prefill import first_token_ms
 from experiments.measuring.session import free_memory
-from experiments.models import find_model
+from experiments.models import Model, find_model
 from experiments.options import parse_options
 from variants import load_variant
 from variants.kernels.tile_table import Trial, trying
@@ -147,13 +147,23 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UserError(f"trials: points=[[{','.join(map(str, point))}]] is no batch and its context")
     if min(options.prefills, default=1) < 1 or options.rounds < 1:
         raise UserError("trials: prefills and rounds must be at least 1")
-    for model in options.models:
-        sizes = find_model(model).sizes
-        if not sizes:
-            raise UserError(f"models={model}: its sizes are not known without loading it; name one of configs/model")
+    for source in options.models:
+        model = find_model(source)
+        if not model.sizes:
+            raise UserError(f"models={source}: its sizes are not known without loading it; name one of configs/model")
+        _check_positions(options, model)
         for words in options.choices:
-            trial_in_words(words, sizes)
+            trial_in_words(words, model.sizes)
     return options
+
+
+def _check_positions(options: Options, model: Model) -> None:
+    lengths = [context + STEPS for _, context in options.points] + [tokens + 1 for tokens in options.prefills]
+    if model.max_positions is not None and max(lengths) > model.max_positions:
+        raise UserError(
+            f"trials: {max(lengths):,} tokens, with those that are generated, do not fit {model.name}'s "
+            f"{model.max_positions:,} positions"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

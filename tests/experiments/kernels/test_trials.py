@@ -44,6 +44,8 @@ def test_a_choice_in_words_is_a_trial() -> None:
         (["models=[tiny]"], r"give points=\[\[BATCH,CONTEXT\],...\] or prefills"),
         (["points=[[1]]"], "is no batch and its context"),
         (["prefills=[0]"], "must be at least 1"),
+        (["models=[tiny]", "points=[[1,8],[1,4000]]"], "4,103 tokens, .* do not fit tiny's 4,096 positions"),
+        (["models=[tiny]", "prefills=[64,4096]"], "4,097 tokens, .* do not fit tiny's 4,096 positions"),
         (["points=[[1,8]]", "choices=[head:on]"], "'head:on' is no SITE:HOW; sites are qkv"),
         (["points=[[1,8]]", "choices=[qkv:held]"], "'qkv:held' is neither on nor off nor a tile"),
         (["points=[[1,8]]", "choices=[attention:3]"], "'attention:3' is neither off nor a cut"),
