@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.activation import silu_mul_reference, silu_mul_triton
+from engine.kernels.argmax import argmax_reference, argmax_triton
 from engine.kernels.norm import add_rms_norm_reference, add_rms_norm_triton
 from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, doubled
 from experiments.kernels.figures import (
@@ -248,9 +249,9 @@ class LmHead(LinearCase):
         return norm_lm_head_argmax_triton(*arguments, tile)
 
     def launch_unfused(self, how: How) -> Any:
-        """(tokens, all logits) by three kernels."""
+        """(tokens, all logits) by four kernels."""
         logits = F.linear(self.normed(how)[0], self.weight_NK)
-        return logits.argmax(-1), logits
+        return (argmax_triton if how == "triton" else argmax_reference)(logits), logits
 
     def outputs(self, launched: Any) -> Outputs:
         """(the best logits, their tokens)."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.kernels.argmax import argmax_triton
 from experiments import validate
 from experiments.kernel_records import GateRow, GateStatus
 from experiments.kernels import chains, gates, linear_cases
@@ -129,6 +130,17 @@ class RoundedTwice(LmHead):
     def launch(self, *arguments: Any, **options: Any) -> Any:
         tokens, best = super().launch(*arguments, **options)
         return tokens, best * (1 + 8e-3 * (torch.arange(len(best)) % 2 - 0.5))
+
+
+def test_what_the_head_replaces_ends_with_the_choice_that_the_engine_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two stages: against the slower torch.argmax the fused head would pay where it does not."""
+    case = LmHead.draw((150, 136), 3, torch.float32, CPU)
+    expected, _ = case.launch_unfused("twin")
+    chosen = []
+    monkeypatch.setattr(linear_cases, "argmax_triton", lambda x: chosen.append(argmax_triton(x)) or chosen[-1])
+    tokens, _ = case.launch_unfused("triton")
+    assert chosen == [tokens]
+    assert torch.equal(tokens, expected)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
