@@ -27,7 +27,8 @@ from engine.weights import LayerWeights, Linear
 
 
 class Ops:
-    """The baseline. On CUDA each op is one kernel (Triton or cuBLAS), on a CPU its plain-PyTorch twin."""
+    """The baseline. On CUDA each op is one kernel (Triton or cuBLAS), and one more where it merges parts; on a CPU
+    it is a plain-PyTorch twin."""
 
     # Primitive ops.
 
