@@ -106,14 +106,20 @@ def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str,
 
 def _known(point: Point, table: Mapping[str, Measured]) -> list[Tile]:
     """The tiles that the table has for a kernel, of these rows and then of the classes beside them, cut for these."""
-    block_m = max(LEAST_ROWS, point.rows)
     return [
-        replace(tile, block_m=block_m) if tile.path in ("held", "skinny") else tile
+        _cut_for(point.rows, tile)
         for rows in (point.rows, point.rows // 2, 2 * point.rows)
         for gpu in table.values()
         for key, found in gpu.tiles.items()
         if key.split()[0] == point.op and (tile := found.get(str(rows)))
     ]
+
+
+def _cut_for(rows: int, tile: Tile) -> Tile:
+    """The tile with as many rows; a wide one has others beside it."""
+    if tile.path == "wide":
+        return tile
+    return replace(tile, block_m=rows if tile.path == "gemv" else max(LEAST_ROWS, rows))
 
 
 def second_choices(

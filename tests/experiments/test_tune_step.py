@@ -297,6 +297,17 @@ def test_the_tables_tiles_are_tried_at_other_shapes() -> None:
     assert neighbours(best, problem)[0] in [choice.tile for choice in second_choices(point, problem, took, off, off)]
 
 
+def test_a_gemv_of_the_rows_beside_is_cut_for_these() -> None:
+    """One row more computes what there is not, one less is not legal."""
+    of_one, of_two = Tile("gemv", 1, 2, 64, 2, 2), Tile("gemv", 2, 4, 64, 2, 2)
+    known = {"Y": Measured({"norm_linear 64x64": {"1": of_one, "2": of_two}})}
+    for rows, tiles in ((1, [of_one, of_two]), (2, [of_two, of_one])):
+        [(site, point)] = step_points(SIZES, rows, ("norm_linear",)).items()
+        first = first_choices(site, point, point.problem(2, 132), known)
+        tried = [choice.tile for choice in first if choice.tile]
+        assert tried[1:3] == [replace(tile, block_m=rows) for tile in tiles]
+
+
 def test_many_rows_can_have_the_product_for_hopper_or_a_tile() -> None:
     points = step_points(SIZES, 128, ("norm_linear", "gate_up_silu", "linear_add"))
     first = {site: first_choices(site, point, point.problem(2, 132), {}) for site, point in points.items()}
