@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from engine.kernels._triton import next_power_of_2
 from experiments.errors import UserError
 from experiments.kernels.cases import sites
 from experiments.kernels.step_choices import ATTENTION, SITES
@@ -20,9 +21,10 @@ WHOLE_HEADS = "whole_heads"
 OPS: Mapping[str, str] = dict(SITES)
 SITES_KNOWN = (*OPS, ATTENTION, WHOLE_HEADS)
 ON_OFF = {"on": True, "off": False}
-TILE = re.compile(r"(gemv|held|skinny|wide)-(\d+)x(\d+)x(\d+)-(\d+)-(\d+)(?:-(\d+))?")
-CUT = re.compile(r"(\d+)x(\d+)-(\d+)-(\d+)(?:-(\d+))?")
-HOPPER_CUT = re.compile(r"hopper-(\d+)x(\d+)(?:-(\d+))?")
+N = r"([1-9]\d*)"
+TILE = re.compile(rf"(gemv|held|skinny|wide)-{N}x{N}x{N}-{N}-{N}(?:-{N})?")
+CUT = re.compile(rf"{N}x{N}-{N}-{N}(?:-(\d+))?")
+HOPPER_CUT = re.compile(rf"hopper-{N}x{N}(?:-(\d+))?")
 
 
 def trial_in_words(words: str, sizes: Mapping[str, Any]) -> Trial:
@@ -30,8 +32,12 @@ def trial_in_words(words: str, sizes: Mapping[str, Any]) -> Trial:
     tiles: dict[str, Tile] = {}
     fused: dict[str, bool] = {}
     cut = None
+    seen: set[str] = set()
     for change in words.split("+"):
         site, _, how = change.partition(":")
+        if site in seen:
+            raise UserError(f"choices: {words!r} says twice how {site} is to run")
+        seen.add(site)
         if site == WHOLE_HEADS and how in ON_OFF:
             fused[WHOLE_HEADS] = ON_OFF[how]
         elif site == ATTENTION:
@@ -61,5 +67,7 @@ def _cut(change: str, how: str) -> Cut:
         return Cut(parts, stages=ring, ahead=ahead, hopper=True)
     if found := CUT.fullmatch(how):
         parts, tokens, warps, stages, ahead = map(int, found.groups("0"))
+        if tokens != next_power_of_2(tokens) or warps != next_power_of_2(warps):
+            raise UserError(f"choices: {change!r} has tokens or warps that are no power of two")
         return Cut(parts, tokens, warps, stages, ahead)
     raise UserError(f"choices: {change!r} is neither off nor a cut PARTSxTOKENS-WARPS-STAGES nor hopper-PARTSxRING")

@@ -48,6 +48,9 @@ def test_a_choice_in_words_is_a_trial() -> None:
         (["models=[tiny]", "prefills=[64,4096]"], "4,097 tokens, .* do not fit tiny's 4,096 positions"),
         (["points=[[1,8]]", "choices=[head:on]"], "'head:on' is no SITE:HOW; sites are qkv"),
         (["points=[[1,8]]", "choices=[qkv:held]"], "'qkv:held' is neither on nor off nor a tile"),
+        (["points=[[1,8]]", "choices=[attention:0x128-8-1]"], "'attention:0x128-8-1' is neither off nor a cut"),
+        (["points=[[1,8]]", "choices=[attention:2x100-8-1]"], "has tokens or warps that are no power of two"),
+        (["points=[[1,8]]", "choices=[o:on+o:off]"], "says twice how o is to run"),
         (["points=[[1,8]]", "choices=[attention:3]"], "'attention:3' is neither off nor a cut"),
     ],
 )
