@@ -23,6 +23,8 @@ from experiments.records import Cell, CellResult
 MANIFEST = "manifest.json"
 CELLS = "cells"
 LOGS = "logs"
+TRACES = "traces"
+COUNTERS = "counters"
 
 
 class RunStore:
@@ -45,8 +47,8 @@ class RunStore:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def discard(self) -> None:
-        """Remove a run that holds no cell, so that nobody takes it for the latest."""
-        if not any((self.path / CELLS).iterdir()):
+        """Remove a run that holds neither cells nor what `trace` keeps, so that nobody takes it for the latest."""
+        if not any(file for part in (CELLS, TRACES, COUNTERS) for file in (self.path / part).glob("*")):
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property

@@ -14,14 +14,14 @@ import pytest
 
 from experiments import plain
 from experiments.compose import compose
-from experiments.durable import write_json
+from experiments.durable import make_new_folder, write_json
 from experiments.environment import ROOT, Code, Environment, Gpu
 from experiments.errors import UserError
 from experiments.manifest import Manifest, new_manifest
 from experiments.models import find_model
 from experiments.plan import make_plan
 from experiments.records import CellResult, Status
-from experiments.store import RunStore, create_run, read_run, resume_run
+from experiments.store import COUNTERS, TRACES, RunStore, create_run, read_run, resume_run
 
 CODE = Code("abcdef0123456789", False, "0" * 64)
 GPU = Gpu("NVIDIA H200", "570.1", 141 << 30, 1)
@@ -218,6 +218,11 @@ def test_an_empty_run_can_be_discarded_and_no_other(tmp_path: Path) -> None:
         store.write_cell(results_of(store)[0])
         store.discard()
         assert len(read_run(store.path)[1]) == 1
+    for part in (TRACES, COUNTERS):
+        with create_run(tmp_path, manifest()) as store:
+            write_json(make_new_folder(store.path / part) / "cell.json", {})
+            store.discard()
+            assert (store.path / part / "cell.json").exists()
 
 
 def test_ten_thousand_cells_are_resumed_in_five_seconds(tmp_path: Path) -> None:
