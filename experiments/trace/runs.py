@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from experiments import plain
 from experiments.environment import code
 from experiments.errors import UserError
-from experiments.manifest import Manifest, new_manifest
+from experiments.manifest import Manifest, changes, new_manifest
 from experiments.records import Cell, CellResult, Status
-from experiments.store import MANIFEST, RunStore, create_run, read_manifest, read_run
+from experiments.store import COUNTERS, MANIFEST, TRACES, RunStore, create_run, read_manifest, read_run
 from experiments.sweep import Prepared
 from experiments.trace.ledger import Ledger
 
-TRACES, COUNTERS = "traces", "counters"
 STEP_METRICS = ("step_ms", "ttft_ms")
 
 
@@ -68,7 +68,8 @@ class TraceRun:
 def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
     """The run called `wanted`, or a new one where there is none yet (or `new` is asked for).
 
-    UserError for a run that is unknown, in use, or of another device, dtype or GPU than this one.
+    UserError for a run that is unknown, in use, or of another device, dtype or GPU than this one, or whose variants of
+    the same names are others.
     """
     config = prepared.config
     manifest = new_manifest(config, prepared.models, prepared.plan, prepared.environment, code())
@@ -89,8 +90,7 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
         try:
             yield TraceRun(store.path, results, manifest)
         finally:
-            kept = [file for part in (TRACES, COUNTERS) for file in (store.path / part).iterdir()]
-            if path is None and not kept:
+            if path is None:
                 store.discard()
 
 
@@ -110,3 +110,8 @@ def _insist_on(found: Manifest, ours: Manifest, path: Path) -> None:
         theirs, mine = getattr(found, key), getattr(ours, key)
         if theirs != mine:
             raise UserError(f"run {path.name} has {key} {theirs or 'none'}, this trace {mine or 'none'}; use run=new")
+    # A ledger is shown under its variant's name, beside the times of that run.
+    measured, traced = ({v.name: plain.encode(v) for v in run.config.variants} for run in (found, ours))
+    for name in measured.keys() & traced.keys():
+        if differs := list(changes(measured[name], traced[name], f"variant.{name}")):
+            raise UserError(f"run {path.name} is of another {name}: {'; '.join(differs)}; use run=new")

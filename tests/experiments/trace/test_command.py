@@ -112,6 +112,12 @@ def test_a_run_of_another_machine_is_refused_and_new_makes_one(tmp_path: Path) -
     assert (code, len(list(outcome.path.parent.iterdir()))) == (0, 2)
 
 
+def test_another_variant_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    sweep(tmp_path, "models=[tiny]", "device=cpu", "dtype=float32")
+    with pytest.raises(UserError, match=r"variant\.fused\.switches\.norm_linear was .* use run=new"):
+        run(tmp_path, "dtype=float32", "variants=[baseline,fused]", "variant.fused.switches.norm_linear=false")
+
+
 def test_a_sweep_under_way_is_left_alone(tmp_path: Path) -> None:
     config = compose([*SMALL, f"results_dir={tmp_path / 'results'}"])
     run(tmp_path)
