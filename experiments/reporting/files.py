@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.durable import mendable
 from experiments.reporting.charts import paper
 from experiments.reporting.document import Document, document_of
 from experiments.reporting.formats import to_csv, to_latex, to_markdown
@@ -43,7 +44,17 @@ def _files(document: Document, summaries: Mapping[str, Analysis]) -> dict[str, b
 
 
 def write(files: dict[str, bytes], folder: Path) -> None:
-    """Put a report in place, each file whole or not at all, and clear away figures and tables of an older one."""
+    """Put a report in place, each file whole or not at all, and clear away figures and tables of an older one.
+
+    UserError where the folder cannot be written.
+    """
+    try:
+        _write(files, folder)
+    except OSError as error:
+        raise mendable(error, folder) from error
+
+
+def _write(files: dict[str, bytes], folder: Path) -> None:
     for part in ("tables", "figures"):
         (folder / part).mkdir(parents=True, exist_ok=True)
         for old in sorted((folder / part).iterdir()):
@@ -54,5 +65,9 @@ def write(files: dict[str, bytes], folder: Path) -> None:
         if target.is_file() and target.read_bytes() == data:
             continue
         partial = target.with_name(f".{target.name}.tmp")
-        partial.write_bytes(data)
-        os.replace(partial, target)
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, target)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

@@ -1,6 +1,7 @@
 """The whole report: reproducible bytes, a page that stands alone, honest pages for broken runs, size and speed."""
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from experiments.errors import UserError
 from experiments.records import CellResult, Status, Verdict
 from experiments.reporting.files import build, write
 from experiments.reporting.run import Run, assemble
@@ -304,3 +306,17 @@ def test_writing_replaces_an_older_report_and_nothing_else(tmp_path: Path) -> No
     write({"index.html": b"new", "tables/t.csv": b"1"}, tmp_path)
     left = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert left == {"index.html": b"new", "tables/t.csv": b"1", "mine.txt": b"kept"}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        write({"index.html": b"x"}, tmp_path / "file")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="no space left for"):
+        write({"index.html": b"x"}, tmp_path / "report")
+    assert [path.name for path in (tmp_path / "report").rglob("*") if path.is_file()] == []
