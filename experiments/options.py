@@ -64,12 +64,20 @@ def _typed(where: str, value: str, kind: Any) -> Any:
         return value
     if kind is float:
         return _number(where, value)
-    loaded = yaml.safe_load(value)
+    loaded = _loaded(value)
     if type(loaded) is not kind:
         raise UserError(f"{where} is no {'whole number' if kind is int else 'choice of true or false'}")
     if kind is int and loaded < 0:
         raise UserError(f"{where} must not be negative")
     return loaded
+
+
+def _loaded(value: str) -> Any:
+    """What YAML makes of the value; the value itself where that is nothing."""
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        return value
 
 
 def _unlisted(value: str) -> str:
