@@ -97,3 +97,8 @@ def test_a_log_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> No
 
 def test_places_on_this_machine_are_left_out() -> None:
     assert without_paths(f"{ROOT}/engine/ops.py and {Path.home()}/models") == "engine/ops.py and ~/models"
+
+
+def test_a_home_that_is_the_root_leaves_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/")
+    assert without_paths("3 tokens/s of /models") == "3 tokens/s of /models"
