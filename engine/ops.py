@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.batch import Batch, Context, LayerCache, Stream
+from engine.batch import Context, LayerCache, Stream
 from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
 from engine.kernels.decode_attention import paged_decode_attention
@@ -76,22 +76,22 @@ class Ops:
         return rope(q_TND, k_TMD, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2)
 
     @op
-    def store_kv(self, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, batch: Batch) -> None:
+    def store_kv(self, k_TMD: Tensor, v_TMD: Tensor, cache: LayerCache, ctx: Context) -> None:
         """Write this step's keys and values to their pages."""
-        store_kv(k_TMD, v_TMD, cache.k, cache.v, batch.slots_T)
+        store_kv(k_TMD, v_TMD, cache.k, cache.v, ctx.batch.slots_T)
 
     @op
-    def decode_attention(self, q_BND: Tensor, cache: LayerCache, batch: Batch, ctx: Context) -> Tensor:
+    def decode_attention(self, q_BND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
         """One query per sequence against its pages."""
-        n = batch.num_decode
+        batch, n = ctx.batch, ctx.batch.num_decode
         scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
         tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
         return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window)
 
     @op
-    def prefill_attention(self, q_TND: Tensor, cache: LayerCache, batch: Batch, ctx: Context) -> Tensor:
+    def prefill_attention(self, q_TND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
         """Chunks of queries against their sequences' pages, causal from the end."""
-        n = batch.num_decode
+        batch, n = ctx.batch, ctx.batch.num_decode
         scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
         tables, lens = batch.block_tables_BP[n:], batch.context_lens_B[n:]
         cu_seqlens = cast(Tensor, batch.cu_seqlens_B1)
@@ -133,20 +133,19 @@ class Ops:
             q = self.rms_norm(q, layer.q_norm_D, config.norm_eps)
             k = self.rms_norm(k, layer.k_norm_D, config.norm_eps)
         q, k = self.rope(q, k, ctx)
-        self.store_kv(k, v, cache, ctx.batch)
+        self.store_kv(k, v, cache, ctx)
         return q
 
     def attention(self, q_TND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
         """Attention of the whole step [T, N * D]: decode rows, then prefill chunks."""
-        batch = ctx.batch
-        n = batch.num_decode
-        if batch.cu_seqlens_B1 is None:
-            out = self.decode_attention(q_TND, cache, batch, ctx)
+        n = ctx.batch.num_decode
+        if ctx.batch.cu_seqlens_B1 is None:
+            out = self.decode_attention(q_TND, cache, ctx)
         elif n == 0:
-            out = self.prefill_attention(q_TND, cache, batch, ctx)
+            out = self.prefill_attention(q_TND, cache, ctx)
         else:
-            decode = self.decode_attention(q_TND[:n], cache, batch, ctx)
-            out = torch.cat((decode, self.prefill_attention(q_TND[n:], cache, batch, ctx)))
+            decode = self.decode_attention(q_TND[:n], cache, ctx)
+            out = torch.cat((decode, self.prefill_attention(q_TND[n:], cache, ctx)))
         return out.flatten(1)
 
     def mlp(self, stream: Stream, layer: LayerWeights, eps: float) -> Stream:

@@ -86,7 +86,7 @@ class CompiledOps(Ops):
         q, k, v, residual = before(
             stream.delta_TH, stream.residual_TH, layer, ctx.batch.positions_T, ctx.cos_PD2, ctx.sin_PD2, ctx.config
         )
-        self.store_kv(k, v, cache, ctx.batch)
+        self.store_kv(k, v, cache, ctx)
         delta = self.linear(self.attention(q, cache, ctx), layer.o)
         delta, residual = after(delta, residual, layer, ctx.config.norm_eps)
         if layer.down.sum_over is not None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine import Runtime, Variant
-from engine.batch import Batch, Context, LayerCache, Stream
+from engine.batch import Context, LayerCache, Stream
 from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
 from engine.kernels.decode_attention import paged_decode_attention
@@ -146,9 +146,9 @@ class FusedOps(Ops):
         )  # fmt: skip
 
     @op
-    def decode_attention(self, q_BND: Tensor, cache: LayerCache, batch: Batch, ctx: Context) -> Tensor:
+    def decode_attention(self, q_BND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
         """The baseline's kernel, in the chain of dependent launches."""
-        n = batch.num_decode
+        batch, n = ctx.batch, ctx.batch.num_decode
         scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
         tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
         return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
