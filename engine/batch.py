@@ -1,6 +1,7 @@
-"""What one forward pass reads: device tensors only, so that a CUDA graph can own them.
+"""What one forward pass reads: device tensors, which a CUDA graph can own, and numbers that it is captured with.
 
-Shape suffixes: T tokens of the step, B sequences, P blocks a sequence may hold, D head dim.
+Shape suffixes: T tokens of the step, B sequences, H hidden size, J tiles of columns, D2 half the head dim, P blocks
+that a sequence may hold or, of the rotary tables, positions.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""CUDA graphs over whole steps, and the one place that decides whether a step gets one."""
+"""CUDA graphs over whole steps: captured, replayed, and counted where a step goes without one."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,10 @@ logger = logging.getLogger("fusebench.engine")
 
 
 class GraphKey(NamedTuple):
-    """What a captured step is good for: its shapes are padded to the layout."""
+    """What a captured step is good for: its shapes are padded to the layout.
+
+    A `greedy` step ends in token ids, any other in logits.
+    """
 
     layout: Layout
     greedy: bool

@@ -121,9 +121,10 @@ class SequenceState:
     `tokens` (of typecode q) are the prompt and every generated token known on the host: packed, so that a step's inputs
     and a page's key are copied and not gathered from objects. `num_in_flight` counts the tokens that launched
     steps will add to them: 0 or 1 between the engine's steps. `num_computed` tokens have their keys and values in the
-    cache, or will once the launched steps are through. `row` is the sequence's place in device-resident state, held
-    while it runs; `fed_back` says that its next input token is the one sampled into that row. Pages of a sequence that
-    is not `shareable` stay its own.
+    cache, or will once the launched steps are through. The first `num_sealed` of its `blocks`, the pages of the cache,
+    are full, and what they hold is known to the prefix cache as `sealed_content_id`. `row` is the sequence's place in
+    device-resident state, held while it runs; `fed_back` says that its next input token is the one sampled into that
+    row. Pages of a sequence that is not `shareable` stay its own.
     """
 
     request_id: int
