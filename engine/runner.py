@@ -60,7 +60,8 @@ class Runner:
         self._sampled = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.device)
         self._out = [torch.zeros(config.max_num_seqs, dtype=torch.int64, pin_memory=cuda) for _ in range(3)]
         self._turn = 0
-        self._on_device: object = None
+        # The decode step whose inputs the device has, moved on by itself; None where it has others.
+        self._uploaded: object = None
 
     @property
     def num_blocks(self) -> int:
@@ -93,12 +94,12 @@ class Runner:
             return self._replay(step.layout, step.greedy)
         if step.layout.decode_only:
             return self._decode_step(step.layout, step.greedy)
-        return self._prompt_step(step.layout, step.num_rows, step.max_query_len, step.greedy)
+        return self._prompt_step(step.layout, step.num_logit_rows, step.max_query_len, step.greedy)
 
     @on_every_rank
     def logits(self, batch: Batch) -> Tensor:
         """Logits of a batch made by hand, on any device; keys and values go to the pages that it names."""
-        self._on_device = None
+        self._uploaded = None
         with torch.inference_mode():
             return logits(self.model, self.ops, hidden(self.model, self.ops, batch.to(self.device), self.caches))
 
@@ -170,7 +171,7 @@ class Runner:
     @contextmanager
     def _padded(self, layout: Layout) -> Iterator[None]:
         """Inside the block a step of this shape computes nothing but padding."""
-        self._on_device = None
+        self._uploaded = None
         host = self.staging.next()
         if layout.decode_only:
             packed = inputs.fill_decode(host, layout, [], self.dummy_row)
@@ -192,7 +193,7 @@ class Runner:
     def forget_graphs(self) -> None:
         """Drop all graphs; the next steps capture anew."""
         self.graphs.clear()
-        self._on_device = None
+        self._uploaded = None
 
     @on_every_rank
     def capture_anew(self) -> None:
@@ -206,9 +207,10 @@ class Runner:
     # Decode-only steps.
 
     def _decode_layout(self, decodes: list[Scheduled]) -> Layout:
-        size = round_up(len(decodes), self.decode_sizes) if self.graphs.enabled else None
+        size = len(decodes)
+        if self.graphs.enabled:
+            size = round_up(size, self.decode_sizes) or size
         width = round_up(max(len(item.sequence.blocks) for item in decodes), self.table_widths)
-        size = size or len(decodes)
         return Layout(size, size, size, width or self.table_width)
 
     def _decode_launch(self, decodes: list[Scheduled], greedy: bool) -> Launch:
@@ -223,9 +225,9 @@ class Runner:
             [(item.sequence.request_id, item.sequence.row, len(item.sequence.blocks)) for item in decodes],
         )
         packed = None
-        if wanted != self._on_device:
+        if wanted != self._uploaded:
             packed = inputs.fill_decode(self.staging.next(), layout, decodes, self.dummy_row)
-            self._on_device = wanted
+            self._uploaded = wanted
         return Launch(layout, greedy, self.graphs.enabled, packed)
 
     def _decode_step(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -239,9 +241,9 @@ class Runner:
     # Steps with prefill chunks in them.
 
     def _prompt_launch(self, decodes: list[Scheduled], prefills: list[Scheduled], greedy: bool) -> Launch:
-        self._on_device = None
+        self._uploaded = None
         num_tokens = sum(item.length for item in prefills)
-        num_rows = len(decodes) + sum(item.samples for item in prefills)
+        num_logit_rows = len(decodes) + sum(item.samples for item in prefills)
         max_query_len = max(item.length for item in prefills)
         layout = self._graphed_layout(num_tokens, len(prefills), len(decodes), greedy)
         graphed = layout is not None
@@ -252,7 +254,7 @@ class Runner:
             self._ensure_captured(layout, greedy)
         host = self.staging.next()
         packed = inputs.fill_prompts(host, layout, decodes, prefills, self.config.block_size, self.dummy_row)
-        return Launch(layout, greedy, graphed, packed, num_rows, max_query_len)
+        return Launch(layout, greedy, graphed, packed, num_logit_rows, max_query_len)
 
     def _graphed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, greedy: bool) -> Layout | None:
         """The padded shape whose graph serves this step; None, with the reason counted, where none does.
@@ -295,18 +297,18 @@ class Runner:
         return None
 
     def _prompt_step(
-        self, layout: Layout, num_rows: int, max_query_len: int, greedy: bool
+        self, layout: Layout, num_logit_rows: int, max_query_len: int, greedy: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
-        batch = inputs.prompt_batch(self.staging.device_buffer, layout, num_rows, max_query_len)
+        batch = inputs.prompt_batch(self.staging.device_buffer, layout, num_logit_rows, max_query_len)
         if layout.num_decode:
             # Decode rows always sample and come first, so the first of `rows` are theirs.
             rows = fields["rows"][: layout.num_decode]
             batch.token_ids_T[: layout.num_decode] = self.last_token_R[rows].to(batch.token_ids_T.dtype)
         stream = hidden(self.model, self.ops, batch, self.caches)
-        if num_rows == 0:
+        if num_logit_rows == 0:
             return None, None
-        return self._finish(stream, fields["rows"][:num_rows], greedy)
+        return self._finish(stream, fields["rows"][:num_logit_rows], greedy)
 
     # What both share.
 
