@@ -81,15 +81,11 @@ class BlockManager:
         self.num_hit_tokens += sequence.num_computed
         self.num_queried_tokens += len(sequence.tokens)
 
-    def missing(self, sequence: SequenceState, num_tokens: int) -> int:
-        """Blocks still to be taken before the sequence can hold so many tokens."""
-        return max(0, self.blocks_for(num_tokens) - len(sequence.blocks))
-
     def grow(self, sequence: SequenceState, num_tokens: int) -> bool:
         """Let a sequence hold so many tokens; False, and nothing changed, where the pool is too full."""
         if num_tokens <= len(sequence.blocks) * self.block_size:
             return True
-        missing = self.missing(sequence, num_tokens)
+        missing = self.blocks_for(num_tokens) - len(sequence.blocks)
         if missing > self.num_free:
             return False
         for _ in range(missing):
