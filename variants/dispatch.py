@@ -35,7 +35,6 @@ MAX_ROWS = {
     "residual_epilogue": (32, 16),
     "silu_epilogue": (32, 16),
     "lm_head": (16, 16),
-    "attention": (64, 64),
 }
 # From this many rows on they pay again, with kernels for Hopper, ...
 MIN_MANY_ROWS = {"norm_linear": (4096, 4096), "silu_epilogue": (1024, 512)}
@@ -43,6 +42,8 @@ MIN_MANY_ROWS = {"norm_linear": (4096, 4096), "silu_epilogue": (1024, 512)}
 MIN_WHOLE_HEAD_ROWS = (1024, math.inf)
 # ... and from this many cuBLAS adds the residual as it stores (docs/data/many_rows.json).
 MIN_ADDED_ROWS = 1024
+# Most rows of a decode step whose attention pays: it has no weight and no entry in the table.
+MAX_ATTENTION_ROWS = 64
 
 
 def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
@@ -58,8 +59,7 @@ def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
         least = measured.fused_from_rows.get(key, MIN_MANY_ROWS[rung][n * k > LARGE_WEIGHTS])
         if num_rows >= least and supported(x_MK, weight_NK):
             return True
-    bound = measured.fused_up_to_rows.get(key)
-    return pays(rung, num_rows, n, k) if bound is None else num_rows <= bound
+    return num_rows <= measured.fused_up_to_rows.get(key, most_rows(rung, n, k))
 
 
 def product_adds(x_MK: Tensor, weight_NK: Tensor) -> bool:
@@ -79,24 +79,19 @@ def _tried(rung: str, weight_NK: Tensor) -> bool:
 
 
 def attention_pays(num_rows: int, hopper: bool) -> bool:
-    """The same for a decode step's attention, which has no weight and no entry in the table.
+    """Whether a decode step's attention is to be one kernel with what lies before it.
 
     The kernel for Hopper, where it can run (`hopper`), pays with any number of rows.
     """
-    return on_trial().fused.get("attention", hopper or pays("attention", num_rows, 0, 0))
-
-
-def pays(rung: str, num_rows: int, num_outputs: int, num_inputs: int) -> bool:
-    """The same where nothing was measured."""
-    return num_rows <= most_rows(rung, num_outputs, num_inputs)
+    return on_trial().fused.get("attention", hopper or num_rows <= MAX_ATTENTION_ROWS)
 
 
 def most_rows(rung: str, num_outputs: int, num_inputs: int) -> int:
-    """The most rows at which it pays, but for many, where nothing was measured."""
+    """The most rows at which a rung pays whose shape was not measured; from MIN_MANY_ROWS on it pays again."""
     return MAX_ROWS[rung][num_outputs * num_inputs > LARGE_WEIGHTS]
 
 
 @cache
-def turn_off(rung: str, reason: str) -> None:
-    """Say, once, that a rung is switched on and runs nowhere."""
+def say_off(rung: str, reason: str) -> None:
+    """Log, once, that a rung is switched on and runs nowhere."""
     logger.info("%s does not run: %s", rung, reason)

@@ -27,7 +27,7 @@ from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
-from variants.dispatch import attention_pays, pays_here, product_adds, turn_off, whole_heads_pay
+from variants.dispatch import attention_pays, pays_here, product_adds, say_off, whole_heads_pay
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
 from variants.kernels.decode_qkv_attention_sm90 import supported
@@ -65,7 +65,7 @@ class FusedOps(Ops):
     pdl: bool
 
     def runs(self, name: str, x_TK: Tensor, linear: Linear) -> bool:
-        """Whether a rung's kernel takes this product."""
+        """Whether a rung's kernel takes this product; if so it leaves its mark for a trace."""
         takes = self.switches[name] and pays_here(name, x_TK, linear.weight_NK)
         if takes:
             rung(name)
@@ -93,13 +93,6 @@ class FusedOps(Ops):
         """The baseline's kernels, in the chain of dependent launches."""
         return argmax(logits_BV, self.pdl)
 
-    def _attends_at_once(self, qkv_TO: Tensor, cache: LayerCache, ctx: Context) -> bool:
-        """Whether one kernel leads from the QKV projection of a decode step to the attention output."""
-        if not (self.switches["attention"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is not None:
-            return False
-        hopper = supported(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
-        return attention_pays(ctx.batch.num_decode, hopper)
-
     @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
         """(linear(norm(stream)), the stream as one tensor)."""
@@ -113,7 +106,7 @@ class FusedOps(Ops):
         """residual + linear(x): added in the epilogue with its sums of squares, or left pending for the next norm."""
         if linear.sum_over is not None:
             # Its epilogue would add the residual, and square the sum, once for each rank's part of the product.
-            turn_off("residual_epilogue", "the product is summed over tensor-parallel ranks")
+            say_off("residual_epilogue", "the product is summed over tensor-parallel ranks")
             return Stream(self.linear(x_TK, linear), residual_TH)
         if self.switches["residual_epilogue"] and linear.bias_N is None and product_adds(x_TK, linear.weight_NK):
             # Nobody else reads the stream as it was. No mark: a trace does not tell this product from others.
@@ -152,6 +145,13 @@ class FusedOps(Ops):
         scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
         tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
         return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
+
+    def _attends_at_once(self, qkv_TO: Tensor, cache: LayerCache, ctx: Context) -> bool:
+        """Whether one kernel leads from the QKV projection of a decode step to the attention output."""
+        if not (self.switches["attention"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is not None:
+            return False
+        hopper = supported(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
+        return attention_pays(ctx.batch.num_decode, hopper)
 
     @op
     def attend(self, qkv_TO: Tensor, layer: LayerWeights, cache: LayerCache, ctx: Context) -> Tensor:

@@ -40,7 +40,7 @@ def test_a_residual_is_added_once(caplog: pytest.LogCaptureFixture) -> None:
     """Not in the epilogue of each rank's part of the product; that the rung is off is said once."""
     x, weight, bias, residual = noise(3, 8), noise(5, 8), noise(5), noise(3, 5)
     ops: Any = VARIANTS["fused"].ops
-    dispatch.turn_off.cache_clear()
+    dispatch.say_off.cache_clear()
 
     def task(ranks: Ranks) -> list[Stream]:
         part = Linear(ranks.part(weight, 1), bias if ranks.rank == 0 else None, sum_over=ranks)
