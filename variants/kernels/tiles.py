@@ -19,6 +19,7 @@ MAX_HELD_WEIGHTS = 8 * 2**20
 # Weights that a thread can have in its registers, and the most parts of K that are worth their sum.
 HELD_A_THREAD = 128
 MAX_HELD_SPLITS = 4
+MIN_HELD_WARPS, MAX_HELD_WARPS = 4, 8
 # Larger weights, prefetched for several kernels ahead, push each other out of L2 again.
 MAX_PREFETCH_BYTES = 9 * 2**20
 # Every program reads all of x, past any loop that could hide it.
@@ -85,14 +86,16 @@ def _gemv_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int) -> Tile:
 
 
 def _held_tile(m: int, k: int, weights: int, can_split: bool) -> Tile:
-    block_n, num_warps = 16, 8
-    most = HELD_A_THREAD * 32 * num_warps // block_n // weights
+    block_n, weights_a_warp = 16, HELD_A_THREAD * 32
+    most = weights_a_warp * MAX_HELD_WARPS // block_n // weights
     block_k, splits = min(max(128, next_power_of_2(k)), most), 1
     if k > block_k and can_split:
         # Parts that fill their blocks if there are such.
         whole = (s for s in range(2, MAX_HELD_SPLITS + 1) if k % s == 0 and next_power_of_2(k // s) == k // s <= most)
         splits = next(whole, min(cdiv(k, block_k), MAX_HELD_SPLITS))
         block_k = min(max(128, next_power_of_2(cdiv(k, splits))), most)
+    # As few as hold it: at equal blocks four were 2 to 8 % of a step faster than eight (docs/data/few_warps.json).
+    num_warps = max(MIN_HELD_WARPS, block_n * block_k * weights // weights_a_warp)
     return Tile("held", max(8, next_power_of_2(m)), block_n, block_k, num_warps, stages=1, splits=splits)
 
 
