@@ -15,7 +15,8 @@ from experiments.reporting.headline import lead_of
 
 HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
-SINCE = (Path("reports/headline_185a845/summary.json"), Path("reports/offline_185a845/summary.json"))
+# A run a machine, oldest first.
+MACHINES = ("_5bc1efb", "_185a845", "")
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
 BATCHES = Path("reports/batches/summary.json")
@@ -31,12 +32,6 @@ Place = tuple[str, str, int, int]
 def headline(root: Path) -> str:
     """Every cell of the committed H200 run: time by variant, speed-up with interval, share of the floor."""
     return _run_table(root, HEADLINE, OFFLINE)
-
-
-@block
-def headline_since(root: Path) -> str:
-    """The same cells of a newer commit, in fewer rounds."""
-    return _run_table(root, *SINCE)
 
 
 @block
@@ -86,6 +81,41 @@ def goals(root: Path) -> str:
     ran = ", ".join(f"run {run_id}" for _, run_id, _ in runs) or "no H200 run is committed yet"
     caption = f"Decode and prefill in ms, offline in output tokens/s; fused: {ran}. {quoted['source']}"
     return markdown(columns, rows, caption)
+
+
+@block
+@usable(GOALS)
+def machines(root: Path) -> str:
+    """The bars on several machines: `baseline` and `fused` of a run each, and what that run measured of its GPU."""
+    columns = [Column("cell", "Cell"), Column("bar", "first bar", Kind.NUMBER)]
+    times, rates = [], []
+    for suffix in MACHINES:
+        runs = _committed(root, *(Path(f"reports/{name}{suffix}/summary.json") for name in ("headline", "offline")))
+        if not runs:
+            continue
+        with usable(*runs):
+            first, *_ = runs.values()
+            commit, ceilings = first["commit"][:7], first["ceilings"]
+            tera = (ceilings[rate] / 1e12 for rate in ("read_bytes_per_s", "bf16_flop_per_s"))
+            rates.append("{} {:.2f} TB/s and {:.0f} TFLOP/s".format(commit, *tera))
+            times.append({key: median for run in runs.values() for key, median in _medians(run).items()})
+        columns += [Column(f"{name} {commit}", f"{name}, {commit}", Kind.NUMBER) for name in (BASELINE, "fused")]
+    rows = []
+    for cell in read(root, GOALS)["cells"]:
+        place = (cell["model"], cell["workload"], cell["batch"], cell["context"])
+        of_machines = [run.get((place, variant)) for run in times for variant in (BASELINE, "fused")]
+        rows.append((cell_name(*place), cell["bar"], *of_machines))
+    measured = "; ".join(rates) or "no H200 run is committed yet"
+    caption = (
+        f"Decode and prefill in ms, offline in output tokens/s. Read and multiplied in the headline's run: {measured}."
+    )
+    return markdown(tuple(columns), rows, caption)
+
+
+def _medians(run: Mapping[str, Any]) -> dict[tuple[Place, str], float]:
+    """The median by place and variant."""
+    rows = (row for row in run["rows"] if row["status"] == "ok" and METRICS[row["metric"]].primary)
+    return {(place_of(row), row["variant"]): row["median"] for row in rows}
 
 
 def _fused(run: Mapping[str, Any]) -> dict[Place, tuple[float, int, str]]:

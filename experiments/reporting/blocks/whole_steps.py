@@ -13,6 +13,7 @@ MANY_SEQUENCES = Path("docs/data/many_sequences.json")
 PREFILL_GRAPHS = Path("docs/data/prefill_graphs.json")
 SHORT_CONTEXTS = Path("docs/data/short_contexts.json")
 ROWS_BESIDE = Path("docs/data/rows_beside.json")
+FEW_WARPS = Path("docs/data/few_warps.json")
 PREFILL_CHOICES = Path("docs/data/prefill_choices.json")
 # Of the cuts that were tried at a place.
 FASTEST = 3
@@ -116,6 +117,21 @@ def rows_beside(root: Path) -> str:
     )
     times = [(_step(row), median(row["before_us"]), median(row["after_us"])) for row in found["tiles"]]
     return markdown(columns, [(step, old, new, old / new) for step, old, new in times], _made(found))
+
+
+@block
+@usable(FEW_WARPS)
+def few_warps(root: Path) -> str:
+    """A decode step with eight warps in held products, and with four in one of them."""
+    found = read(root, FEW_WARPS)
+    columns = (
+        Column("cell", "Step"),
+        Column("own", "Eight warps, µs", Kind.NUMBER),
+        Column("qkv", "QKV with four, µs", Kind.NUMBER),
+        Column("o", "o with four, µs", Kind.NUMBER),
+    )
+    rows = [(_step(row), *(median(row["us"][how]) for how in ("own", "qkv", "o"))) for row in found["steps"]]
+    return markdown(columns, rows, _made(found))
 
 
 @block
