@@ -109,7 +109,14 @@ def output_tokens_per_s(result: CellResult) -> float | None:
     return _sampled(result, "output_tokens_per_s")
 
 
-@metric("ms", Better.LOWER, ("decode", "prefill"), "step_device_ms")
+@metric("ms", Better.LOWER, ("prefill",), "ttft_launch_ms", bounded=False)
+def ttft_launch_ms(result: CellResult) -> float | None:
+    """The part of ttft_ms until the engine has launched its first step: scheduling, packing, the upload and the launch
+    of the graph, all on the host; the median over the repeats of a round. None where launching waits for the step."""
+    return _sampled(result, "ttft_launch_ms")
+
+
+@metric("ms", Better.LOWER, ("decode",), "step_device_ms")
 def step_device_ms(result: CellResult) -> float | None:
     """Device time of one step between two CUDA events, host gaps inside the step included; the median over the steps of
     a round. The difference to the wall time is what the host adds between steps."""

@@ -101,7 +101,8 @@ class CellResult:
     """One finished cell, as stored. `samples` maps a metric to every raw sample, in the order taken.
 
     Metrics: `step_ms` and `ttft_ms` (host wall clock over a free-running window, per step), `step_device_ms` (CUDA
-    events around each step), `output_tokens_per_s`; of serving, one of each request or token, and rates by window.
+    events around each step), `ttft_launch_ms` (until the first step of a prefill is launched), `output_tokens_per_s`;
+    of serving, one of each request or token, and rates by window.
     `kernels` is `compiled` or, on a CPU, `twin`; a peer's are its own: `peer`, or `peer beside twins` where what it is
     compared with are twins. `shard` names the process that measured it, where a run was spread over several.
     """

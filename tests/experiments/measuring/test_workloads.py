@@ -1,5 +1,6 @@
 """What is timed: the right steps at the right contexts, over the right requests, and nothing that ended early."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from engine import Engine
 from engine.graphs import Graph, GraphKey, Step
 from engine.inputs import Layout
+from engine.request import RequestOutput
 from engine.runner import Runner
 from experiments.config import WorkloadConfig
 from experiments.lengths import request_lengths
@@ -15,7 +17,7 @@ from experiments.measuring import decode, offline, prefill
 from experiments.measuring.decode import decode_engine, decoding, measure_decode
 from experiments.measuring.guard import Disturbances, Disturbed, undisturbed
 from experiments.measuring.offline import draw_requests, measure_offline
-from experiments.measuring.prefill import first_token_ms, measure_prefill
+from experiments.measuring.prefill import first_token_and_launch_ms, first_token_ms, measure_prefill
 from experiments.records import Point
 from tests.engine.replay import Replayed
 from tests.experiments.measuring.sessions import PROTOCOL, session_of, with_graphs
@@ -172,19 +174,43 @@ def test_prefill_times_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many samples as windows times repeats, each with prompts of its own; every prompt gives its first token."""
     served: list[list[list[int]]] = []
 
-    def recorded(engine: Engine, prompts: list[list[int]]) -> float:
+    def recorded(engine: Engine, prompts: list[list[int]]) -> tuple[float, float]:
         served.append(prompts)
-        return first_token_ms(engine, prompts)
+        return first_token_and_launch_ms(engine, prompts)
 
-    monkeypatch.setattr(prefill, "first_token_ms", recorded)
+    monkeypatch.setattr(prefill, "first_token_and_launch_ms", recorded)
     samples, engine = measure_prefill(session_of(), PREFILL, replace(PROTOCOL, window_ms=1e9))
     count = PROTOCOL.windows * PROTOCOL.steps_per_window
-    assert len(samples["ttft_ms"]) == count
+    # On a CPU the step is over when it is launched.
+    assert {name: len(taken) for name, taken in samples.items()} == {"ttft_ms": count}
     timed = served[-count:]
     assert len({str(prompts) for prompts in timed}) == count
     assert all([len(prompt) for prompt in prompts] == [24, 24] for prompts in timed)
     assert engine.metrics.num_generated_tokens == 2 * len(served)
     assert engine.metrics.num_prefilled_tokens == 48 * len(served)
+
+
+def test_what_the_host_needs_before_it_waits_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first step is launched, not until its token is there."""
+    engine = session_of().engine(1, 30, 30)
+    step, delays_s = engine.step, iter([0.01, 0.2])
+
+    def slow_step() -> list[RequestOutput]:
+        outputs = step()
+        time.sleep(next(delays_s))
+        return outputs
+
+    monkeypatch.setattr(engine, "step", slow_step)
+    ttft_ms, launch_ms = first_token_and_launch_ms(engine, [[1] * 20])
+    assert 10 <= launch_ms < 200 <= ttft_ms - launch_ms
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_launch_of_a_prefill_has_its_own_samples() -> None:
+    """One for each first token, shorter than it."""
+    samples, _ = measure_prefill(session_of(device="cuda"), PREFILL, PROTOCOL)
+    assert len(samples["ttft_launch_ms"]) == len(samples["ttft_ms"])
+    assert all(0 < launch < whole for launch, whole in zip(samples["ttft_launch_ms"], samples["ttft_ms"], strict=True))
 
 
 def test_prefill_that_fails_is_an_error() -> None:
