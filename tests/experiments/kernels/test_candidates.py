@@ -138,7 +138,7 @@ def test_the_largest_candidates_fit_a_multiprocessor(path: str, rows: tuple[int,
     asked = [problem(m, *SHAPES[0]) for m in rows]
     owner = {tile: one for one in asked for tile in candidates(one) if tile.path == path}
     largest = sorted(owner, key=lambda tile: _buffers(tile, owner[tile]))[-4:]
-    cases = [replace(aot.norm_linear(owner[t].rows, 4096, 1024, "residual_ptr", t), name=str(t)) for t in largest]
+    cases = [replace(aot.norm_linear(owner[t].rows, 4096, 1024, tile=t), name=str(t)) for t in largest]
     found = [resources.shared_bytes for resources in compile_cases(cases).values()]
     assert len(found) == 4
     reckoned = [_buffers(tile, owner[tile]) + SCRATCH_BYTES for tile in largest]
