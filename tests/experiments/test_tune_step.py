@@ -290,7 +290,10 @@ def test_the_tables_tiles_are_tried_at_other_shapes() -> None:
     second = second_choices(point, problem, took, own, own)
     assert second[0] == own
     assert second[1:5] == first[:-5:-1]
-    assert [choice.tile for choice in second[5:]] == neighbours(problem.heuristic(), problem)
+    again = {choice.tile for choice in second[:5]}
+    assert [choice.tile for choice in second[5:]] == [
+        tile for tile in neighbours(problem.heuristic(), problem) if tile not in again
+    ]
     off = Choice(site, point.key, False)
     best = first[-1].tile
     assert best
