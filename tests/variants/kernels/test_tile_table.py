@@ -54,7 +54,7 @@ def test_other_kernels_and_shapes_keep_the_heuristic(on_gpu: None) -> None:
     assert choose_tile("linear_add", *inputs(8, n=72), can_split=True) == linear_tile(
         8, 72, 128, 2, 132, can_split=True
     )
-    assert choose_tile("gate_up_silu", *inputs(8), matrices=2) == linear_tile(8, 32, 128, 2, 132, weights=2)
+    assert choose_tile("gate_up_silu", *inputs(8), matrices=2) == linear_tile(8, 32, 128, 2, 132, matrices=2)
 
 
 def test_a_measured_bound_decides_what_pays(on_gpu: None) -> None:
