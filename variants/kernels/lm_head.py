@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, pdl_options, tl, triton
-from engine.kernels.argmax import merge_argmax_triton
+from engine.kernels.argmax import NO_TOKEN, merge_argmax_triton
 from engine.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from variants.kernels.product import begin, product, tile_index
 from variants.kernels.tile_table import choose_tile
@@ -45,7 +45,7 @@ def _tile_argmax_kernel(
     logits = tl.where(logits != logits, float("inf"), logits)
     logits = tl.where(tokens < N, logits, float("-inf"))
     best = tl.max(logits, axis=axis)
-    token = tl.min(tl.where(logits == tl.expand_dims(best, axis), tokens, 2147483647), axis=axis)
+    token = tl.min(tl.where(logits == tl.expand_dims(best, axis), tokens, NO_TOKEN), axis=axis)
     target = m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + tile_n
     tl.store(best_ptr + target, best, mask=m < M)
     tl.store(token_ptr + target, token, mask=m < M)
