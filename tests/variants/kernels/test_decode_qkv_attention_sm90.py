@@ -12,7 +12,7 @@ from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, assert_reco
 from tests.kernel_gates import relative_error
 from tests.variants.kernels.test_aot import launch_decode_attention
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
-from variants.kernels.attention_cut import PROGRAMS, Cut, attention_cut, ring_tiles
+from variants.kernels.attention_cut import HOPPER_PROGRAMS_PER_SM, Cut, attention_cut, ring_tiles
 from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
 from variants.kernels.decode_qkv_attention_sm90 import NUM_WARPS, supported
 
@@ -63,7 +63,7 @@ def test_what_it_takes_is_recorded(compiled):
 
 PROGRAMS_CASES = [
     (aot(2, dim, 64, cut=hopper(1, tiles)), programs)
-    for dim, by_tiles in PROGRAMS.items()
+    for dim, by_tiles in HOPPER_PROGRAMS_PER_SM.items()
     for tiles, programs in by_tiles.items()
 ]
 
