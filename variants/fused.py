@@ -30,13 +30,12 @@ from engine.weights import LayerWeights, Linear
 from variants.dispatch import attention_pays, pays_here, product_adds, say_off, whole_heads_pay
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
-from variants.kernels.decode_qkv_attention_sm90 import supported
+from variants.kernels.decode_qkv_attention_sm90 import hopper_takes_decode
 from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
 from variants.kernels.lm_head import norm_lm_head_argmax
 from variants.kernels.norm_linear import norm_linear
-from variants.kernels.normed_qkv_sm90 import normed_qkv_sm90
-from variants.kernels.normed_qkv_sm90 import supported as takes_whole_heads
+from variants.kernels.normed_qkv_sm90 import hopper_takes_whole_heads, normed_qkv_sm90
 from variants.kernels.qkv_post import qk_norm_rope_store
 
 SWITCHES: dict[str, bool] = {
@@ -150,7 +149,7 @@ class FusedOps(Ops):
         """Whether one kernel leads from the QKV projection of a decode step to the attention output."""
         if not (self.switches["attention"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is not None:
             return False
-        hopper = supported(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
+        hopper = hopper_takes_decode(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
         return attention_pays(ctx.batch.num_decode, hopper)
 
     @op
@@ -172,7 +171,7 @@ class FusedOps(Ops):
         if not (self.switches["norm_linear"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is None:
             return False
         x, weight = stream.delta_TH, layer.qkv.weight_NK
-        return layer.attn_norm_H is None and whole_heads_pay(x, weight) and takes_whole_heads(x, weight, cache.k)
+        return layer.attn_norm_H is None and whole_heads_pay(x, weight) and hopper_takes_whole_heads(x, weight, cache.k)
 
     @op
     def norm_qkv(self, stream: Stream, layer: LayerWeights, cache: LayerCache, ctx: Context) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, next_power_of_2, tl, triton
 from engine.kernels.decode_attention import LOG2_E, attend_pages
-from engine.kernels.prefill_attention_sm90 import supported, varlen_prefill_attention_sm90
+from engine.kernels.prefill_attention_sm90 import hopper_takes_prefill, varlen_prefill_attention_sm90
 
 # Measured on an H200 (docs/03_attention.md): Hopper's own kernel is slower at 512 queries and faster at 2048.
 MIN_HOPPER_QUERIES = 1024
@@ -162,7 +162,7 @@ def varlen_prefill_attention(
     Which kernel runs depends on device, dtypes, shapes and strides alone, so a captured graph keeps its choice.
     """
     attend = varlen_prefill_attention_triton if q_TND.is_cuda else varlen_prefill_attention_reference
-    if max_seqlen_q >= MIN_HOPPER_QUERIES and supported(q_TND, k_cache, v_cache, sliding_window):
+    if max_seqlen_q >= MIN_HOPPER_QUERIES and hopper_takes_prefill(q_TND, k_cache, v_cache, sliding_window):
         attend = varlen_prefill_attention_sm90
     return attend(
         q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_q_B1, max_seqlen_q, scale, sliding_window

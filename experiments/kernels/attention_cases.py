@@ -23,7 +23,7 @@ from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, d
 from experiments.kernels.figures import changed_bytes, randn, relative_error, strided, tolerance, unit_roundoff
 from variants.kernels.attention_cut import attention_cut
 from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
-from variants.kernels.decode_qkv_attention_sm90 import supported
+from variants.kernels.decode_qkv_attention_sm90 import hopper_takes_decode
 from variants.kernels.qkv_post import qk_norm_rope_store_reference, qk_norm_rope_store_triton
 from variants.kernels.tiles import Tile
 
@@ -192,7 +192,7 @@ class Attention(QkvPost):
     def dispatch_class(self, rows: int) -> Any:
         """How the keys are cut up."""
         most = self.tables_TP.shape[1] * BLOCK_SIZE
-        hopper = supported(self.qkv_TO, self.k_cache, self.heads[0], None)
+        hopper = hopper_takes_decode(self.qkv_TO, self.k_cache, self.heads[0], None)
         n, m, d = self.heads
         return attention_cut(rows, n, m, d, most, BLOCK_SIZE, num_sms(self.qkv_TO), hopper)
 

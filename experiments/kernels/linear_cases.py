@@ -37,7 +37,7 @@ from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate
 from variants.kernels.linear_add import linear_add_reference, linear_add_triton
 from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
-from variants.kernels.normed_product_sm90 import share_tiles, supported
+from variants.kernels.normed_product_sm90 import hopper_takes_product, share_tiles
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile
 
@@ -126,7 +126,7 @@ class NormLinear(LinearCase):
     def dispatch_class(self, rows: int) -> Hashable:
         """The tile, or how many rows are cut up for Hopper."""
         x_TK = self.x_TK[:rows]
-        if rows > MAX_SKINNY_ROWS and supported(x_TK, self.weight_NK):
+        if rows > MAX_SKINNY_ROWS and hopper_takes_product(x_TK, self.weight_NK):
             return "sm90", share_tiles(rows, x_TK.shape[1], silu=self.MATRICES == 2)
         return super().dispatch_class(rows)
 

@@ -33,8 +33,8 @@ from experiments.measuring.session import MAX_MODEL_LEN, free_memory
 from variants import load_variant
 from variants.dispatch import attention_pays, pays_here
 from variants.kernels.attention_cut import attention_cut
-from variants.kernels.decode_qkv_attention_sm90 import supported
-from variants.kernels.normed_product_sm90 import supported as product_supported
+from variants.kernels.decode_qkv_attention_sm90 import hopper_takes_decode
+from variants.kernels.normed_product_sm90 import hopper_takes_product
 from variants.kernels.tile_table import Trial, choose_tile, known_tile, trying
 from variants.kernels.tiles import MAX_SKINNY_ROWS
 
@@ -146,7 +146,7 @@ class GpuSteps:
             dtype=self._dtype,
             device=place.device,
         )
-        self.hopper = supported(cache, cache, int(sizes["num_heads"]), None)
+        self.hopper = hopper_takes_decode(cache, cache, int(sizes["num_heads"]), None)
         own = {site: self._own(site, point) for site, point in self.points.items()}
         self.own: Mapping[str, Choice] = {**own, ATTENTION: self._own_attention()}
 
@@ -190,7 +190,7 @@ class GpuSteps:
         weight = torch.empty(n, k, device="meta")
         if not pays_here(kind.RUNG, x, weight):
             return Choice(site, point.key, False)
-        if point.rows > MAX_SKINNY_ROWS and product_supported(x, weight) and not known_tile(point.op, x, weight):
+        if point.rows > MAX_SKINNY_ROWS and hopper_takes_product(x, weight) and not known_tile(point.op, x, weight):
             return Choice(site, point.key, True)
         return Choice(site, point.key, True, choose_tile(point.op, x, weight, kind.MATRICES, kind.CAN_SPLIT))
 

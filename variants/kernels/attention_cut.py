@@ -55,7 +55,7 @@ def attention_cut(
 ) -> Cut:  # fmt: skip
     """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid.
 
-    `hopper` where decode_qkv_attention_sm90.py supports the case.
+    `hopper` is what `hopper_takes_decode` says.
     """
     tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
     if pairs <= sms and head_dim <= 128 and max_context <= SHORT_CONTEXT:

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
 from engine.kernels.decode_attention import LOG2_E, paged_decode_attention_reference
 from variants.kernels.attention_cut import Cut, attention_cut, merge_chunk, register_limit
-from variants.kernels.decode_qkv_attention_sm90 import decode_qkv_attention_sm90, supported
+from variants.kernels.decode_qkv_attention_sm90 import decode_qkv_attention_sm90, hopper_takes_decode
 from variants.kernels.qkv_post import (
     HEADS_PER_PROGRAM,
     load_halves,
@@ -300,7 +300,7 @@ def decode_qkv_attention_triton(
     max_context = block_tables_BP.shape[1] * block_size
     cut = cut or on_trial().cut
     if cut is None:
-        hopper = supported(qkv_BO, k_cache, num_heads, sliding_window)
+        hopper = hopper_takes_decode(qkv_BO, k_cache, num_heads, sliding_window)
         sms = num_sms(qkv_BO)
         cut = attention_cut(batch, num_heads, num_kv_heads, head_dim, max_context, block_size, sms, hopper)
     if cut.hopper:

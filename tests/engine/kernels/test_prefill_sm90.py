@@ -17,7 +17,7 @@ from engine.kernels.prefill_attention import (
     varlen_prefill_attention_reference,
     varlen_prefill_attention_triton,
 )
-from engine.kernels.prefill_attention_sm90 import supported, varlen_prefill_attention_sm90
+from engine.kernels.prefill_attention_sm90 import hopper_takes_prefill, varlen_prefill_attention_sm90
 from tests.engine.kernels.test_attention import attention_tolerance, pages
 from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases, tensor
 from tests.kernel_gates import DEVICE, assert_deterministic, guard_outputs, randn, relative_error
@@ -94,19 +94,19 @@ def as_on_hopper(monkeypatch):
 
 @with_gluon
 def test_what_is_supported(as_on_hopper, monkeypatch):
-    assert supported(*hopper_case(), None)
-    assert supported(*hopper_case(torch.float16, d=64, block_size=256), None)
-    assert not supported(*hopper_case(), 512)
-    assert not supported(*hopper_case(torch.float32), None)
-    assert not supported(*hopper_case(cache_dtype=torch.float16), None)
-    assert not supported(*hopper_case(d=96), None)
-    assert not supported(*hopper_case(block_size=32), None)
-    assert not supported(*hopper_case(device="cuda:1"), None)
-    assert not supported(*hopper_case(device="cpu"), None)
-    assert not supported(*hopper_case(pad=4), None)
-    assert not supported(*hopper_case(page_stride=2), None)
+    assert hopper_takes_prefill(*hopper_case(), None)
+    assert hopper_takes_prefill(*hopper_case(torch.float16, d=64, block_size=256), None)
+    assert not hopper_takes_prefill(*hopper_case(), 512)
+    assert not hopper_takes_prefill(*hopper_case(torch.float32), None)
+    assert not hopper_takes_prefill(*hopper_case(cache_dtype=torch.float16), None)
+    assert not hopper_takes_prefill(*hopper_case(d=96), None)
+    assert not hopper_takes_prefill(*hopper_case(block_size=32), None)
+    assert not hopper_takes_prefill(*hopper_case(device="cuda:1"), None)
+    assert not hopper_takes_prefill(*hopper_case(device="cpu"), None)
+    assert not hopper_takes_prefill(*hopper_case(pad=4), None)
+    assert not hopper_takes_prefill(*hopper_case(page_stride=2), None)
     monkeypatch.setattr(_gluon, "INTERPRETED", True)
-    assert not supported(*hopper_case(), None)
+    assert not hopper_takes_prefill(*hopper_case(), None)
 
 
 @with_gluon

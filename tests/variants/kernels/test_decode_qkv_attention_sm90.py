@@ -14,7 +14,7 @@ from tests.variants.kernels.test_aot import launch_decode_attention
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
 from variants.kernels.attention_cut import HOPPER_PROGRAMS_PER_SM, Cut, attention_cut, ring_tiles
 from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
-from variants.kernels.decode_qkv_attention_sm90 import NUM_WARPS, supported
+from variants.kernels.decode_qkv_attention_sm90 import NUM_WARPS, hopper_takes_decode
 
 
 def hopper(splits: int, stages: int = 3, ahead: int = 1) -> Cut:
@@ -105,7 +105,7 @@ def test_supports_what_fits_a_tile(monkeypatch):
         def fits(heads=16, kv_heads=8, d=128, dtype=torch.bfloat16, block_size=64, window=None, device="cuda"):
             qkv = torch.empty(2, (heads + 2 * kv_heads) * d, dtype=dtype, device=device)
             cache = torch.empty(4, block_size, kv_heads, d, dtype=dtype, device=device)
-            return supported(qkv, cache, heads, window)
+            return hopper_takes_decode(qkv, cache, heads, window)
 
         assert fits()
         assert fits(dtype=torch.float16, d=64, heads=14, kv_heads=2, block_size=256)

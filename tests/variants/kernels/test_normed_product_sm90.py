@@ -23,8 +23,8 @@ from variants.kernels.norm_linear import norm_linear_reference, norm_linear_trit
 from variants.kernels.normed_product_sm90 import (
     SHARED_N,
     TURNS_N,
+    hopper_takes_product,
     share_tiles,
-    supported,
 )  # fmt: skip
 from variants.kernels.normed_product_sm90 import (
     normed_product_sm90 as launch,
@@ -92,17 +92,17 @@ def as_on_hopper(monkeypatch):
 
 @with_gluon
 def test_what_is_supported(as_on_hopper, monkeypatch):
-    assert supported(*product())
-    assert supported(*product(torch.float16, k=576, n=1000 * 16))
-    assert not supported(*product(torch.float32))
-    assert not supported(*product(k=1020))
-    assert not supported(*product(n=1000))
-    assert not supported(*product(pad=4))
-    assert not supported(*product(device="cuda:1"))
-    assert not supported(*product(device="cpu"))
-    assert not supported(*product(weight_pad=8))
+    assert hopper_takes_product(*product())
+    assert hopper_takes_product(*product(torch.float16, k=576, n=1000 * 16))
+    assert not hopper_takes_product(*product(torch.float32))
+    assert not hopper_takes_product(*product(k=1020))
+    assert not hopper_takes_product(*product(n=1000))
+    assert not hopper_takes_product(*product(pad=4))
+    assert not hopper_takes_product(*product(device="cuda:1"))
+    assert not hopper_takes_product(*product(device="cpu"))
+    assert not hopper_takes_product(*product(weight_pad=8))
     monkeypatch.setattr(_gluon, "INTERPRETED", True)
-    assert not supported(*product())
+    assert not hopper_takes_product(*product())
 
 
 @with_gluon

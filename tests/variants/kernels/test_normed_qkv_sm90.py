@@ -14,7 +14,7 @@ from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relat
 from tests.variants.kernels.test_aot import qkv_inputs
 from variants import dispatch
 from variants.kernels.norm_linear import norm_linear_reference
-from variants.kernels.normed_qkv_sm90 import normed_qkv_sm90, supported
+from variants.kernels.normed_qkv_sm90 import hopper_takes_whole_heads, normed_qkv_sm90
 from variants.kernels.qkv_post import qk_norm_rope_store_reference, qk_norm_rope_store_triton
 from variants.kernels.tile_table import Trial, trying
 
@@ -67,7 +67,7 @@ def test_takes_heads_of_a_tile_and_pays_with_many_rows_and_few_weights(monkeypat
                 torch.empty(8, k, dtype=torch.bfloat16, device="cuda"),
                 torch.empty(32 * d, k, dtype=torch.bfloat16, device="cuda"),
             )
-            return supported(s, weight, torch.empty(2, 64, 8, d, dtype=cache_dtype, device="cuda"))
+            return hopper_takes_whole_heads(s, weight, torch.empty(2, 64, 8, d, dtype=cache_dtype, device="cuda"))
 
         assert fits()
         assert not fits(d=64)
