@@ -20,10 +20,6 @@ from torch import Tensor
 
 from engine import Runtime, Variant
 from engine.batch import Context, LayerCache, Stream
-from engine.kernels.activation import silu_mul
-from engine.kernels.argmax import argmax
-from engine.kernels.decode_attention import paged_decode_attention
-from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
@@ -71,28 +67,6 @@ class FusedOps(Ops):
         return takes
 
     @op
-    def rms_norm(self, x_TH: Tensor, weight_H: Tensor | None, eps: float) -> Tensor:
-        """The baseline's kernel, in the chain of dependent launches."""
-        return rms_norm(x_TH, weight_H, eps, self.pdl)
-
-    @op
-    def add_rms_norm(
-        self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """The baseline's kernel, in the chain of dependent launches."""
-        return add_rms_norm(x_TH, residual_TH, weight_H, eps, self.pdl)
-
-    @op
-    def silu_mul(self, gate_up_T2I: Tensor) -> Tensor:
-        """The baseline's kernel, in the chain of dependent launches."""
-        return silu_mul(gate_up_T2I, self.pdl)
-
-    @op
-    def argmax(self, logits_BV: Tensor) -> Tensor:
-        """The baseline's kernels, in the chain of dependent launches."""
-        return argmax(logits_BV, self.pdl)
-
-    @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
         """(linear(norm(stream)), the stream as one tensor)."""
         x = stream.delta_TH
@@ -136,14 +110,6 @@ class FusedOps(Ops):
             qkv_TO, layer.q_norm_D, layer.k_norm_D, ctx.cos_PD2, ctx.sin_PD2, batch.positions_T, batch.slots_T,
             cache.k, cache.v, config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps, self.pdl,
         )  # fmt: skip
-
-    @op
-    def decode_attention(self, q_BND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
-        """The baseline's kernel, in the chain of dependent launches."""
-        batch, n = ctx.batch, ctx.batch.num_decode
-        scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
-        tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
-        return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
 
     def _attends_at_once(self, qkv_TO: Tensor, cache: LayerCache, ctx: Context) -> bool:
         """Whether one kernel leads from the QKV projection of a decode step to the attention output."""
