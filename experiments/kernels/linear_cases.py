@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.kernels.activation import silu_mul_reference, silu_mul_triton
 from engine.kernels.argmax import argmax_reference, argmax_triton
 from engine.kernels.norm import add_rms_norm_reference, add_rms_norm_triton
-from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, doubled
+from experiments.kernels.case import EPS, Case, Deviation, How, Outputs, Shape, doubled
 from experiments.kernels.figures import (
     MOST_RELATIVE_ERROR,
     largest_error,
@@ -146,9 +146,9 @@ class NormLinear(LinearCase):
         d, stream = doubled(self), self.x_TK + self.residual
         return norm_linear_reference(stream.double(), None, d["weight_NK"], d["bias_N"], EPS)[0], stream
 
-    def others(self, outputs: Outputs, oracle: Outputs) -> list[Measured]:
+    def others(self, outputs: Outputs, oracle: Outputs) -> list[Deviation]:
         """The stream, to the bit."""
-        return [Measured("residual stream", relative_error(outputs[1], oracle[1]), 0.0)]
+        return [Deviation("residual stream", relative_error(outputs[1], oracle[1]), 0.0)]
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,11 @@ class LinearAdd(LinearCase):
         d = doubled(self)
         return linear_add_reference(d["x_TK"], d["weight_NK"], d["bias_N"], d["residual"])
 
-    def others(self, outputs: Outputs, oracle: Outputs) -> list[Measured]:
+    def others(self, outputs: Outputs, oracle: Outputs) -> list[Deviation]:
         """The sums, of exactly what was stored."""
         stream, partials = outputs
         error = relative_error(partials.sum(1), stream.double().square().sum(1))
-        return [Measured("sums of squares", error, tolerance(torch.float32, sums=stream.shape[1]))]
+        return [Deviation("sums of squares", error, tolerance(torch.float32, sums=stream.shape[1]))]
 
 
 @dataclass(frozen=True)

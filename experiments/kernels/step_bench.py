@@ -27,7 +27,7 @@ from experiments.kernels.compiling import end_if_the_gpu_is_lost, run_all
 from experiments.kernels.linear_cases import LinearCase
 from experiments.kernels.measure import why_wrong
 from experiments.kernels.step_choices import ATTENTION, Choice, step_points, trial_of
-from experiments.kernels.tuning import Point
+from experiments.kernels.tuning import KernelPoint
 from experiments.measuring.decode import SETTLE_STEPS, run_window
 from experiments.measuring.session import MAX_MODEL_LEN, free_memory
 from variants import load_variant
@@ -130,7 +130,7 @@ class GpuSteps:
 
     def __init__(self, place: StepPlace, sizes: Mapping[str, Any], ops: Sequence[str]) -> None:
         self.place, self._sizes = place, sizes
-        self.points: Mapping[str, Point] = step_points(sizes, place.batch, ops)
+        self.points: Mapping[str, KernelPoint] = step_points(sizes, place.batch, ops)
         self.num_kv_heads = int(sizes["num_kv_heads"])
         # What the engine before this one held.
         free_memory(torch.device(place.device))
@@ -150,7 +150,7 @@ class GpuSteps:
         own = {site: self._own(site, point) for site, point in self.points.items()}
         self.own: Mapping[str, Choice] = {**own, ATTENTION: self._own_attention()}
 
-    def problem(self, point: Point) -> Problem:
+    def problem(self, point: KernelPoint) -> Problem:
         """What the tiles of a point have to solve here."""
         return point.problem(self._dtype.itemsize, self.sms)
 
@@ -182,7 +182,7 @@ class GpuSteps:
             launched = case.launch(how, pdl=self._bench.engine.variant.runtime.pdl, tile=choice.tile)
             return why_wrong(case, case.outputs(launched), oracle, unfused_error)
 
-    def _own(self, site: str, point: Point) -> Choice:
+    def _own(self, site: str, point: KernelPoint) -> Choice:
         """What the engine chooses there by itself."""
         (n, k), kind = point.shape, point.kind
         x = torch.empty(point.rows, k, dtype=self._dtype, device=self.place.device)

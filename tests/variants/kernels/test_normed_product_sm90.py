@@ -29,7 +29,7 @@ from variants.kernels.normed_product_sm90 import (
 from variants.kernels.normed_product_sm90 import (
     normed_product_sm90 as launch,
 )
-from variants.kernels.tile_table import Measured, Trial, trying
+from variants.kernels.tile_table import GpuTable, Trial, trying
 from variants.kernels.tiles import Tile
 
 EPS = 1e-6
@@ -107,7 +107,7 @@ def test_what_is_supported(as_on_hopper, monkeypatch):
 
 @with_gluon
 def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
-    measured = Measured(fused_from_rows={"gate_up_silu 6144x512": 200})
+    measured = GpuTable(fused_from_rows={"gate_up_silu 6144x512": 200})
     monkeypatch.setattr(dispatch, "measured_for", lambda x: measured)
     large = {"k": 4096, "n": 24576}
 
@@ -125,7 +125,7 @@ def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
 @with_gluon
 def test_launchers_take_it_from_65_rows_on(as_on_hopper, monkeypatch):
     monkeypatch.setattr(normed_product, "normed_product_sm90", lambda *args: args[-2])
-    monkeypatch.setattr(tile_table, "measured_for", lambda x: Measured())
+    monkeypatch.setattr(tile_table, "measured_for", lambda x: GpuTable())
     s, weight = product(rows=65)
     assert norm_linear_triton(s, None, weight, None, EPS) is False
     assert norm_gate_up_silu_triton(s, None, weight, None, EPS) is True
