@@ -25,7 +25,7 @@ from engine.kernels._triton import triton
 from engine.kernels.prefill_attention import varlen_prefill_attention_triton
 from engine.kernels.prefill_attention_sm90 import hopper_takes_prefill, varlen_prefill_attention_sm90
 from engine.loading import LoadedModel
-from engine.loading.named import load_model_yaml
+from engine.loading.model_yaml import load_model_yaml
 from engine.loading.random import random_weights
 from experiments.kernel_records import PLANTED
 from experiments.kernels.case import Shape
