@@ -81,10 +81,10 @@ class Runner:
             else:
                 step = self._decode_launch(decodes, tokens_only)
             tokens, logits_BV = self.run(step)
-            chances: list[TokenLogprobs | None] | None = None
+            logprobs: list[TokenLogprobs | None] | None = None
             if not tokens_only and logits_BV is not None:
-                tokens, chances = self._sample(sampling, logits_BV[: len(sampling)])
-            return self._read_back(sampling, tokens, chances)
+                tokens, logprobs = self._sample(sampling, logits_BV[: len(sampling)])
+            return self._read_back(sampling, tokens, logprobs)
 
     @on_every_rank
     def run(self, step: Launch) -> tuple[Tensor | None, Tensor | None]:
@@ -120,15 +120,15 @@ class Runner:
             cache.v.normal_(generator=generator)
 
     @on_every_rank
-    def warm_up(self, batch_sizes: Sequence[int], tokens_only: bool = True) -> None:
-        """Capture decode graphs, for every context length, ahead of their first use, and replay each once on padding:
-        its first launch also sends it to the GPU."""
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Capture the decode graphs of greedy traffic, for every context length, ahead of their first use, and replay
+        each once on padding: its first launch also sends it to the GPU."""
         sizes = {round_up(num_seqs, self.decode_sizes) for num_seqs in batch_sizes} if self.graphs.enabled else set()
         for size in sorted(size for size in sizes if size is not None):
             for width in self.table_widths:
                 layout = Layout(size, size, size, width)
-                self._ensure_captured(layout, tokens_only)
-                self._replay_padding(layout, tokens_only)
+                self._ensure_captured(layout, tokens_only=True)
+                self._replay_padding(layout, tokens_only=True)
 
     @on_every_rank
     def warm_up_all(self) -> None:
@@ -383,14 +383,14 @@ class Runner:
         return logits_BV.float().index_copy(0, index, penalised)
 
     def _read_back(
-        self, sampling: list[Scheduled], tokens: Tensor | None, chances: list[TokenLogprobs | None] | None
+        self, sampling: list[Scheduled], tokens: Tensor | None, logprobs: list[TokenLogprobs | None] | None
     ) -> Pending:
         self._turn = (self._turn + 1) % len(self._out)
         host = self._out[self._turn]
         if tokens is None or not sampling:
             return Pending([], host, None)
         host[: len(sampling)].copy_(tokens[: len(sampling)], non_blocking=True)
-        return Pending(sampling, host, self._waiter(), chances)
+        return Pending(sampling, host, self._waiter(), logprobs)
 
     def _waiter(self) -> Callable[[], None] | None:
         """How to wait for what has been enqueued so far; None where it is done already."""
