@@ -13,7 +13,7 @@ from engine.kernels.kv_store import store_kv_triton
 from engine.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from engine.kernels.prefill_attention import varlen_prefill_attention_triton
 from engine.kernels.rope import rope_triton
-from engine.kernels.step import advance_triton
+from engine.kernels.step import advance_triton, publish_triton
 from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases, tensor
 
 TOKENS, BATCH, HEADS, KV_HEADS = 2048, 8, 16, 8
@@ -58,6 +58,10 @@ def launch_advance() -> None:
     advance_triton(index(BATCH), index(BATCH), index(BATCH, 80), tensor(BATCH + 1, dtype=torch.int64), 64)
 
 
+def launch_publish() -> None:
+    publish_triton(tensor(BATCH, dtype=torch.int64), index(BATCH), tensor(BATCH + 1, dtype=torch.int64))
+
+
 def launch_decode(d: int, splits: int, window: int | None) -> None:
     cache = tensor(1, 64, KV_HEADS, d)
     tables, scale = index(BATCH, 80), d**-0.5
@@ -89,7 +93,7 @@ CASES = [
     AotCase("store_kv", "_store_kv_kernel", launch_store_kv),
     AotCase("part_argmax", "_part_argmax_kernel", launch_argmax),
     AotCase("silu_mul", "_silu_mul_kernel", launch_silu_mul),
-    AotCase("advance", "_advance_kernel", launch_advance),
+    AotCase("advance", "_advance_kernel", launch_advance), AotCase("publish", "_publish_kernel", launch_publish),
     decode(64, 1), decode(128, 1), decode(128, 8), decode(80, 1, window=4096),
     AotCase("merge", "_merge_kernel", partial(launch_decode, 128, 64, None)),
     prefill(64, 2048, 64), prefill(64, 2048, 128), prefill(128, 2048, 64), prefill(128, 16, 16),
