@@ -22,7 +22,7 @@ from engine.kernels.step import advance, publish
 from engine.launch import Launch, Pending
 from engine.model import Model, hidden, logits, next_token
 from engine.parallel.mirror import Mirror, on_every_rank
-from engine.parallel.ranks import ALONE, Ranks
+from engine.parallel.ranks import Ranks
 from engine.ranges import span
 from engine.request import SamplingParams, TokenLogprobs
 from engine.sampling import SamplingBatch, on_device, penalise, sample, token_logprobs
@@ -35,7 +35,7 @@ class Runner:
     """Owns the device state of running sequences: step inputs, newest tokens, graphs."""
 
     def __init__(
-        self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig, ranks: Ranks = ALONE
+        self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig, ranks: Ranks
     ) -> None:
         self.model, self.variant, self.ops = model, variant, variant.ops
         self.caches, self.config, self.ranks = caches, config, ranks

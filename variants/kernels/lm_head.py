@@ -69,7 +69,7 @@ def norm_lm_head_argmax_triton(
         return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float32, device=device)
     tile = tile or choose_tile("lm_head", x_BH, weight_VH)
     if tile.path != "gemv":
-        x_BH = normed(x_BH, residual_BH, norm_weight_H, eps, pdl)
+        x_BH = _normed(x_BH, residual_BH, norm_weight_H, eps, pdl)
         residual_BH, norm_weight_H = None, None
     num_tiles = cdiv(n, tile.block_n)
     tile_best = torch.empty((m, num_tiles), dtype=torch.float32, device=device)
@@ -84,7 +84,7 @@ def norm_lm_head_argmax_triton(
     return merge_argmax_triton(tile_best, tile_token, pdl)
 
 
-def normed(x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, eps: float, pdl: bool) -> Tensor:
+def _normed(x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, eps: float, pdl: bool) -> Tensor:
     """x (+ residual) normed in a kernel of its own, once and not by every tile of the vocabulary."""
     if residual_BH is None:
         return rms_norm_triton(x_BH, norm_weight_H, eps, pdl=pdl)

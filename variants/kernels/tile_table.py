@@ -29,7 +29,7 @@ from variants.kernels.tiles import Tile, linear_tile
 
 SCHEMA = 1
 FILE = resources.files("variants.kernels") / "tiles.json"
-log = logging.getLogger(__name__)
+logger = logging.getLogger("fusebench.variants")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def measured_on(gpu: str) -> GpuTable:
     """What is known of a GPU; said once where that is nothing."""
     table = read_table(FILE.read_text(encoding="utf-8"))
     if gpu not in table:
-        log.warning("no tiles were measured on %s: a heuristic chooses them; `fusebench tune` measures", gpu)
+        logger.warning("no tiles were measured on %s: a heuristic chooses them; `fusebench tune` measures", gpu)
     return table.get(gpu, GpuTable())
 
 
