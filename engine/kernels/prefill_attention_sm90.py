@@ -337,7 +337,7 @@ def cache_descriptor(cache: Tensor) -> Any:
 
 def varlen_prefill_attention_sm90(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
-    cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
+    cu_seqlens_B1: Tensor, max_query_len: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Launcher of `_prefill_kernel_sm90`; see `varlen_prefill_attention`. Only where `hopper_takes_prefill`."""
     num_tokens, n, d = q_TND.shape
@@ -346,8 +346,8 @@ def varlen_prefill_attention_sm90(
     if num_tokens == 0 or batch == 0:
         return o
     block_size, m = k_cache.shape[1], k_cache.shape[2]
-    _prefill_kernel_sm90[(n, cdiv(max_seqlen_q, ROWS_PER_PROGRAM), batch)](
-        q_TND, cache_descriptor(k_cache), cache_descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1,
+    _prefill_kernel_sm90[(n, cdiv(max_query_len, ROWS_PER_PROGRAM), batch)](
+        q_TND, cache_descriptor(k_cache), cache_descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_B1,
         o, n // m, scale * LOG2_E,
         *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1], *o.stride()[:2],
         D=d, BLOCK_SIZE=block_size, STAGES=STAGES, num_warps=4, maxnreg=MAX_REGISTERS,
