@@ -6,6 +6,7 @@ from typing import Literal
 
 from engine.errors import UserError
 
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "tensor_parallel_size")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -38,7 +39,7 @@ class RopeConfig:
 class ModelConfig:
     """A dense decoder: RMSNorm, GQA attention with RoPE, gated SiLU MLP. Covers Llama, Mistral, Qwen2 and Qwen3."""
 
-    architecture: Literal["llama", "mistral", "qwen2", "qwen3"]
+    architecture: Architecture
     vocab_size: int
     hidden_size: int
     intermediate_size: int

@@ -19,14 +19,14 @@ logger = logging.getLogger("fusebench.engine")
 class GraphKey(NamedTuple):
     """What a captured step is good for: its shapes are padded to the layout.
 
-    A `greedy` step ends in token ids, any other in logits.
+    A step of `tokens_only` ends in token ids, any other in logits.
     """
 
     layout: Layout
-    greedy: bool
+    tokens_only: bool
 
     def __str__(self) -> str:
-        return "-".join(map(str, (self.layout.kind, *self.layout, self.greedy)))
+        return "-".join(map(str, (self.layout.kind, *self.layout, self.tokens_only)))
 
 
 @dataclass

@@ -15,13 +15,13 @@ from engine.scheduler import Scheduled
 class Launch(NamedTuple):
     """A step as every rank runs it: its shape, whether a graph serves it, and the packed inputs to upload.
 
-    `greedy` says that it ends in token ids, since nobody needs its logits. `packed` is None where the device has the
+    With `tokens_only` it ends in token ids, since nobody needs its logits. `packed` is None where the device has the
     inputs already. The last two, tokens whose logits are wanted and the longest prefill chunk, count for steps with
     prompts that have no graph.
     """
 
     layout: Layout
-    greedy: bool
+    tokens_only: bool
     graphed: bool
     packed: np.ndarray | None
     num_logit_rows: int = 0

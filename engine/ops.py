@@ -30,6 +30,9 @@ class Ops:
     """The baseline. On CUDA each op is one kernel (Triton or cuBLAS), and one more where it merges parts; on a CPU
     it is a plain-PyTorch twin."""
 
+    # Whether kernels that can are launched before the one before them has ended (programmatic dependent launch).
+    pdl: bool = False
+
     # Primitive ops.
 
     @op
@@ -40,14 +43,14 @@ class Ops:
     @op
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor | None, eps: float) -> Tensor:
         """x / rms(x) * weight over the last dimension, in fp32, rounded once."""
-        return rms_norm(x_TH, weight_H, eps)
+        return rms_norm(x_TH, weight_H, eps, self.pdl)
 
     @op
     def add_rms_norm(
         self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         """(norm(x + residual), x + residual), the sum rounded before it is normed."""
-        return add_rms_norm(x_TH, residual_TH, weight_H, eps)
+        return add_rms_norm(x_TH, residual_TH, weight_H, eps, self.pdl)
 
     @op
     def linear(self, x_TK: Tensor, linear: Linear) -> Tensor:
@@ -86,7 +89,7 @@ class Ops:
         batch, n = ctx.batch, ctx.batch.num_decode
         scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
         tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
-        return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window)
+        return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
 
     @op
     def prefill_attention(self, q_TND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
@@ -102,12 +105,12 @@ class Ops:
     @op
     def silu_mul(self, gate_up_T2I: Tensor) -> Tensor:
         """silu(gate) * up, [T, 2I] -> [T, I]."""
-        return silu_mul(gate_up_T2I)
+        return silu_mul(gate_up_T2I, self.pdl)
 
     @op
     def argmax(self, logits_BV: Tensor) -> Tensor:
         """The greedy token of each row, int64 [B]; the lowest index among equals."""
-        return argmax(logits_BV)
+        return argmax(logits_BV, self.pdl)
 
     # Regions: what fusions swallow.
 

@@ -22,7 +22,7 @@ from engine.kernels.step import advance, publish
 from engine.launch import Launch, Pending
 from engine.model import Model, hidden, logits, next_token
 from engine.parallel.mirror import Mirror, on_every_rank
-from engine.parallel.ranks import ALONE, Ranks
+from engine.parallel.ranks import Ranks
 from engine.ranges import span
 from engine.request import SamplingParams, TokenLogprobs
 from engine.sampling import SamplingBatch, on_device, penalise, sample, token_logprobs
@@ -35,7 +35,7 @@ class Runner:
     """Owns the device state of running sequences: step inputs, newest tokens, graphs."""
 
     def __init__(
-        self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig, ranks: Ranks = ALONE
+        self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig, ranks: Ranks
     ) -> None:
         self.model, self.variant, self.ops = model, variant, variant.ops
         self.caches, self.config, self.ranks = caches, config, ranks
@@ -74,14 +74,17 @@ class Runner:
         items = [*decodes, *prefills]
         sampling = [item for item in items if item.samples]
         params = [item.sequence.sampling for item in sampling]
-        greedy = not any(p.needs_logits for p in params)
+        tokens_only = not any(p.needs_logits for p in params)
         with torch.inference_mode():
-            step = self._prompt_launch(decodes, prefills, greedy) if prefills else self._decode_launch(decodes, greedy)
+            if prefills:
+                step = self._prompt_launch(decodes, prefills, tokens_only)
+            else:
+                step = self._decode_launch(decodes, tokens_only)
             tokens, logits_BV = self.run(step)
-            chances: list[TokenLogprobs | None] | None = None
-            if not greedy and logits_BV is not None:
-                tokens, chances = self._sample(sampling, logits_BV[: len(sampling)])
-            return self._read_back(sampling, tokens, chances)
+            logprobs: list[TokenLogprobs | None] | None = None
+            if not tokens_only and logits_BV is not None:
+                tokens, logprobs = self._sample(sampling, logits_BV[: len(sampling)])
+            return self._read_back(sampling, tokens, logprobs)
 
     @on_every_rank
     def run(self, step: Launch) -> tuple[Tensor | None, Tensor | None]:
@@ -91,10 +94,10 @@ class Runner:
                 self.staging.next()[: step.packed.size] = step.packed
             self.staging.upload(step.packed.size)
         if step.graphed:
-            return self._replay(step.layout, step.greedy)
+            return self._replay(step.layout, step.tokens_only)
         if step.layout.decode_only:
-            return self._decode_step(step.layout, step.greedy)
-        return self._prompt_step(step.layout, step.num_logit_rows, step.max_query_len, step.greedy)
+            return self._decode_step(step.layout, step.tokens_only)
+        return self._prompt_step(step.layout, step.num_logit_rows, step.max_query_len, step.tokens_only)
 
     @on_every_rank
     def logits(self, batch: Batch) -> Tensor:
@@ -117,15 +120,15 @@ class Runner:
             cache.v.normal_(generator=generator)
 
     @on_every_rank
-    def warm_up(self, batch_sizes: Sequence[int], greedy: bool = True) -> None:
-        """Capture decode graphs, for every context length, ahead of their first use, and replay each once on padding:
-        its first launch also sends it to the GPU."""
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Capture the decode graphs of greedy traffic, for every context length, ahead of their first use, and replay
+        each once on padding: its first launch also sends it to the GPU."""
         sizes = {round_up(num_seqs, self.decode_sizes) for num_seqs in batch_sizes} if self.graphs.enabled else set()
         for size in sorted(size for size in sizes if size is not None):
             for width in self.table_widths:
                 layout = Layout(size, size, size, width)
-                self._ensure_captured(layout, greedy)
-                self._replay_padding(layout, greedy)
+                self._ensure_captured(layout, tokens_only=True)
+                self._replay_padding(layout, tokens_only=True)
 
     @on_every_rank
     def warm_up_all(self) -> None:
@@ -138,9 +141,9 @@ class Runner:
         self.warm_up(self.decode_sizes)
         for num_tokens in sorted({*self.prefill_sizes, budget}) if self.graphs.enabled else ():
             for num_seqs in self.prefill_seq_sizes:
-                self._ensure_captured(Layout(num_tokens, num_seqs, 0, self.table_width), greedy=True)
+                self._ensure_captured(Layout(num_tokens, num_seqs, 0, self.table_width), tokens_only=True)
         for layout in self._mixed_layouts() if self.graphs.enabled else ():
-            self._ensure_captured(layout, greedy=True)
+            self._ensure_captured(layout, tokens_only=True)
         prompts = [*(2**power for power in range(budget.bit_length()) if 2**power < budget), budget - 1]
         for num_decode, num_prefill in [*((n, 1) for n in range(1, most)), *((1, n) for n in prompts if most > 1)]:
             self._run_padding(Layout(num_decode + num_prefill, num_decode + 1, num_decode, self.table_width))
@@ -150,9 +153,9 @@ class Runner:
         """One step of the largest size on padding, the largest graphs and the largest draw, to see their memory use."""
         size = self.config.max_num_seqs
         if self.graphs.enabled:
-            self._ensure_captured(Layout(size, size, size, self.table_width), greedy=True)
+            self._ensure_captured(Layout(size, size, size, self.table_width), tokens_only=True)
             budget = self.config.max_num_batched_tokens
-            self._ensure_captured(Layout(budget, self.prefill_seq_sizes[-1], 0, self.table_width), greedy=True)
+            self._ensure_captured(Layout(budget, self.prefill_seq_sizes[-1], 0, self.table_width), tokens_only=True)
             # What ran before the captures, on a stream of its own, would count twice.
             torch.cuda.empty_cache()
         self._run_padding(Layout(self.config.max_num_batched_tokens, self.config.max_num_seqs, 0, self.table_width))
@@ -181,13 +184,13 @@ class Runner:
             self.staging.upload(packed.size)
             yield
 
-    def _replay_padding(self, layout: Layout, greedy: bool) -> None:
+    def _replay_padding(self, layout: Layout, tokens_only: bool) -> None:
         with self._padded(layout):
-            self._replay(layout, greedy)
+            self._replay(layout, tokens_only)
 
     def _run_padding(self, layout: Layout) -> None:
         with self._padded(layout):
-            self._full_step(layout, greedy=True)
+            self._full_step(layout, tokens_only=True)
 
     @on_every_rank
     def forget_graphs(self) -> None:
@@ -200,9 +203,9 @@ class Runner:
         """Capture every graph that there is once more and replay it on padding: a trace names what it saw captured."""
         keys = list(self.graphs.graphs)
         self.forget_graphs()
-        for layout, greedy in keys:
-            self._ensure_captured(layout, greedy)
-            self._replay_padding(layout, greedy)
+        for layout, tokens_only in keys:
+            self._ensure_captured(layout, tokens_only)
+            self._replay_padding(layout, tokens_only)
 
     # Decode-only steps.
 
@@ -213,10 +216,10 @@ class Runner:
         width = round_up(max(len(item.sequence.blocks) for item in decodes), self.table_widths)
         return Layout(size, size, size, width or self.table_width)
 
-    def _decode_launch(self, decodes: list[Scheduled], greedy: bool) -> Launch:
+    def _decode_launch(self, decodes: list[Scheduled], tokens_only: bool) -> Launch:
         layout = self._decode_layout(decodes)
         if self.graphs.enabled:
-            self._ensure_captured(layout, greedy)
+            self._ensure_captured(layout, tokens_only)
         else:
             self.graphs.fall_back("CUDA graphs are off")
         # Every decode step moves its rows on by itself: only a changed batch or a new block needs an upload.
@@ -228,35 +231,35 @@ class Runner:
         if wanted != self._uploaded:
             packed = inputs.fill_decode(self.staging.next(), layout, decodes, self.dummy_row)
             self._uploaded = wanted
-        return Launch(layout, greedy, self.graphs.enabled, packed)
+        return Launch(layout, tokens_only, self.graphs.enabled, packed)
 
-    def _decode_step(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _decode_step(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
         tokens, indices, context_lens, slots = advance(
             fields["rows"], fields["positions"], fields["tables"], self.last_token_R, self.config.block_size
         )
         batch = Batch(tokens, indices, slots, fields["tables"], context_lens, layout.num_seqs)
-        return self._finish(hidden(self.model, self.ops, batch, self.caches), fields["rows"], greedy)
+        return self._finish(hidden(self.model, self.ops, batch, self.caches), fields["rows"], tokens_only)
 
     # Steps with prefill chunks in them.
 
-    def _prompt_launch(self, decodes: list[Scheduled], prefills: list[Scheduled], greedy: bool) -> Launch:
+    def _prompt_launch(self, decodes: list[Scheduled], prefills: list[Scheduled], tokens_only: bool) -> Launch:
         self._uploaded = None
         num_tokens = sum(item.length for item in prefills)
         num_logit_rows = len(decodes) + sum(item.samples for item in prefills)
         max_query_len = max(item.length for item in prefills)
-        layout = self._graphed_layout(num_tokens, len(prefills), len(decodes), greedy)
+        layout = self._graphed_layout(num_tokens, len(prefills), len(decodes), tokens_only)
         graphed = layout is not None
         if layout is None:
             num_seqs = len(decodes) + len(prefills)
             layout = Layout(len(decodes) + num_tokens, num_seqs, len(decodes), self.table_width)
         else:
-            self._ensure_captured(layout, greedy)
+            self._ensure_captured(layout, tokens_only)
         host = self.staging.next()
         packed = inputs.fill_prompts(host, layout, decodes, prefills, self.config.block_size, self.dummy_row)
-        return Launch(layout, greedy, graphed, packed, num_logit_rows, max_query_len)
+        return Launch(layout, tokens_only, graphed, packed, num_logit_rows, max_query_len)
 
-    def _graphed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, greedy: bool) -> Layout | None:
+    def _graphed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, tokens_only: bool) -> Layout | None:
         """The padded shape whose graph serves this step; None, with the reason counted, where none does.
 
         `num_tokens` and `num_seqs` are those of prompts.
@@ -265,14 +268,14 @@ class Runner:
             self.graphs.fall_back("CUDA graphs are off")
             return None
         if num_decode:
-            return self._mixed_layout(num_tokens, num_seqs, num_decode, greedy)
+            return self._mixed_layout(num_tokens, num_seqs, num_decode, tokens_only)
         return self._prefill_layout(num_tokens, num_seqs)
 
-    def _mixed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, greedy: bool) -> Layout | None:
+    def _mixed_layout(self, num_tokens: int, num_seqs: int, num_decode: int, tokens_only: bool) -> Layout | None:
         decodes, seqs, tokens = map(round_up, (num_decode, num_seqs, num_tokens), self.mixed_sizes)
         if decodes and seqs and tokens:
             layout = Layout(decodes + tokens, decodes + seqs, decodes, self.table_width)
-            if GraphKey(layout, greedy) in self.graphs.graphs:
+            if GraphKey(layout, tokens_only) in self.graphs.graphs:
                 return layout
         self.graphs.fall_back("prefill chunks and decodes in one step")
         return None
@@ -297,7 +300,7 @@ class Runner:
         return None
 
     def _prompt_step(
-        self, layout: Layout, num_logit_rows: int, max_query_len: int, greedy: bool
+        self, layout: Layout, num_logit_rows: int, max_query_len: int, tokens_only: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
         batch = inputs.prompt_batch(self.staging.device_buffer, layout, num_logit_rows, max_query_len)
@@ -308,35 +311,35 @@ class Runner:
         stream = hidden(self.model, self.ops, batch, self.caches)
         if num_logit_rows == 0:
             return None, None
-        return self._finish(stream, fields["rows"][:num_logit_rows], greedy)
+        return self._finish(stream, fields["rows"][:num_logit_rows], tokens_only)
 
     # What both share.
 
-    def _finish(self, stream: Stream, rows_B: Tensor, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
-        if not greedy:
+    def _finish(self, stream: Stream, rows_B: Tensor, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
+        if not tokens_only:
             return None, logits(self.model, self.ops, stream)
         tokens = next_token(self.model, self.ops, stream)
         publish(tokens, rows_B, self.last_token_R)
         return tokens, None
 
-    def _ensure_captured(self, layout: Layout, greedy: bool) -> None:
-        if GraphKey(layout, greedy) not in self.graphs.graphs:
-            self.capture(layout, greedy)
+    def _ensure_captured(self, layout: Layout, tokens_only: bool) -> None:
+        if GraphKey(layout, tokens_only) not in self.graphs.graphs:
+            self.capture(layout, tokens_only)
 
     @on_every_rank
-    def capture(self, layout: Layout, greedy: bool) -> None:
+    def capture(self, layout: Layout, tokens_only: bool) -> None:
         """Capture the graph of a padded shape."""
         with self._padded(layout):
-            self.graphs.capture(GraphKey(layout, greedy), partial(self._full_step, layout, greedy))
+            self.graphs.capture(GraphKey(layout, tokens_only), partial(self._full_step, layout, tokens_only))
 
-    def _full_step(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _full_step(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
         """What a step of this shape computes at most: every row of it."""
         if layout.decode_only:
-            return self._decode_step(layout, greedy)
-        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, greedy)
+            return self._decode_step(layout, tokens_only)
+        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, tokens_only)
 
-    def _replay(self, layout: Layout, greedy: bool) -> tuple[Tensor | None, Tensor | None]:
-        graph = self.graphs.replay(GraphKey(layout, greedy))
+    def _replay(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
+        graph = self.graphs.replay(GraphKey(layout, tokens_only))
         return graph.tokens, graph.logits
 
     def _sample(self, sampling: list[Scheduled], logits_BV: Tensor) -> tuple[Tensor, list[TokenLogprobs | None] | None]:
@@ -380,14 +383,14 @@ class Runner:
         return logits_BV.float().index_copy(0, index, penalised)
 
     def _read_back(
-        self, sampling: list[Scheduled], tokens: Tensor | None, chances: list[TokenLogprobs | None] | None
+        self, sampling: list[Scheduled], tokens: Tensor | None, logprobs: list[TokenLogprobs | None] | None
     ) -> Pending:
         self._turn = (self._turn + 1) % len(self._out)
         host = self._out[self._turn]
         if tokens is None or not sampling:
             return Pending([], host, None)
         host[: len(sampling)].copy_(tokens[: len(sampling)], non_blocking=True)
-        return Pending(sampling, host, self._waiter(), chances)
+        return Pending(sampling, host, self._waiter(), logprobs)
 
     def _waiter(self) -> Callable[[], None] | None:
         """How to wait for what has been enqueued so far; None where it is done already."""

@@ -15,11 +15,11 @@ import time
 from experiments.config import ProtocolConfig
 from experiments.messages import (
     Answer,
-    Ceilings,
     Exit,
     Failed,
     Load,
     Measure,
+    MeasureCeilings,
     Measured,
     Rates,
     Ready,
@@ -50,7 +50,7 @@ class BusyWorker:
             return Ready("none", "busy", "twin")
         if isinstance(request, Verify):
             return Verified(RIGHT)
-        if isinstance(request, Ceilings):
+        if isinstance(request, MeasureCeilings):
             return Rates({})
         if isinstance(request, Measure) and self.load is not None:
             return Measured(self._measure(request.cell, self.load.protocol))

@@ -50,7 +50,7 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class MeasureCeilings:
     """Measure what this GPU can do at most."""
 
 
@@ -107,7 +107,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Rates:
-    """The answer to Ceilings: read_bytes_per_s and bf16_flop_per_s; nothing on a CPU."""
+    """The answer to MeasureCeilings: read_bytes_per_s and bf16_flop_per_s; nothing on a CPU."""
 
     rates: dict[str, float]
 
@@ -169,7 +169,7 @@ class Progress:
     text: str
 
 
-Request = Load | Verify | Ceilings | Measure | Trace | Exit
+Request = Load | Verify | MeasureCeilings | Measure | Trace | Exit
 Answer = Ready | Verified | Rates | Measured | Traced | Failed | Progress
 Message = Request | Answer
 

@@ -11,10 +11,10 @@ from experiments.errors import UserError
 from experiments.loading import Event, Job, load_side_by_side
 from experiments.messages import (
     Answer,
-    Ceilings,
     Failed,
     Load,
     Measure,
+    MeasureCeilings,
     Measured,
     Rates,
     Ready,
@@ -227,7 +227,7 @@ class Pool:
         """Here, and not while it loads: others may be loading then."""
         if self._on_rates is None:
             return
-        answer = self._ask(BASELINE, worker, Ceilings(), self._protocol.load_timeout_s)
+        answer = self._ask(BASELINE, worker, MeasureCeilings(), self._protocol.load_timeout_s)
         if not isinstance(answer, Rates):
             raise self._give_up(BASELINE, answer, "no ceilings", Status.ERROR)
         self._on_rates(answer.rates)

@@ -34,11 +34,11 @@ from experiments.measuring.tracing import trace
 from experiments.measuring.verdict import verify
 from experiments.messages import (
     Answer,
-    Ceilings,
     Exit,
     Failed,
     Load,
     Measure,
+    MeasureCeilings,
     Measured,
     Rates,
     Ready,
@@ -83,7 +83,7 @@ class Worker:
             if isinstance(request, Verify):
                 self.verdict = verify(self._session(), self._session().request.protocol.verdict_tokens)
                 return Verified(self.verdict)
-            if isinstance(request, Ceilings):
+            if isinstance(request, MeasureCeilings):
                 rates = measure_ceilings(self._session().device)
                 free_memory(self._session().device)
                 return Rates(rates)

@@ -1,20 +1,24 @@
-"""Ahead-of-time compilation of kernels for sm_90, on machines without a GPU.
+"""Ahead-of-time compilation of kernels for sm_90, on machines without a GPU: of what their launchers launch.
 
-As a script (run without TRITON_INTERPRET): cases as JSON on stdin, their resources as JSON on stdout.
+As a script (run without TRITON_INTERPRET): cases, pickled, on stdin, their resources as JSON on stdout.
 """
 
-import importlib
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 # What one program may have on sm_90.
 MAX_SHARED_BYTES = 227 * 1024
@@ -24,17 +28,19 @@ RECORD = Path(__file__).parents[1] / "docs/data/resources.json"
 
 @dataclass(frozen=True)
 class AotCase:
-    """A kernel, the types of its run-time arguments and the values of its compile-time ones.
+    """The kernel of that name among those that `launch` launches, a picklable call with tensors on the CPU.
 
-    A type is Triton's, with ":16" where the value (or address) is a multiple of 16: "*bf16:16", "i32:16".
+    What it computes is thrown away: whatever the launcher passes is what Triton specialises and compiles.
     """
 
     name: str
     kernel: str
-    types: dict[str, str]
-    constexprs: dict[str, object]
-    num_warps: int = 4
-    options: dict[str, object] = field(default_factory=dict)
+    launch: Callable[[], object]
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """An argument of a launch that is only compiled: nobody reads its elements."""
+    return torch.empty(shape, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,10 @@ def compile_cases(cases: list[AotCase]) -> dict[str, Resources]:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
         [sys.executable, "-m", "tests.kernel_aot"],
-        input=json.dumps([asdict(case) for case in cases]),
-        capture_output=True, text=True, env=env, cwd=root, check=False,
+        input=pickle.dumps(cases), capture_output=True, env=env, cwd=root, check=False,
     )  # fmt: skip
     if done.returncode:
-        pytest.fail(f"ahead-of-time compilation failed:\n{done.stderr[-4000:]}")
+        pytest.fail(f"ahead-of-time compilation failed:\n{done.stderr.decode()[-4000:]}")
     return {row["name"]: Resources(**row) for row in json.loads(done.stdout)}
 
 
@@ -102,26 +107,43 @@ def assemble(resources: Resources, folder: Path) -> Path:
     return folder / "kernel.cubin"
 
 
-def _compile(case: AotCase) -> Resources:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class _Hopper:
+    """In the place of Triton's driver: what it is compiled for. Nothing is loaded or launched."""
 
-    module, kernel_name = case.kernel.split(":")
-    kernel = getattr(importlib.import_module(module), kernel_name)
-    signature, constexprs, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in case.constexprs:
-            signature[name], constexprs[(index,)] = "constexpr", case.constexprs[name]
-            continue
-        signature[name], _, divisor = case.types[name].partition(":")
-        if divisor:
-            attributes[(index,)] = [["tt.divisibility", int(divisor)]]
-    if kernel.is_gluon():
-        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    options = {"num_warps": case.num_warps, **case.options}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def _compile(cases: list[AotCase]) -> list[Resources]:
+    import triton
+
+    launched: dict[str, Any] = {}
+    run = triton.JITFunction.run
+
+    def compile_only(kernel: Any, *args: Any, **options: Any) -> None:
+        launched[kernel.fn.__name__] = run(kernel, *args, **options | {"warmup": True})
+
+    triton.JITFunction.run = compile_only
+    triton.runtime.driver.set_active(_Hopper())
+    found = []
+    for case in cases:
+        launched.clear()
+        case.launch()
+        found.append(_resources(case.name, launched[case.kernel]))
+    return found
+
+
+def _resources(name: str, compiled: Any) -> Resources:
+    import triton
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -129,9 +151,8 @@ def _compile(case: AotCase) -> Resources:
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     figures = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     stack = figures["STACK"] + figures["LOCAL"]
-    return Resources(case.name, figures["REG"], stack, compiled.metadata.shared, compiled.asm["ptx"])
+    return Resources(name, figures["REG"], stack, compiled.metadata.shared, compiled.asm["ptx"])
 
 
 if __name__ == "__main__":
-    rows = [asdict(_compile(AotCase(**case))) for case in json.load(sys.stdin)]
-    json.dump(rows, sys.stdout)
+    json.dump([asdict(row) for row in _compile(pickle.load(sys.stdin.buffer))], sys.stdout)

@@ -13,7 +13,7 @@ from functools import cache
 
 from torch import Tensor
 
-from variants.kernels.normed_product_sm90 import supported
+from variants.kernels.normed_product_sm90 import hopper_takes_product
 from variants.kernels.tile_table import key_of, measured_for, on_trial, rows_class
 
 logger = logging.getLogger("fusebench.variants")
@@ -57,7 +57,7 @@ def pays_here(rung: str, x_MK: Tensor, weight_NK: Tensor) -> bool:
         return False
     if rung in MIN_MANY_ROWS:
         least = measured.fused_from_rows.get(key, MIN_MANY_ROWS[rung][n * k > LARGE_WEIGHTS])
-        if num_rows >= least and supported(x_MK, weight_NK):
+        if num_rows >= least and hopper_takes_product(x_MK, weight_NK):
             return True
     return num_rows <= measured.fused_up_to_rows.get(key, most_rows(rung, n, k))
 

@@ -20,23 +20,18 @@ from torch import Tensor
 
 from engine import Runtime, Variant
 from engine.batch import Context, LayerCache, Stream
-from engine.kernels.activation import silu_mul
-from engine.kernels.argmax import argmax
-from engine.kernels.decode_attention import paged_decode_attention
-from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.ops import Ops
 from engine.ranges import op, rung
 from engine.weights import LayerWeights, Linear
 from variants.dispatch import attention_pays, pays_here, product_adds, say_off, whole_heads_pay
 from variants.folding import fold_layers
 from variants.kernels.decode_qkv_attention import decode_qkv_attention
-from variants.kernels.decode_qkv_attention_sm90 import supported
+from variants.kernels.decode_qkv_attention_sm90 import hopper_takes_decode
 from variants.kernels.gate_up_silu import norm_gate_up_silu
 from variants.kernels.linear_add import linear_add
 from variants.kernels.lm_head import norm_lm_head_argmax
 from variants.kernels.norm_linear import norm_linear
-from variants.kernels.normed_qkv_sm90 import normed_qkv_sm90
-from variants.kernels.normed_qkv_sm90 import supported as takes_whole_heads
+from variants.kernels.normed_qkv_sm90 import hopper_takes_whole_heads, normed_qkv_sm90
 from variants.kernels.qkv_post import qk_norm_rope_store
 
 SWITCHES: dict[str, bool] = {
@@ -70,28 +65,6 @@ class FusedOps(Ops):
         if takes:
             rung(name)
         return takes
-
-    @op
-    def rms_norm(self, x_TH: Tensor, weight_H: Tensor | None, eps: float) -> Tensor:
-        """The baseline's kernel, in the chain of dependent launches."""
-        return rms_norm(x_TH, weight_H, eps, self.pdl)
-
-    @op
-    def add_rms_norm(
-        self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """The baseline's kernel, in the chain of dependent launches."""
-        return add_rms_norm(x_TH, residual_TH, weight_H, eps, self.pdl)
-
-    @op
-    def silu_mul(self, gate_up_T2I: Tensor) -> Tensor:
-        """The baseline's kernel, in the chain of dependent launches."""
-        return silu_mul(gate_up_T2I, self.pdl)
-
-    @op
-    def argmax(self, logits_BV: Tensor) -> Tensor:
-        """The baseline's kernels, in the chain of dependent launches."""
-        return argmax(logits_BV, self.pdl)
 
     @op
     def norm_linear(self, stream: Stream, weight_H: Tensor | None, linear: Linear, eps: float) -> tuple[Tensor, Tensor]:
@@ -138,19 +111,11 @@ class FusedOps(Ops):
             cache.k, cache.v, config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps, self.pdl,
         )  # fmt: skip
 
-    @op
-    def decode_attention(self, q_BND: Tensor, cache: LayerCache, ctx: Context) -> Tensor:
-        """The baseline's kernel, in the chain of dependent launches."""
-        batch, n = ctx.batch, ctx.batch.num_decode
-        scale, window = ctx.config.head_dim**-0.5, ctx.config.sliding_window
-        tables, lens = batch.block_tables_BP[:n], batch.context_lens_B[:n]
-        return paged_decode_attention(q_BND, cache.k, cache.v, tables, lens, scale, window, self.pdl)
-
     def _attends_at_once(self, qkv_TO: Tensor, cache: LayerCache, ctx: Context) -> bool:
         """Whether one kernel leads from the QKV projection of a decode step to the attention output."""
         if not (self.switches["attention"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is not None:
             return False
-        hopper = supported(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
+        hopper = hopper_takes_decode(qkv_TO, cache.k, ctx.config.num_heads, ctx.config.sliding_window)
         return attention_pays(ctx.batch.num_decode, hopper)
 
     @op
@@ -172,7 +137,7 @@ class FusedOps(Ops):
         if not (self.switches["norm_linear"] and self.switches["qkv_post"]) or ctx.batch.cu_seqlens_B1 is None:
             return False
         x, weight = stream.delta_TH, layer.qkv.weight_NK
-        return layer.attn_norm_H is None and whole_heads_pay(x, weight) and takes_whole_heads(x, weight, cache.k)
+        return layer.attn_norm_H is None and whole_heads_pay(x, weight) and hopper_takes_whole_heads(x, weight, cache.k)
 
     @op
     def norm_qkv(self, stream: Stream, layer: LayerWeights, cache: LayerCache, ctx: Context) -> tuple[Tensor, Tensor]:

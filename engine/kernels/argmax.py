@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, num_sms, pdl_options, tl, triton
 
-# Elements that a program compares at once.
-BLOCK_TOKENS = 4096
+# Elements, and best ones of parts, that a program compares at once.
+BLOCK_TOKENS, BLOCK_PARTS = 4096, 2048
 # Programs that together keep memory busy.
 PROGRAMS_PER_SM = 8
 NO_TOKEN = tl.constexpr(2147483647)
@@ -98,8 +98,8 @@ def merge_argmax_triton(best_BJ: Tensor, token_BJ: Tensor, pdl: bool = False) ->
     best = torch.empty(rows, dtype=torch.float32, device=best_BJ.device)
     if rows:
         _merge_argmax_kernel[(rows,)](
-            best_BJ, token_BJ, tokens, best, num_parts, BLOCK=2048, num_warps=8, **pdl_options(pdl)
-        )  # fmt: skip
+            best_BJ, token_BJ, tokens, best, num_parts, BLOCK=BLOCK_PARTS, num_warps=8, **pdl_options(pdl)
+        )
     return tokens, best
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.kernels._triton import cdiv, next_power_of_2, tl, triton
 from engine.kernels.decode_attention import LOG2_E, attend_pages
-from engine.kernels.prefill_attention_sm90 import supported, varlen_prefill_attention_sm90
+from engine.kernels.prefill_attention_sm90 import hopper_takes_prefill, varlen_prefill_attention_sm90
 
 # Measured on an H200 (docs/03_attention.md): Hopper's own kernel is slower at 512 queries and faster at 2048.
 MIN_HOPPER_QUERIES = 1024
@@ -115,15 +115,15 @@ def _prefill_kernel(
         tl.store(o_ptr + q_rows * o_stride_t + head * o_stride_h + d[None, :], o, mask=q_mask)
 
 
-def prefill_tile(max_seqlen_q: int, d: int, block_size: int) -> tuple[int, int, int, int]:
+def prefill_tile(max_query_len: int, d: int, block_size: int) -> tuple[int, int, int, int]:
     """(queries a program, keys a tile, warps, stages): a tile stays inside a page; wide heads get fewer keys a tile."""
     keys = min(128 if d <= 64 else 64, block_size)
-    return (128, keys, 8, 3) if d <= 64 < max_seqlen_q else (64, keys, 4, 3)
+    return (128, keys, 8, 3) if d <= 64 < max_query_len else (64, keys, 4, 3)
 
 
 def varlen_prefill_attention_triton(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
-    cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
+    cu_seqlens_B1: Tensor, max_query_len: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Launcher of `_prefill_kernel`; see `varlen_prefill_attention`."""
     num_tokens, n, d = q_TND.shape
@@ -132,9 +132,9 @@ def varlen_prefill_attention_triton(
     if num_tokens == 0 or batch == 0:
         return o
     block_size, m = k_cache.shape[1], k_cache.shape[2]
-    block_m, keys, num_warps, stages = prefill_tile(max_seqlen_q, d, block_size)
-    _prefill_kernel[(n, cdiv(max_seqlen_q, block_m), batch)](
-        q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_q_B1, o, n // m,
+    block_m, keys, num_warps, stages = prefill_tile(max_query_len, d, block_size)
+    _prefill_kernel[(n, cdiv(max_query_len, block_m), batch)](
+        q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_B1, o, n // m,
         scale * LOG2_E, sliding_window,
         *q_TND.stride()[:2], *k_cache.stride()[:3], block_tables_BP.stride(0), *o.stride()[:2],
         D=d, BLOCK_D=max(16, next_power_of_2(d)), BLOCK_SIZE=block_size, BLOCK_M=block_m, TILE=keys, STAGES=stages,
@@ -145,25 +145,23 @@ def varlen_prefill_attention_triton(
 
 def varlen_prefill_attention_reference(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
-    cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
+    cu_seqlens_B1: Tensor, max_query_len: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Plain-PyTorch twin of `varlen_prefill_attention_triton`; float64 inputs make it the oracle."""
-    return attend_pages(
-        q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_q_B1, scale, sliding_window
-    )
+    return attend_pages(q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_B1, scale, sliding_window)
 
 
 def varlen_prefill_attention(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
-    cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
+    cu_seqlens_B1: Tensor, max_query_len: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Queries `cu_seqlens_q_B1[b]` to `[b + 1]` against the first `context_lens_B[b]` keys of sequence b.
+    """Queries `cu_seqlens_B1[b]` to `[b + 1]` against the first `context_lens_B[b]` keys of sequence b.
 
     Which kernel runs depends on device, dtypes, shapes and strides alone, so a captured graph keeps its choice.
     """
     attend = varlen_prefill_attention_triton if q_TND.is_cuda else varlen_prefill_attention_reference
-    if max_seqlen_q >= MIN_HOPPER_QUERIES and supported(q_TND, k_cache, v_cache, sliding_window):
+    if max_query_len >= MIN_HOPPER_QUERIES and hopper_takes_prefill(q_TND, k_cache, v_cache, sliding_window):
         attend = varlen_prefill_attention_sm90
     return attend(
-        q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_q_B1, max_seqlen_q, scale, sliding_window
+        q_TND, k_cache, v_cache, block_tables_BP, context_lens_B, cu_seqlens_B1, max_query_len, scale, sliding_window
     )

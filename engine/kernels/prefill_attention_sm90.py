@@ -1,9 +1,9 @@
 """Causal attention of chunks of new tokens against their sequences' pages, for Hopper: FlashAttention-3's way in Gluon.
 
-The same function as `prefill_attention.py` (see there), for the cases that `supported` names. A program takes 128
-queries of a head: one warp brings tiles of 128 keys and values by TMA into two rings, two warpgroups take 64 queries
-each. A warpgroup issues the scores of the next tile, then the second product of this one, and takes the exponentials of
-the next tile under it; what is left of its softmax runs under the other warpgroup's products.
+The same function as `prefill_attention.py` (see there), where `hopper_takes_prefill`. A program takes 128 queries of a
+head: one warp brings tiles of 128 keys and values by TMA into two rings, two warpgroups take 64 queries each. A
+warpgroup issues the scores of the next tile, then the second product of this one, and takes the exponentials of the
+next tile under it; what is left of its softmax runs under the other warpgroup's products.
 
 A ring is (tiles [stages, TILE, D], ready [stages], free [stages]): tile t of the keys or the values is fill
 u = t // stages of stage t % stages. The fill completes phase u of the stage's `ready`, its release by both warpgroups
@@ -315,7 +315,7 @@ def _prefill_kernel_sm90(
     )  # fmt: skip
 
 
-def supported(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, sliding_window: int | None) -> bool:
+def hopper_takes_prefill(q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, sliding_window: int | None) -> bool:
     """Whether `varlen_prefill_attention_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     return (
         runs_on_hopper(q_TND)
@@ -337,17 +337,17 @@ def cache_descriptor(cache: Tensor) -> Any:
 
 def varlen_prefill_attention_sm90(
     q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables_BP: Tensor, context_lens_B: Tensor,
-    cu_seqlens_q_B1: Tensor, max_seqlen_q: int, scale: float, sliding_window: int | None = None,
+    cu_seqlens_B1: Tensor, max_query_len: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Launcher of `_prefill_kernel_sm90`; see `varlen_prefill_attention`. Only what is `supported`."""
+    """Launcher of `_prefill_kernel_sm90`; see `varlen_prefill_attention`. Only where `hopper_takes_prefill`."""
     num_tokens, n, d = q_TND.shape
     o = torch.empty((num_tokens, n, d), dtype=q_TND.dtype, device=q_TND.device)
     batch = context_lens_B.shape[0]
     if num_tokens == 0 or batch == 0:
         return o
     block_size, m = k_cache.shape[1], k_cache.shape[2]
-    _prefill_kernel_sm90[(n, cdiv(max_seqlen_q, ROWS_PER_PROGRAM), batch)](
-        q_TND, cache_descriptor(k_cache), cache_descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_q_B1,
+    _prefill_kernel_sm90[(n, cdiv(max_query_len, ROWS_PER_PROGRAM), batch)](
+        q_TND, cache_descriptor(k_cache), cache_descriptor(v_cache), block_tables_BP, context_lens_B, cu_seqlens_B1,
         o, n // m, scale * LOG2_E,
         *q_TND.stride()[:2], d, block_tables_BP.stride(0), block_tables_BP.shape[1], *o.stride()[:2],
         D=d, BLOCK_SIZE=block_size, STAGES=STAGES, num_warps=4, maxnreg=MAX_REGISTERS,

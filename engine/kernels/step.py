@@ -1,13 +1,16 @@
-"""The first kernel of a decode step: advance every sequence by one token, on the device.
+"""The first and the last kernel of a decode step: every sequence moves on by one token, on the device.
 
 So a step needs no input from the host where the batch is the one before and no sequence begins a block. Of 256
-sequences one nearly always does.
+sequences one nearly always does. Shape suffixes: B sequences, P blocks that one may hold, R rows of device-resident
+state.
 """
 
 import torch
 from torch import Tensor
 
-from engine.kernels._triton import tl, triton
+from engine.kernels._triton import cdiv, tl, triton
+
+ROWS_PER_PROGRAM = 64
 
 
 @triton.jit
@@ -16,6 +19,7 @@ def _advance_kernel(
     table_stride, num_rows,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """ROWS rows a program; a negative position stays one, whatever is added."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = row < num_rows
     position = tl.load(positions_ptr + row, mask=mask, other=0) + 1
@@ -38,10 +42,10 @@ def advance_triton(
     indices = torch.empty_like(positions_B)
     context_lens = torch.empty_like(positions_B)
     slots = torch.empty_like(positions_B)
-    _advance_kernel[(triton.cdiv(num_rows, 64),)](
+    _advance_kernel[(cdiv(num_rows, ROWS_PER_PROGRAM),)](
         rows_B, positions_B, tables_BP, last_token_R, tokens, indices, context_lens, slots,
         tables_BP.stride(0), num_rows,
-        BLOCK_SIZE=block_size, ROWS=64, num_warps=2,
+        BLOCK_SIZE=block_size, ROWS=ROWS_PER_PROGRAM, num_warps=2,
     )  # fmt: skip
     return tokens, indices, context_lens, slots
 
@@ -72,16 +76,26 @@ def advance(
 
 @triton.jit
 def _publish_kernel(tokens_ptr, rows_ptr, last_token_ptr, num_rows, ROWS: tl.constexpr):
+    """ROWS tokens a program."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = index < num_rows
     row = tl.load(rows_ptr + index, mask=mask, other=0)
     tl.store(last_token_ptr + row, tl.load(tokens_ptr + index, mask=mask, other=0), mask=mask)
 
 
+def publish_triton(tokens_B: Tensor, rows_B: Tensor, last_token_R: Tensor) -> None:
+    """Launcher of `_publish_kernel`; see `publish`."""
+    num_rows = tokens_B.shape[0]
+    _publish_kernel[(cdiv(num_rows, ROWS_PER_PROGRAM),)](
+        tokens_B, rows_B, last_token_R, num_rows, ROWS=ROWS_PER_PROGRAM, num_warps=2
+    )
+
+
+def publish_reference(tokens_B: Tensor, rows_B: Tensor, last_token_R: Tensor) -> None:
+    """Plain-PyTorch twin of `publish_triton`."""
+    last_token_R[rows_B] = tokens_B
+
+
 def publish(tokens_B: Tensor, rows_B: Tensor, last_token_R: Tensor) -> None:
     """last_token[rows] = tokens: feed sampled tokens back without a trip to the host."""
-    if not tokens_B.is_cuda:
-        last_token_R[rows_B] = tokens_B
-        return
-    num_rows = tokens_B.shape[0]
-    _publish_kernel[(triton.cdiv(num_rows, 64),)](tokens_B, rows_B, last_token_R, num_rows, ROWS=64, num_warps=2)
+    (publish_triton if tokens_B.is_cuda else publish_reference)(tokens_B, rows_B, last_token_R)

@@ -2,7 +2,7 @@
 
 from engine.loading.export import save_folder
 from engine.loading.load import LoadedModel, load_model
-from engine.loading.named import load_model_yaml, model_names
+from engine.loading.model_yaml import load_model_yaml, model_names
 from engine.loading.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["LoadedModel", "StreamDecoder", "Tokenizer", "load_model", "load_model_yaml", "model_names", "save_folder"]

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.config import ModelConfig, RopeConfig
+from engine.config import Architecture, ModelConfig, RopeConfig
 from engine.errors import ModelError
 from engine.loading.keys import Keys
 from engine.rope import inverse_frequencies
 
-Architecture = Literal["llama", "qwen2", "qwen3"]
-ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+ARCHITECTURES: tuple[Architecture, ...] = ("llama", "qwen2", "qwen3")
 ROPE_FREQS = "rope_freqs.weight"
 # Every Llama 3.1 to 3.3 model has these; a GGUF file keeps only the divisors that follow from them.
 LLAMA3 = RopeConfig("llama3", original_max_position_embeddings=8192, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -75,10 +74,11 @@ def parse_gguf_config(
 
 def _architecture(metadata: Mapping[str, Any], source: str) -> Architecture:
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ModelError(f"{source}: general.architecture={name!r} is not supported; supported are {known}")
-    return ARCHITECTURES[name]
+    for architecture in ARCHITECTURES:
+        if name == architecture:
+            return architecture
+    known = ", ".join(ARCHITECTURES)
+    raise ModelError(f"{source}: general.architecture={name!r} is not supported; supported are {known}")
 
 
 def _eos_ids(keys: Keys) -> tuple[int, ...]:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from engine.config import ModelConfig
+from engine.config import Architecture, ModelConfig
 from engine.errors import ModelError
 from engine.loading.hf_rope import parse_rope
 from engine.loading.keys import Keys, read_json
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",

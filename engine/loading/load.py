@@ -11,7 +11,7 @@ from engine.config import ModelConfig
 from engine.errors import ModelError
 from engine.loading.gguf import load_gguf
 from engine.loading.hf_config import read_hf_config
-from engine.loading.named import load_model_yaml, model_names
+from engine.loading.model_yaml import load_model_yaml, model_names
 from engine.loading.random import random_weights
 from engine.loading.safetensors import has_weights, load_safetensors
 from engine.loading.tokenizer import Tokenizer, load_tokenizer

@@ -19,11 +19,11 @@ from engine.kernels.decode_attention import paged_decode_attention_reference, pa
 from engine.kernels.kv_store import store_kv_reference, store_kv_triton
 from engine.kernels.norm import rms_norm_reference, rms_norm_triton
 from engine.kernels.rope import rope_reference, rope_triton
-from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, doubled
+from experiments.kernels.case import EPS, Case, Deviation, How, Outputs, Shape, doubled
 from experiments.kernels.figures import changed_bytes, randn, relative_error, strided, tolerance, unit_roundoff
 from variants.kernels.attention_cut import attention_cut
 from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
-from variants.kernels.decode_qkv_attention_sm90 import supported
+from variants.kernels.decode_qkv_attention_sm90 import hopper_takes_decode
 from variants.kernels.qkv_post import qk_norm_rope_store_reference, qk_norm_rope_store_triton
 from variants.kernels.tiles import Tile
 
@@ -125,12 +125,12 @@ class QkvPost(Case):
         """One rounding."""
         return tolerance(self.dtype)
 
-    def others(self, outputs: Outputs, oracle: Outputs) -> list[Measured]:
+    def others(self, outputs: Outputs, oracle: Outputs) -> list[Deviation]:
         """Keys, where one short head may carry a whole unit of rounding and not the mean; values, to the bit."""
         bound = tolerance(self.dtype) + 0.2 * unit_roundoff(self.dtype)
         return [
-            Measured("stored keys", relative_error(outputs[1], oracle[1]), bound),
-            Measured("stored values", relative_error(outputs[2], oracle[2]), 0.0),
+            Deviation("stored keys", relative_error(outputs[1], oracle[1]), bound),
+            Deviation("stored values", relative_error(outputs[2], oracle[2]), 0.0),
         ]
 
     def strays(self, before: Self) -> int:
@@ -192,7 +192,7 @@ class Attention(QkvPost):
     def dispatch_class(self, rows: int) -> Any:
         """How the keys are cut up."""
         most = self.tables_TP.shape[1] * BLOCK_SIZE
-        hopper = supported(self.qkv_TO, self.k_cache, self.heads[0], None)
+        hopper = hopper_takes_decode(self.qkv_TO, self.k_cache, self.heads[0], None)
         n, m, d = self.heads
         return attention_cut(rows, n, m, d, most, BLOCK_SIZE, num_sms(self.qkv_TO), hopper)
 

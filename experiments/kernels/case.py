@@ -21,7 +21,7 @@ EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Measured:
+class Deviation:
     """An error, and the most it may be. NaN is within no bound."""
 
     what: str
@@ -109,7 +109,7 @@ class Case(ABC):
         """Largest absolute error of the first output."""
         return largest_error(outputs[0], oracle[0])
 
-    def others(self, outputs: Outputs, oracle: Outputs) -> list[Measured]:
+    def others(self, outputs: Outputs, oracle: Outputs) -> list[Deviation]:
         """Errors of the other outputs."""
         return []
 

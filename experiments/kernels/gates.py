@@ -15,7 +15,7 @@ import torch
 
 from experiments.errors import first_line
 from experiments.kernel_records import GateRow, GateStatus
-from experiments.kernels.case import Case, How, Measured, Outputs, Shape, rows_of
+from experiments.kernels.case import Case, Deviation, How, Outputs, Shape, rows_of
 from experiments.kernels.cases import ALL_ROWS
 from experiments.kernels.chains import chain_of
 from experiments.kernels.figures import (
@@ -69,7 +69,7 @@ class Reach:
         """Inputs as awkward as they come."""
         return self.kind.draw(shape, rows, self.dtype, self.device)
 
-    def judge(self, gate: str, found: Sequence[Measured], unfused: Sequence[float] = ()) -> GateRow:
+    def judge(self, gate: str, found: Sequence[Deviation], unfused: Sequence[float] = ()) -> GateRow:
         """The gate's row: the figure that is worst for its bound."""
         at = max(range(len(found)), key=lambda i: found[i].excess)
         worst, status = found[at], GateStatus.PASSED if found[at].ok else GateStatus.FAILED
@@ -94,18 +94,18 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Trial:
+class LaunchErrors:
     """One launch at one place. `outside` counts what was written outside of any output.
 
     `ratio` is its typical error over the unfused path's, over more launches where one has few values.
     """
 
     where: str
-    error: Measured
+    error: Deviation
     unfused: float
     ratio: float
     largest: float
-    others: tuple[Measured, ...]
+    others: tuple[Deviation, ...]
     outside: int
 
 
@@ -134,16 +134,16 @@ def accuracy(reach: Reach) -> Iterator[GateRow]:
         # Two fp32 sums in different orders: either may be the better one.
         yield reach.show(name, ratios, places)
     else:
-        bounded = [Measured(place, ratio, WORSE_THAN_UNFUSED) for place, ratio in zip(places, ratios, strict=True)]
+        bounded = [Deviation(place, ratio, WORSE_THAN_UNFUSED) for place, ratio in zip(places, ratios, strict=True)]
         yield reach.judge(name, bounded)
     yield reach.show("largest error", [trial.largest for trial in trials], places)
     for what in dict.fromkeys(other.what for trial in trials for other in trial.others):
         mine = [(trial.where, other) for trial in trials for other in trial.others if other.what == what]
-        yield reach.judge(f"error of {what}", [Measured(where, m.error, m.bound) for where, m in mine])
-    yield reach.judge("written outside of outputs", [Measured(t.where, t.outside, 0) for t in trials])
+        yield reach.judge(f"error of {what}", [Deviation(where, m.error, m.bound) for where, m in mine])
+    yield reach.judge("written outside of outputs", [Deviation(t.where, t.outside, 0) for t in trials])
 
 
-def attempt(reach: Reach, shape: Shape, rows: int) -> Trial:
+def attempt(reach: Reach, shape: Shape, rows: int) -> LaunchErrors:
     """Launch fused, unfused and oracle on the same inputs."""
     where = f"M={rows}, {'x'.join(map(str, shape))}"
     case = reach.draw(shape, rows)
@@ -153,9 +153,9 @@ def attempt(reach: Reach, shape: Shape, rows: int) -> Trial:
     with nullcontext() if reach.how == "twin" else guarded_outputs() as guarded:
         launched = fused.launch(reach.how)
     outputs = fused.outputs(launched)
-    return Trial(
+    return LaunchErrors(
         where,
-        Measured(where, case.error(outputs, oracle), case.bound()),
+        Deviation(where, case.error(outputs, oracle), case.bound()),
         case.error(unfused, oracle),
         _ratio(reach, shape, case, (outputs, unfused), oracle),
         case.largest(outputs, oracle),
@@ -194,7 +194,7 @@ def special_rows(reach: Reach) -> GateRow:
             warnings.simplefilter("ignore", RuntimeWarning)
             outputs = rows_of(case.outputs(case.launch(reach.how)), clean)
         oracle = rows_of(case.oracle(), clean)
-        found.append(Measured(f"M={rows}", case.error(outputs, oracle), case.bound()))
+        found.append(Deviation(f"M={rows}", case.error(outputs, oracle), case.bound()))
     return reach.judge("error beside NaN, infinity, zeros and 1e4", found)
 
 
@@ -207,7 +207,7 @@ def repeats(reach: Reach) -> GateRow:
     for rows in (1, 17):
         case = reach.draw(reach.shapes[-1], rows)
         changed = changed_by_repeating(lambda case=case: case.outputs(case.launch(reach.how))[0])  # type: ignore[misc]
-        found.append(Measured(f"M={rows}", changed, 0))
+        found.append(Deviation(f"M={rows}", changed, 0))
     return reach.judge(gate, found)
 
 
@@ -227,7 +227,7 @@ def batch_invariance(reach: Reach) -> GateRow:
             part = case.take(rows).fresh()
             alone = part.outputs(part.launch(reach.how))[0]
             changed = changed_bytes(alone, whole[:rows])
-            found.append(Measured(f"M={rows} of {counts[-1]}", changed, 0))
+            found.append(Deviation(f"M={rows} of {counts[-1]}", changed, 0))
     if not found:
         return reach.skip(gate, "no two of the rows tried are of one dispatch class")
     row = reach.judge(gate, found)
@@ -244,5 +244,5 @@ def pdl(reach: Reach) -> GateRow:
     found = []
     for rows in PDL_ROWS:
         launch, inputs = chain_of(reach.kind, rows, PDL_WIDTH, reach.dtype, reach.device)
-        found.append(Measured(f"M={rows}", changed_by_pdl(launch, inputs.normal_), 0))
+        found.append(Deviation(f"M={rows}", changed_by_pdl(launch, inputs.normal_), 0))
     return reach.judge(gate, found)

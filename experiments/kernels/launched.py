@@ -23,9 +23,9 @@ import torch
 from engine import Engine, EngineConfig, SamplingParams
 from engine.kernels._triton import triton
 from engine.kernels.prefill_attention import varlen_prefill_attention_triton
-from engine.kernels.prefill_attention_sm90 import supported, varlen_prefill_attention_sm90
+from engine.kernels.prefill_attention_sm90 import hopper_takes_prefill, varlen_prefill_attention_sm90
 from engine.loading import LoadedModel
-from engine.loading.named import load_model_yaml
+from engine.loading.model_yaml import load_model_yaml
 from engine.loading.random import random_weights
 from experiments.kernel_records import PLANTED
 from experiments.kernels.case import Shape
@@ -96,7 +96,7 @@ def attend(dim: int, device: torch.device) -> None:
         x.to(device, torch.int32) for x in (tables, torch.tensor(lens), torch.tensor([0, *QUERIES]).cumsum(0))
     )
     kernels: list[Callable[..., Any]] = [varlen_prefill_attention_triton]
-    kernels += [varlen_prefill_attention_sm90] if supported(q, k, v, None) else []
+    kernels += [varlen_prefill_attention_sm90] if hopper_takes_prefill(q, k, v, None) else []
     for kernel in kernels:
         kernel(q, k, v, tables, context_lens, starts, max(QUERIES), dim**-0.5)
 

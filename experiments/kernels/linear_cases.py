@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.kernels.activation import silu_mul_reference, silu_mul_triton
 from engine.kernels.argmax import argmax_reference, argmax_triton
 from engine.kernels.norm import add_rms_norm_reference, add_rms_norm_triton
-from experiments.kernels.case import EPS, Case, How, Measured, Outputs, Shape, doubled
+from experiments.kernels.case import EPS, Case, Deviation, How, Outputs, Shape, doubled
 from experiments.kernels.figures import (
     MOST_RELATIVE_ERROR,
     largest_error,
@@ -37,7 +37,7 @@ from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate
 from variants.kernels.linear_add import linear_add_reference, linear_add_triton
 from variants.kernels.lm_head import norm_lm_head_argmax_reference, norm_lm_head_argmax_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
-from variants.kernels.normed_product_sm90 import share_tiles, supported
+from variants.kernels.normed_product_sm90 import hopper_takes_product, share_tiles
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile
 
@@ -126,7 +126,7 @@ class NormLinear(LinearCase):
     def dispatch_class(self, rows: int) -> Hashable:
         """The tile, or how many rows are cut up for Hopper."""
         x_TK = self.x_TK[:rows]
-        if rows > MAX_SKINNY_ROWS and supported(x_TK, self.weight_NK):
+        if rows > MAX_SKINNY_ROWS and hopper_takes_product(x_TK, self.weight_NK):
             return "sm90", share_tiles(rows, x_TK.shape[1], silu=self.MATRICES == 2)
         return super().dispatch_class(rows)
 
@@ -146,9 +146,9 @@ class NormLinear(LinearCase):
         d, stream = doubled(self), self.x_TK + self.residual
         return norm_linear_reference(stream.double(), None, d["weight_NK"], d["bias_N"], EPS)[0], stream
 
-    def others(self, outputs: Outputs, oracle: Outputs) -> list[Measured]:
+    def others(self, outputs: Outputs, oracle: Outputs) -> list[Deviation]:
         """The stream, to the bit."""
-        return [Measured("residual stream", relative_error(outputs[1], oracle[1]), 0.0)]
+        return [Deviation("residual stream", relative_error(outputs[1], oracle[1]), 0.0)]
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,11 @@ class LinearAdd(LinearCase):
         d = doubled(self)
         return linear_add_reference(d["x_TK"], d["weight_NK"], d["bias_N"], d["residual"])
 
-    def others(self, outputs: Outputs, oracle: Outputs) -> list[Measured]:
+    def others(self, outputs: Outputs, oracle: Outputs) -> list[Deviation]:
         """The sums, of exactly what was stored."""
         stream, partials = outputs
         error = relative_error(partials.sum(1), stream.double().square().sum(1))
-        return [Measured("sums of squares", error, tolerance(torch.float32, sums=stream.shape[1]))]
+        return [Deviation("sums of squares", error, tolerance(torch.float32, sums=stream.shape[1]))]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from experiments.errors import REASON_WIDTH, first_line
 from experiments.floors import Ceilings
 from experiments.kernel_floors import kernel_work
 from experiments.kernel_records import ALONE, COMPILED, FUSED, UNFUSED, KernelRow
-from experiments.kernels.case import Case, How, Measured, Outputs, Shape
+from experiments.kernels.case import Case, Deviation, How, Outputs, Shape
 from experiments.kernels.cases import forms
 from experiments.kernels.figures import WORSE_THAN_UNFUSED
 from experiments.kernels.pooling import enough, pooled_errors, rows_for_enough
@@ -104,7 +104,7 @@ def check(bench: Bench, place: Place, case: Case, runs: dict[str, Run]) -> list[
             # Whatever a kernel or its compiler raises is that contender's result.
             rows.append(_row(bench, place, name, Status.ERROR, f"{type(error).__name__}: {error}"))
             continue
-        found = Measured(name, case.error(outputs, oracle), case.bound())
+        found = Deviation(name, case.error(outputs, oracle), case.bound())
         if name == FUSED:
             why = why_wrong(case, outputs, oracle, unfused) or _why_worse(bench, place, outputs, runs)
         else:
@@ -122,9 +122,9 @@ def why_wrong(case: Case, outputs: Outputs, oracle: Outputs, unfused: float) -> 
     Errors of few values are not compared with the unfused path's own: which is the smaller is luck.
     """
     error = case.error(outputs, oracle)
-    measured = [Measured("", error, case.bound()), *case.others(outputs, oracle)]
+    measured = [Deviation("", error, case.bound()), *case.others(outputs, oracle)]
     if case.dtype != torch.float32 and enough(type(case), outputs):
-        measured.append(Measured(MORE_THAN_UNFUSED, error, WORSE_THAN_UNFUSED * unfused))
+        measured.append(Deviation(MORE_THAN_UNFUSED, error, WORSE_THAN_UNFUSED * unfused))
     return next((_beyond(one) for one in measured if not one.ok), "")
 
 
@@ -136,11 +136,11 @@ def _why_worse(bench: Bench, place: Place, outputs: Outputs, runs: dict[str, Run
     rows = rows_for_enough(kind, outputs, place.rows)
     case = kind.draw(place.shape, rows, dtype, bench.device, plain=True)
     mine, unfused = pooled_errors(case, place.rows, [runs[FUSED], runs[UNFUSED]])
-    found = Measured(MORE_THAN_UNFUSED, mine, WORSE_THAN_UNFUSED * unfused)
+    found = Deviation(MORE_THAN_UNFUSED, mine, WORSE_THAN_UNFUSED * unfused)
     return "" if found.ok else _beyond(found)
 
 
-def _beyond(found: Measured) -> str:
+def _beyond(found: Deviation) -> str:
     return f"{found.what}: error {found.error:.3g} is beyond {found.bound:.3g}".removeprefix(": ")
 
 

@@ -27,14 +27,14 @@ from experiments.kernels.compiling import end_if_the_gpu_is_lost, run_all
 from experiments.kernels.linear_cases import LinearCase
 from experiments.kernels.measure import why_wrong
 from experiments.kernels.step_choices import ATTENTION, Choice, step_points, trial_of
-from experiments.kernels.tuning import Point
+from experiments.kernels.tuning import KernelPoint
 from experiments.measuring.decode import SETTLE_STEPS, run_window
 from experiments.measuring.session import MAX_MODEL_LEN, free_memory
 from variants import load_variant
 from variants.dispatch import attention_pays, pays_here
 from variants.kernels.attention_cut import attention_cut
-from variants.kernels.decode_qkv_attention_sm90 import supported
-from variants.kernels.normed_product_sm90 import supported as product_supported
+from variants.kernels.decode_qkv_attention_sm90 import hopper_takes_decode
+from variants.kernels.normed_product_sm90 import hopper_takes_product
 from variants.kernels.tile_table import Trial, choose_tile, known_tile, trying
 from variants.kernels.tiles import MAX_SKINNY_ROWS
 
@@ -130,7 +130,7 @@ class GpuSteps:
 
     def __init__(self, place: StepPlace, sizes: Mapping[str, Any], ops: Sequence[str]) -> None:
         self.place, self._sizes = place, sizes
-        self.points: Mapping[str, Point] = step_points(sizes, place.batch, ops)
+        self.points: Mapping[str, KernelPoint] = step_points(sizes, place.batch, ops)
         self.num_kv_heads = int(sizes["num_kv_heads"])
         # What the engine before this one held.
         free_memory(torch.device(place.device))
@@ -146,11 +146,11 @@ class GpuSteps:
             dtype=self._dtype,
             device=place.device,
         )
-        self.hopper = supported(cache, cache, int(sizes["num_heads"]), None)
+        self.hopper = hopper_takes_decode(cache, cache, int(sizes["num_heads"]), None)
         own = {site: self._own(site, point) for site, point in self.points.items()}
         self.own: Mapping[str, Choice] = {**own, ATTENTION: self._own_attention()}
 
-    def problem(self, point: Point) -> Problem:
+    def problem(self, point: KernelPoint) -> Problem:
         """What the tiles of a point have to solve here."""
         return point.problem(self._dtype.itemsize, self.sms)
 
@@ -182,7 +182,7 @@ class GpuSteps:
             launched = case.launch(how, pdl=self._bench.engine.variant.runtime.pdl, tile=choice.tile)
             return why_wrong(case, case.outputs(launched), oracle, unfused_error)
 
-    def _own(self, site: str, point: Point) -> Choice:
+    def _own(self, site: str, point: KernelPoint) -> Choice:
         """What the engine chooses there by itself."""
         (n, k), kind = point.shape, point.kind
         x = torch.empty(point.rows, k, dtype=self._dtype, device=self.place.device)
@@ -190,7 +190,7 @@ class GpuSteps:
         weight = torch.empty(n, k, device="meta")
         if not pays_here(kind.RUNG, x, weight):
             return Choice(site, point.key, False)
-        if point.rows > MAX_SKINNY_ROWS and product_supported(x, weight) and not known_tile(point.op, x, weight):
+        if point.rows > MAX_SKINNY_ROWS and hopper_takes_product(x, weight) and not known_tile(point.op, x, weight):
             return Choice(site, point.key, True)
         return Choice(site, point.key, True, choose_tile(point.op, x, weight, kind.MATRICES, kind.CAN_SPLIT))
 

@@ -12,10 +12,10 @@ from typing import Any
 from engine.kernels.decode_attention import MAX_SPLITS
 from experiments.kernels.candidates import Problem, candidates, is_legal, neighbours
 from experiments.kernels.cases import sites
-from experiments.kernels.tuning import Point
+from experiments.kernels.tuning import KernelPoint
 from variants.kernels.attention_cut import MAX_HOPPER_SPLITS, Cut
 from variants.kernels.tickets import MAX_TICKETS
-from variants.kernels.tile_table import Measured, Trial, rows_class
+from variants.kernels.tile_table import GpuTable, Trial, rows_class
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile
 
 ATTENTION = "attention"
@@ -87,14 +87,14 @@ def trial_of(choices: Iterable[Choice]) -> Trial:
     )
 
 
-def step_points(sizes: Mapping[str, Any], batch: int, ops: Sequence[str]) -> dict[str, Point]:
+def step_points(sizes: Mapping[str, Any], batch: int, ops: Sequence[str]) -> dict[str, KernelPoint]:
     """The linear layers of a model's decode step by site, those of the given kernels; equal shapes share an entry."""
-    found = {site: Point(op, sites(op, sizes)[site], rows_class(batch)) for site, op in SITES if op in ops}
+    found = {site: KernelPoint(op, sites(op, sizes)[site], rows_class(batch)) for site, op in SITES if op in ops}
     first = {point: site for site, point in reversed(found.items())}
     return {site: point for site, point in found.items() if first[point] == site}
 
 
-def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str, Measured]) -> list[Choice]:
+def first_choices(site: str, point: KernelPoint, problem: Problem, table: Mapping[str, GpuTable]) -> list[Choice]:
     """What is tried first: off, the kernel for many rows, the heuristic's tile, the table's, the likeliest of all."""
     known = _known(point, table)
     likely = candidates(problem, MOST_TILES)
@@ -104,7 +104,7 @@ def first_choices(site: str, point: Point, problem: Problem, table: Mapping[str,
     return [Choice(site, point.key, False), *on, *_with(site, point, list(tiles)[:MOST_TILES])]
 
 
-def _known(point: Point, table: Mapping[str, Measured]) -> list[Tile]:
+def _known(point: KernelPoint, table: Mapping[str, GpuTable]) -> list[Tile]:
     """The tiles that the table has for a kernel, of these rows and then of the classes beside them, cut for these."""
     return [
         _cut_for(point.rows, tile)
@@ -123,7 +123,7 @@ def _cut_for(rows: int, tile: Tile) -> Tile:
 
 
 def second_choices(
-    point: Point, problem: Problem, took_us: Mapping[Choice, float], own: Choice, now: Choice
+    point: KernelPoint, problem: Problem, took_us: Mapping[Choice, float], own: Choice, now: Choice
 ) -> list[Choice]:
     """What is tried in the light of the first pass: the engine's own choice, the best, and neighbours of the best tile.
 
@@ -152,5 +152,5 @@ def attention_choices(batch: int, num_kv_heads: int, max_context: int, sms: int,
     return [Choice(ATTENTION, ATTENTION, False), *(Choice(ATTENTION, ATTENTION, True, cut=cut) for cut in cuts)]
 
 
-def _with(site: str, point: Point, tiles: Iterable[Tile]) -> list[Choice]:
+def _with(site: str, point: KernelPoint, tiles: Iterable[Tile]) -> list[Choice]:
     return [Choice(site, point.key, True, tile) for tile in tiles]

@@ -27,9 +27,9 @@ from experiments.kernels.step_choices import (
     second_choices,
     trial_of,
 )
-from experiments.kernels.tuning import Point
+from experiments.kernels.tuning import KernelPoint
 from experiments.step_records import Kept, Tried
-from variants.kernels.tile_table import Measured, Trial
+from variants.kernels.tile_table import GpuTable, Trial
 
 # The same step, captured anew each time: the spread of these is noise, at least so much.
 NOISE_REPEATS = 4
@@ -42,7 +42,7 @@ COMPILING_SHARE = 0.4
 class Steps(Protocol):
     """Decode steps of one cell on a GPU, or what stands for them in a test."""
 
-    points: Mapping[str, Point]
+    points: Mapping[str, KernelPoint]
     own: Mapping[str, Choice]  # What the engine chooses by itself, by site; attention's too.
     num_kv_heads: int
     max_context: int
@@ -58,14 +58,14 @@ class Steps(Protocol):
     def why_wrong(self, choice: Choice) -> str:
         """What of its results is out of bounds; empty where nothing is."""
 
-    def problem(self, point: Point) -> Problem:
+    def problem(self, point: KernelPoint) -> Problem:
         """What the tiles of a point have to solve here."""
 
 
 class StepSearch:
     """The search at one cell until `ends_at`. `chosen` differs from the engine's own, by site; `attention` is apart."""
 
-    def __init__(self, steps: Steps, batch: int, table: Mapping[str, Measured], ends_at: float) -> None:
+    def __init__(self, steps: Steps, batch: int, table: Mapping[str, GpuTable], ends_at: float) -> None:
         self._steps, self._batch, self._table, self._ends_at = steps, batch, table, ends_at
         self.chosen: dict[str, Choice] = {}
         self.attention: Choice | None = None

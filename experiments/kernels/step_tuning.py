@@ -15,7 +15,7 @@ from experiments.models import Model
 from experiments.step_records import StepCell, StepRun, speedup, write_steps
 from experiments.tuned_rows import RunsAt
 from variants.dispatch import most_rows
-from variants.kernels.tile_table import Measured, shape_of
+from variants.kernels.tile_table import GpuTable, shape_of
 from variants.kernels.tiles import Tile
 
 MakeSteps = Callable[[StepPlace, Model, Sequence[str]], Steps]
@@ -38,7 +38,7 @@ class StepTuner:
 
     run: StepRun
     folder: Path
-    table: Mapping[str, Measured]
+    table: Mapping[str, GpuTable]
     make: MakeSteps
     write: Write
     ops: Sequence[str]
@@ -69,7 +69,7 @@ class StepTuner:
 
     def _known(self, key: str) -> RunsAt:
         """Where the kernel runs by the table that was there, else by the bounds that hold without one."""
-        measured = self.table.get(self.run.gpu, Measured())
+        measured = self.table.get(self.run.gpu, GpuTable())
         if key in measured.fused_up_to_rows:
             return RunsAt(measured.fused_up_to_rows[key], tuple(measured.apart.get(key, ())))
         kernel, n, k = shape_of(key)

@@ -22,7 +22,7 @@ FIRST_ROWS = (1, 8, 64)
 
 
 @dataclass(frozen=True)
-class Point:
+class KernelPoint:
     """A kernel at a shape (N, K) with a number of rows."""
 
     op: str
@@ -48,32 +48,32 @@ class Point:
         return Problem(self.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, kind.CAN_SPLIT, sms)
 
 
-def points(places: Iterable[tuple[str, Shape]], rows: Iterable[int]) -> list[Point]:
+def points(places: Iterable[tuple[str, Shape]], rows: Iterable[int]) -> list[KernelPoint]:
     """Each (op, shape) with each number of rows once, the numbers that matter most first."""
     counts = sorted(set(rows), key=lambda count: (count not in FIRST_ROWS, count))
     distinct = list(dict.fromkeys(places))
-    return [Point(op, shape, count) for count in counts for op, shape in distinct]
+    return [KernelPoint(op, shape, count) for count in counts for op, shape in distinct]
 
 
-def tiles_to_try(todo: Iterable[Point], bench: Bench) -> dict[Point, list[Tile]]:
+def tiles_to_try(todo: Iterable[KernelPoint], bench: Bench) -> dict[KernelPoint, list[Tile]]:
     """The candidates of each point, the heuristic's first."""
     sms, itemsize = num_sms(torch.empty(0, device=bench.device)), getattr(torch, bench.dtype).itemsize
     return {point: candidates(point.problem(itemsize, sms)) for point in todo}
 
 
-def compilation(point: Point, tile: Tile, bench: Bench) -> Compilation:
+def compilation(point: KernelPoint, tile: Tile, bench: Bench) -> Compilation:
     """What has to be compiled to time a tile at a point."""
     return Compilation(point.op, point.kind.FORM, point.shape, bench.dtype, bench.pdl, tile)
 
 
-def compilations(todo: Mapping[Point, Sequence[Tile]], bench: Bench) -> list[Compilation]:
+def compilations(todo: Mapping[KernelPoint, Sequence[Tile]], bench: Bench) -> list[Compilation]:
     """Each once, the likeliest tiles of the most important points first."""
     groups = ([p for p in todo if (p.rows in FIRST_ROWS) == first] for first in (True, False))
     lists = [[[compilation(point, tile, bench) for tile in todo[point]] for point in group] for group in groups]
     return list(dict.fromkeys(job for group in lists for job in in_turns(group)))
 
 
-def search_point(point: Point, tiles: Sequence[Tile], bench: Bench, quick: Timer) -> Found:
+def search_point(point: KernelPoint, tiles: Sequence[Tile], bench: Bench, quick: Timer) -> Found:
     """What a point came to; the heuristic's tile is the first. RuntimeError where it cannot be measured."""
     case = point.kind.draw(point.shape, point.rows, getattr(torch, bench.dtype), bench.device, plain=True)
     return Search(bench, quick, case).run(tiles)

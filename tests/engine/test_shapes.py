@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine import SamplingParams
 from engine.loading import LoadedModel
-from engine.loading.named import load_model_yaml
+from engine.loading.model_yaml import load_model_yaml
 from engine.loading.names import allocate
 from engine.loading.random import random_weights
 from experiments.compose import compose

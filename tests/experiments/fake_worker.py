@@ -19,11 +19,11 @@ from typing import Any
 
 from experiments.messages import (
     Answer,
-    Ceilings,
     Exit,
     Failed,
     Load,
     Measure,
+    MeasureCeilings,
     Measured,
     Progress,
     Rates,
@@ -55,7 +55,7 @@ class FakeWorker:
             )
         if isinstance(request, Measure):
             return self.measure(request.cell)
-        if isinstance(request, Ceilings):
+        if isinstance(request, MeasureCeilings):
             return self.obey("ceilings", {}) or Rates({"read_bytes_per_s": 1e12, "bf16_flop_per_s": 1e14})
         return self.obey("verify", {}) or Verified(GOOD)
 

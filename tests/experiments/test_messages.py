@@ -8,11 +8,11 @@ import pytest
 
 from experiments.compose import compose
 from experiments.messages import (
-    Ceilings,
     Exit,
     Failed,
     Load,
     Measure,
+    MeasureCeilings,
     Measured,
     Message,
     Progress,
@@ -39,7 +39,7 @@ MESSAGES = [
     Measure(CELL),
     Exit(),
     Ready("random", "12ab", "twin", ("linear",), {"weights": 3}, {"includes": "all"}, (7,)),
-    Ceilings(),
+    MeasureCeilings(),
     Rates({"read_bytes_per_s": 1.5e12}),
     Verified(Verdict(False, "why", 3, 0.5, math.inf, 1.0, 2)),
     Measured(CellResult(CELL, Status.OK, samples={"step_ms": [1.0, math.inf]})),

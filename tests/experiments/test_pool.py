@@ -11,7 +11,18 @@ import pytest
 from experiments import pool
 from experiments.compose import compose
 from experiments.errors import UserError
-from experiments.messages import Answer, Ceilings, Failed, Load, Measure, Measured, Rates, Ready, Request, Verified
+from experiments.messages import (
+    Answer,
+    Failed,
+    Load,
+    Measure,
+    MeasureCeilings,
+    Measured,
+    Rates,
+    Ready,
+    Request,
+    Verified,
+)
 from experiments.models import find_model
 from experiments.plan import make_plan
 from experiments.pool import Pool
@@ -60,7 +71,7 @@ class Worker:
         if isinstance(request, Measure):
             self.workers.notes.append(f"ours {request.ours}")
             return Measured(CellResult(request.cell, Status.OK, samples={"step_ms": [1.0]}))
-        if isinstance(request, Ceilings):
+        if isinstance(request, MeasureCeilings):
             self.note("ceilings")
             return Rates({"read_bytes_per_s": 1e12})
         return Verified(GOOD)

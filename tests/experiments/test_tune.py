@@ -19,7 +19,7 @@ from experiments.kernels.compiling import Compilation
 from experiments.kernels.linear_cases import LinearAdd
 from experiments.kernels.measure import Bench
 from experiments.kernels.search import Found, Search
-from experiments.kernels.tuning import Point
+from experiments.kernels.tuning import KernelPoint
 from experiments.stats import estimate
 from experiments.tune import Options, keep, parse, runs_at, tune
 from experiments.tuned_rows import RunsAt
@@ -68,7 +68,7 @@ def case() -> Recorded:
     return Recorded.draw(POINT.shape, POINT.rows, torch.bfloat16, CPU, plain=True)
 
 
-POINT = Point("linear_add", (64, 512), rows=32)
+POINT = KernelPoint("linear_add", (64, 512), rows=32)
 HEURISTIC = POINT.problem(itemsize=2, sms=132).heuristic()
 TILES = [HEURISTIC, *(replace(HEURISTIC, **changes) for changes in ({"stages": 3}, {"stages": 2}, {"num_warps": 8}))]
 
@@ -173,7 +173,7 @@ def tuned(file: Path, monkeypatch: pytest.MonkeyPatch, compile_: Any = everythin
     """The (op, shape, rows, number of tiles) that were searched, with searches that take a second and find nothing."""
     now_s, searched = [0.0], []
 
-    def search(point: Point, tiles: Sequence[Tile], _bench: Bench, _quick: Any) -> Found:
+    def search(point: KernelPoint, tiles: Sequence[Tile], _bench: Bench, _quick: Any) -> Found:
         now_s[0] += 1
         searched.append((point.op, point.shape, point.rows, len(tiles)))
         return found_of(None, 1.5)
@@ -235,7 +235,7 @@ def test_what_did_not_compile_is_not_timed(
 def test_a_point_that_cannot_be_measured_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def search(point: Point, *_: Any) -> Found:
+    def search(point: KernelPoint, *_: Any) -> Found:
         if point.rows == 8:
             raise torch.cuda.OutOfMemoryError("out of memory")
         return found_of(None, 1.5)
@@ -249,9 +249,9 @@ def test_a_point_that_cannot_be_measured_leaves_the_others(
 
 
 def test_a_point_is_searched_in_the_form_that_the_engine_runs() -> None:
-    assert [Point(op, (32, 64), 1).kind.FORM for op in command.OPS] == ["chained", "alone", "chained", "chained"]
+    assert [KernelPoint(op, (32, 64), 1).kind.FORM for op in command.OPS] == ["chained", "alone", "chained", "chained"]
     quick = bench(lambda contenders, n: {c: [1.0] * n for c in contenders})
-    point = Point("norm_linear", (32, 64), 4)
+    point = KernelPoint("norm_linear", (32, 64), 4)
     [tiles] = tuning.tiles_to_try([point], quick).values()
     found = tuning.search_point(point, tiles[:2], quick, quick.timer)
     assert found.tile is None
@@ -260,7 +260,7 @@ def test_a_point_is_searched_in_the_form_that_the_engine_runs() -> None:
 
 def test_blank_inputs_have_the_shapes_of_drawn_ones() -> None:
     for op in command.OPS:
-        kind = Point(op, (32, 64), 1).kind
+        kind = KernelPoint(op, (32, 64), 1).kind
         blank, drawn = kind.blank((32, 64), 3, torch.bfloat16, CPU), kind.draw((32, 64), 3, torch.bfloat16, CPU, True)
         for field in fields(kind):
             one, other = getattr(blank, field.name), getattr(drawn, field.name)

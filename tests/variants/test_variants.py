@@ -94,7 +94,7 @@ def test_whole_heads_of_the_projection_reach_attention_and_the_pages(monkeypatch
         return qk_norm_rope_store_reference(qkv, *others, k_cache, v_cache, *sizes, eps, pdl), s
 
     monkeypatch.setattr("variants.fused.normed_qkv_sm90", twins)
-    monkeypatch.setattr("variants.fused.takes_whole_heads", lambda *tensors: True)
+    monkeypatch.setattr("variants.fused.hopper_takes_whole_heads", lambda *tensors: True)
     engine = tiny_engine(variant=VARIANTS["fused"], max_num_batched_tokens=40)
     assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
     assert not rows

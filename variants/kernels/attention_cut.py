@@ -15,12 +15,12 @@ from variants.kernels.tickets import MAX_TICKETS
 MERGE_ELEMENTS = 4096
 # Programs that a multiprocessor holds at once without a limit on their registers.
 PROGRAMS_PER_SM = 3
+# Of the kernel for Hopper, by the size of a head and the tiles of a ring.
+HOPPER_PROGRAMS_PER_SM = {64: {3: 4, 2: 5}, 128: {3: 2, 2: 3}}
 # Up to so many tiles a program is done before it gains from more programs beside it.
 FEW_TILES = 4
 # More parts cost more to merge than they save, and the kernel for Hopper holds all of them at once.
 MAX_HOPPER_SPLITS = 8
-# Programs for Hopper that a multiprocessor holds at once, by the size of a head and the tiles of a ring.
-PROGRAMS = {64: {3: 4, 2: 5}, 128: {3: 2, 2: 3}}
 # With more programs than so many times the places for them, they come turn after turn.
 MAX_TURNS = 1.5
 
@@ -55,7 +55,7 @@ def attention_cut(
 ) -> Cut:  # fmt: skip
     """How to cut; `max_context` is what the block table can hold: in a CUDA graph the choice stays valid.
 
-    `hopper` where decode_qkv_attention_sm90.py supports the case.
+    `hopper` is what `hopper_takes_decode` says.
     """
     tile, pairs = min(TILE_TOKENS, block_size), batch * num_kv_heads
     if pairs <= sms and head_dim <= 128 and max_context <= SHORT_CONTEXT:
@@ -66,7 +66,7 @@ def attention_cut(
         splits = max(1, min(sms // pairs, cdiv(max_context, PART_KEYS), MAX_HOPPER_SPLITS))
         tiles = ring_tiles(pairs, splits, head_dim, sms)
         # With turn after turn only the first would find its tiles in L2.
-        ahead = int(pairs <= MAX_TURNS * PROGRAMS[head_dim][2] * sms)
+        ahead = int(pairs <= MAX_TURNS * HOPPER_PROGRAMS_PER_SM[head_dim][2] * sms)
         return Cut(splits, PART_KEYS, NUM_WARPS, tiles, ahead, hopper=True)
     if pairs > MAX_TICKETS:
         return Cut(1, tile)
@@ -102,7 +102,7 @@ def ring_tiles(pairs: int, splits: int, head_dim: int, sms: int) -> int:
     """
     if pairs * splits <= sms:
         return 6 if head_dim == 64 else 4 if splits > 1 else 3
-    slots = {tiles: programs * sms for tiles, programs in PROGRAMS[head_dim].items()}
+    slots = {tiles: programs * sms for tiles, programs in HOPPER_PROGRAMS_PER_SM[head_dim].items()}
     # With turn after turn the smaller ring: of more programs at a time one ends, and makes room, the sooner.
     if pairs > MAX_TURNS * slots[2]:
         return 2

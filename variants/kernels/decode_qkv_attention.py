@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
 from engine.kernels.decode_attention import LOG2_E, paged_decode_attention_reference
 from variants.kernels.attention_cut import Cut, attention_cut, merge_chunk, register_limit
-from variants.kernels.decode_qkv_attention_sm90 import decode_qkv_attention_sm90, supported
+from variants.kernels.decode_qkv_attention_sm90 import decode_qkv_attention_sm90, hopper_takes_decode
 from variants.kernels.qkv_post import (
     HEADS_PER_PROGRAM,
     load_halves,
@@ -293,14 +293,13 @@ def decode_qkv_attention_triton(
     `cut` overrides the choice by shape.
     """
     batch, group, half = qkv_BO.shape[0], num_heads // num_kv_heads, head_dim // 2
-    o = torch.empty((batch, num_heads, head_dim), dtype=qkv_BO.dtype, device=qkv_BO.device)
     if batch == 0:
-        return o
+        return qkv_BO.new_empty((0, num_heads, head_dim))
     block_size = k_cache.shape[1]
     max_context = block_tables_BP.shape[1] * block_size
     cut = cut or on_trial().cut
     if cut is None:
-        hopper = supported(qkv_BO, k_cache, num_heads, sliding_window)
+        hopper = hopper_takes_decode(qkv_BO, k_cache, num_heads, sliding_window)
         sms = num_sms(qkv_BO)
         cut = attention_cut(batch, num_heads, num_kv_heads, head_dim, max_context, block_size, sms, hopper)
     if cut.hopper:
@@ -308,6 +307,7 @@ def decode_qkv_attention_triton(
             qkv_BO, q_norm_D, k_norm_D, cos_PD2, sin_PD2, positions_B, slots_B, k_cache, v_cache, block_tables_BP,
             context_lens_B, tickets(qkv_BO.device), num_heads, norm_eps, scale, pdl, cut.splits, cut.stages, cut.ahead,
         )  # fmt: skip
+    o = torch.empty((batch, num_heads, head_dim), dtype=qkv_BO.dtype, device=qkv_BO.device)
     parts, lse, arrivals = None, None, None
     if cut.splits > 1:
         parts = torch.empty((batch, num_heads * cut.splits, head_dim), dtype=torch.float32, device=qkv_BO.device)

@@ -353,7 +353,7 @@ def _decode_qkv_attention_kernel_sm90(
         )  # fmt: skip
 
 
-def supported(qkv_BO: Tensor, k_cache: Tensor, num_heads: int, sliding_window: int | None) -> bool:
+def hopper_takes_decode(qkv_BO: Tensor, k_cache: Tensor, num_heads: int, sliding_window: int | None) -> bool:
     """Whether `decode_qkv_attention_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     block_size, num_kv_heads, head_dim = k_cache.shape[1:]
     return (
@@ -371,10 +371,10 @@ def decode_qkv_attention_sm90(
     context_lens_B: Tensor, tickets: Tensor, num_heads: int, norm_eps: float, scale: float, pdl: bool,
     splits: int, stages: int, ahead: int,
 ) -> Tensor:  # fmt: skip
-    """Launcher of `_decode_qkv_attention_kernel_sm90`; see `decode_qkv_attention`. Only what is `supported`.
+    """Launcher of `_decode_qkv_attention_kernel_sm90`; see `decode_qkv_attention`. Only where `hopper_takes_decode`.
 
-    `tickets` has one zero for each of B * M pairs. Rings have `stages` tiles, which the
-    warps' states must fit into too; `ahead` more are pulled into L2 before the wait.
+    `tickets` has one zero for each of B * M pairs. Rings have `stages` tiles, which the warps' states must fit into
+    too; `ahead` more are pulled into L2 before the wait.
     """
     batch, (block_size, num_kv_heads, head_dim) = qkv_BO.shape[0], k_cache.shape[1:]
     group = num_heads // num_kv_heads

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, pdl_options, tl, triton
-from engine.kernels.argmax import merge_argmax_triton
+from engine.kernels.argmax import NO_TOKEN, merge_argmax_triton
 from engine.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from variants.kernels.product import begin, product, tile_index
 from variants.kernels.tile_table import choose_tile
@@ -45,7 +45,7 @@ def _tile_argmax_kernel(
     logits = tl.where(logits != logits, float("inf"), logits)
     logits = tl.where(tokens < N, logits, float("-inf"))
     best = tl.max(logits, axis=axis)
-    token = tl.min(tl.where(logits == tl.expand_dims(best, axis), tokens, 2147483647), axis=axis)
+    token = tl.min(tl.where(logits == tl.expand_dims(best, axis), tokens, NO_TOKEN), axis=axis)
     target = m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + tile_n
     tl.store(best_ptr + target, best, mask=m < M)
     tl.store(token_ptr + target, token, mask=m < M)
@@ -69,7 +69,7 @@ def norm_lm_head_argmax_triton(
         return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float32, device=device)
     tile = tile or choose_tile("lm_head", x_BH, weight_VH)
     if tile.path != "gemv":
-        x_BH = normed(x_BH, residual_BH, norm_weight_H, eps, pdl)
+        x_BH = _normed(x_BH, residual_BH, norm_weight_H, eps, pdl)
         residual_BH, norm_weight_H = None, None
     num_tiles = cdiv(n, tile.block_n)
     tile_best = torch.empty((m, num_tiles), dtype=torch.float32, device=device)
@@ -84,7 +84,7 @@ def norm_lm_head_argmax_triton(
     return merge_argmax_triton(tile_best, tile_token, pdl)
 
 
-def normed(x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, eps: float, pdl: bool) -> Tensor:
+def _normed(x_BH: Tensor, residual_BH: Tensor | None, norm_weight_H: Tensor | None, eps: float, pdl: bool) -> Tensor:
     """x (+ residual) normed in a kernel of its own, once and not by every tile of the vocabulary."""
     if residual_BH is None:
         return rms_norm_triton(x_BH, norm_weight_H, eps, pdl=pdl)

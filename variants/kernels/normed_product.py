@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
-from variants.kernels.normed_product_sm90 import normed_product_sm90, supported
+from variants.kernels.normed_product_sm90 import hopper_takes_product, normed_product_sm90
 from variants.kernels.product import begin, load_partials, product, tile_index
 from variants.kernels.tile_table import choose_tile, known_tile
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, can_prefetch, descriptors
@@ -91,7 +91,7 @@ def launch_normed_product(
     """
     (m, k), n = x_TK.shape, weight_OK.shape[0] // matrices
     tile = tile or known_tile(op, x_TK, weight_OK)
-    if tile is None and m > MAX_SKINNY_ROWS and supported(x_TK, weight_OK):
+    if tile is None and m > MAX_SKINNY_ROWS and hopper_takes_product(x_TK, weight_OK):
         return normed_product_sm90(x_TK, residual_TK, weight_OK, bias_O, eps, partials_TP, matrices == 2, pdl)
     y = torch.empty((m, n), dtype=x_TK.dtype, device=x_TK.device)
     if m == 0:

@@ -229,7 +229,7 @@ def _gate_up_silu_kernel_sm90(
     _work(s_desc, w_desc, y_desc, squares_ptr, bias_ptr, M, C, K, eps, BLOCK_N, STAGES, TURNS, True)
 
 
-def supported(s_TK: Tensor, weight_NK: Tensor) -> bool:
+def hopper_takes_product(s_TK: Tensor, weight_NK: Tensor) -> bool:
     """Whether `normed_product_sm90` computes this; a function of device, dtype, shapes and strides alone."""
     return (
         runs_on_hopper(s_TK) and s_TK.dtype in (torch.bfloat16, torch.float16) and weight_NK.is_contiguous()
@@ -262,7 +262,7 @@ def normed_product_sm90(
     x_TK: Tensor, residual_TK: Tensor | None, weight_NK: Tensor, bias_N: Tensor | None, eps: float,
     partials_TP: Tensor | None, silu: bool, pdl: bool = False, block_n: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(y [T, C], s [T, K]); arguments as in `norm_linear`, only what is `supported`.
+    """(y [T, C], s [T, K]); arguments as in `norm_linear`. Only where `hopper_takes_product`.
 
     `block_n` overrides the choice by shape.
     """

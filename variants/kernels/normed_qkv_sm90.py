@@ -24,7 +24,6 @@ from engine.kernels._gluon import (
     tma,
 )
 from engine.kernels._triton import cdiv, num_sms
-from variants.kernels import normed_product_sm90
 from variants.kernels.normed_product_sm90 import (
     BLOCK_M,
     ROWS_OF_TILE,
@@ -32,6 +31,7 @@ from variants.kernels.normed_product_sm90 import (
     STEP_COLUMNS,
     TURNS_N,
     boxes,
+    hopper_takes_product,
     multiply,
     normed,
     num_stages,
@@ -172,10 +172,10 @@ def _norm_linear_kernel_qkv_post_kernel_sm90(
     )  # fmt: skip
 
 
-def supported(s_TK: Tensor, weight_OK: Tensor, k_cache: Tensor) -> bool:
+def hopper_takes_whole_heads(s_TK: Tensor, weight_OK: Tensor, k_cache: Tensor) -> bool:
     """Whether `normed_qkv_sm90` computes this; a function of device, dtypes, shapes and strides alone."""
     return (
-        normed_product_sm90.supported(s_TK, weight_OK)
+        hopper_takes_product(s_TK, weight_OK)
         and k_cache.shape[3] == HEAD_DIM and k_cache.dtype == s_TK.dtype and k_cache.stride(3) == 1
     )  # fmt: skip
 
@@ -185,9 +185,9 @@ def normed_qkv_sm90(
     q_norm_D: Tensor | None, k_norm_D: Tensor | None, cos_PD2: Tensor, sin_PD2: Tensor, positions_T: Tensor,
     slots_T: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int, eps: float, pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(q [T, N, D], s [T, K]); arguments as in `norm_linear` and `qk_norm_rope_store`, only what is `supported`.
+    """(q [T, N, D], s [T, K]); arguments as in `norm_linear` and `qk_norm_rope_store`.
 
-    Keys and values go to their slots, those of padded rows (slot -1) nowhere.
+    Only where `hopper_takes_whole_heads`. Keys and values go to their slots, those of padded rows (slot -1) nowhere.
     """
     s, squares = stream_and_squares(x_TK, residual_TK, partials_TP, pdl)
     (m, k), columns, num_kv_heads = s.shape, weight_OK.shape[0], k_cache.shape[2]

@@ -29,11 +29,11 @@ from variants.kernels.tiles import Tile, linear_tile
 
 SCHEMA = 1
 FILE = resources.files("variants.kernels") / "tiles.json"
-log = logging.getLogger(__name__)
+logger = logging.getLogger("fusebench.variants")
 
 
 @dataclass(frozen=True)
-class Measured:
+class GpuTable:
     """What was measured on one GPU."""
 
     tiles: Mapping[str, Mapping[str, Tile]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def rows_class(rows: int) -> int:
     return next_power_of_2(rows)
 
 
-def read_table(text: str) -> dict[str, Measured]:
+def read_table(text: str) -> dict[str, GpuTable]:
     """The table by GPU name. ValueError where it is of another version."""
     content = json.loads(text)
     if content.get("schema") != SCHEMA:
@@ -99,18 +99,18 @@ def read_table(text: str) -> dict[str, Measured]:
     return {name: _measured(gpu) for name, gpu in content["gpus"].items()}
 
 
-def _measured(gpu: Mapping[str, Any]) -> Measured:
+def _measured(gpu: Mapping[str, Any]) -> GpuTable:
     tiles = {key: {rows: Tile(**tile) for rows, tile in found.items()} for key, found in gpu["tiles"].items()}
-    return Measured(tiles, gpu["fused_up_to_rows"], gpu.get("fused_from_rows", {}), gpu.get("apart", {}))
+    return GpuTable(tiles, gpu["fused_up_to_rows"], gpu.get("fused_from_rows", {}), gpu.get("apart", {}))
 
 
 @cache
-def measured_on(gpu: str) -> Measured:
+def measured_on(gpu: str) -> GpuTable:
     """What is known of a GPU; said once where that is nothing."""
     table = read_table(FILE.read_text(encoding="utf-8"))
     if gpu not in table:
-        log.warning("no tiles were measured on %s: a heuristic chooses them; `fusebench tune` measures", gpu)
-    return table.get(gpu, Measured())
+        logger.warning("no tiles were measured on %s: a heuristic chooses them; `fusebench tune` measures", gpu)
+    return table.get(gpu, GpuTable())
 
 
 @cache
@@ -118,9 +118,9 @@ def _gpu_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
 
 
-def measured_for(x: Tensor) -> Measured:
+def measured_for(x: Tensor) -> GpuTable:
     """What is known of the GPU that holds `x`; nothing for a CPU, or for elements that are not of two bytes."""
-    return measured_on(_gpu_name(x.get_device())) if x.is_cuda and x.element_size() == 2 else Measured()
+    return measured_on(_gpu_name(x.get_device())) if x.is_cuda and x.element_size() == 2 else GpuTable()
 
 
 def known_tile(kernel: str, x_MK: Tensor, weight_NK: Tensor) -> Tile | None:

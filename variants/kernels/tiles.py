@@ -64,17 +64,18 @@ class Tile:
         return k <= self.block_k * self.splits
 
 
-def linear_tile(m: int, n: int, k: int, itemsize: int, sms: int, weights: int = 1, can_split: bool = False) -> Tile:
-    """The tile of x [m, k] times `weights` matrices [n, k] at once; `can_split` where the caller can add parts of K."""
+def linear_tile(m: int, n: int, k: int, itemsize: int, sms: int, matrices: int = 1, can_split: bool = False) -> Tile:
+    """The tile of x [m, k] times `matrices` weights [n, k] at once; `can_split` where the caller can add parts of K."""
+    # To a gemv and a skinny tile several matrices are one of wider elements.
     if m == 1 or (m == 2 and n * k <= MAX_TWO_ROW_WEIGHTS):
-        return _gemv_tile(m, n, k, itemsize * weights, sms)
-    if m <= MAX_HELD_ROWS and n * k * weights <= MAX_HELD_WEIGHTS and itemsize == 2:
-        held = _held_tile(m, k, weights, can_split)
+        return _gemv_tile(m, n, k, itemsize * matrices, sms)
+    if m <= MAX_HELD_ROWS and n * k * matrices <= MAX_HELD_WEIGHTS and itemsize == 2:
+        held = _held_tile(m, k, matrices, can_split)
         if held.once(k):
             return held
     if m <= MAX_SKINNY_ROWS:
-        return _skinny_tile(m, n, k, itemsize * weights, sms, can_split)
-    return _wide_tile(m, n, itemsize, sms, weights)
+        return _skinny_tile(m, n, k, itemsize * matrices, sms, can_split)
+    return _wide_tile(m, n, itemsize, sms, matrices)
 
 
 def _gemv_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int) -> Tile:
@@ -85,9 +86,9 @@ def _gemv_tile(m: int, n: int, k: int, bytes_per_weight: int, sms: int) -> Tile:
     return Tile("gemv", next_power_of_2(m), block_n, max(16, block_k), num_warps=4, stages=2)
 
 
-def _held_tile(m: int, k: int, weights: int, can_split: bool) -> Tile:
+def _held_tile(m: int, k: int, matrices: int, can_split: bool) -> Tile:
     block_n, weights_a_warp = 16, HELD_A_THREAD * 32
-    most = weights_a_warp * MAX_HELD_WARPS // block_n // weights
+    most = weights_a_warp * MAX_HELD_WARPS // block_n // matrices
     block_k, splits = min(max(128, next_power_of_2(k)), most), 1
     if k > block_k and can_split:
         # Parts that fill their blocks if there are such.
@@ -95,7 +96,7 @@ def _held_tile(m: int, k: int, weights: int, can_split: bool) -> Tile:
         splits = next(whole, min(cdiv(k, block_k), MAX_HELD_SPLITS))
         block_k = min(max(128, next_power_of_2(cdiv(k, splits))), most)
     # As few as hold it: at equal blocks four were 2 to 8 % of a step faster than eight (docs/data/few_warps.json).
-    num_warps = max(MIN_HELD_WARPS, block_n * block_k * weights // weights_a_warp)
+    num_warps = max(MIN_HELD_WARPS, block_n * block_k * matrices // weights_a_warp)
     return Tile("held", max(8, next_power_of_2(m)), block_n, block_k, num_warps, stages=1, splits=splits)
 
 
@@ -137,14 +138,14 @@ def _comes_out_even(tiles: int, sms: int) -> bool:
     return tiles >= 0.94 * cdiv(tiles, sms) * sms
 
 
-def _wide_tile(m: int, n: int, itemsize: int, sms: int, weights: int) -> Tile:
+def _wide_tile(m: int, n: int, itemsize: int, sms: int, matrices: int) -> Tile:
     if itemsize > 2:
         # fp32 runs without tensor cores and is here to be right, not fast.
         return Tile("wide", 32, 32, 32, num_warps=4, stages=2)
-    blocks = [(bm, bn // weights) for bm, bn in WIDE_BLOCKS]
+    blocks = [(bm, bn // matrices) for bm, bn in WIDE_BLOCKS]
     block_m, block_n = next(((bm, bn) for bm, bn in blocks if cdiv(m, bm) * cdiv(n, bn) >= sms), blocks[-1])
-    large = block_m * block_n * weights >= 128 * 128
-    return Tile("wide", block_m, block_n, 64, num_warps=8 if large else 4, stages=4 if block_n * weights < 256 else 3)
+    large = block_m * block_n * matrices >= 128 * 128
+    return Tile("wide", block_m, block_n, 64, num_warps=8 if large else 4, stages=4 if block_n * matrices < 256 else 3)
 
 
 def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:

@@ -1,78 +1,103 @@
 """Every kernel of the baseline compiles for sm_90 without spills."""
 
+from functools import partial
+
 import pytest
+import torch
+from torch import Tensor
 
-from engine.kernels.prefill_attention import prefill_tile
-from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases
+from engine.kernels.activation import silu_mul_triton
+from engine.kernels.argmax import argmax_triton
+from engine.kernels.decode_attention import paged_decode_attention_triton
+from engine.kernels.kv_store import store_kv_triton
+from engine.kernels.norm import add_rms_norm_triton, rms_norm_triton
+from engine.kernels.prefill_attention import varlen_prefill_attention_triton
+from engine.kernels.rope import rope_triton
+from engine.kernels.step import advance_triton, publish_triton
+from tests.kernel_aot import AotCase, assert_fits, assert_recorded, compile_cases, tensor
 
-POINTERS = {
-    f"{name}_ptr": "*bf16:16"
-    for name in ("x", "y", "s", "q", "k", "v", "o", "weight", "residual", "k_cache", "v_cache")
-}
-INDICES = {f"{name}_ptr": "*i32:16" for name in ("tables", "lens", "cu_seqlens", "positions", "slots")}
-FP32 = {f"{name}_ptr": "*fp32:16" for name in ("cos", "sin", "lse", "parts")}
-OUTPUTS = {"q_out_ptr": "*bf16:16", "k_out_ptr": "*bf16:16"}
-STRIDES = {
-    name: "i32:16"
-    for name in (
-        *("x_stride_t", "x_stride_h", "y_stride_t", "y_stride_h", "r_stride_t", "s_stride_t", "k_stride_t"),
-        "k_stride_h",
-        *("v_stride_t", "v_stride_h", "q_stride_t", "q_stride_b", "q_stride_h", "q_out_stride_t", "q_out_stride_h"),
-        *("k_out_stride_t", "k_out_stride_h", "o_stride_t", "o_stride_b", "o_stride_h", "o_stride_s", "table_stride"),
-        *("cache_stride_block", "cache_stride_pos", "cache_stride_h", "H", "I"),
+TOKENS, BATCH, HEADS, KV_HEADS = 2048, 8, 16, 8
+
+
+def index(*shape: int) -> Tensor:
+    return tensor(*shape, dtype=torch.int32)
+
+
+def qkv(d: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values: views of the packed projection."""
+    return tensor(TOKENS, HEADS + 2 * KV_HEADS, d).split((HEADS, KV_HEADS, KV_HEADS), dim=1)
+
+
+def launch_head_norm() -> None:
+    rms_norm_triton(qkv(128)[0], tensor(128), 1e-6, True)
+
+
+def launch_add_norm() -> None:
+    add_rms_norm_triton(tensor(TOKENS, 4096), tensor(TOKENS, 4096), tensor(4096), 1e-6, True)
+
+
+def launch_rope() -> None:
+    q, k, _ = qkv(128)
+    rope_triton(q, k, index(TOKENS), *(tensor(4096, 64, dtype=torch.float32) for _ in range(2)))
+
+
+def launch_store_kv() -> None:
+    _, k, v = qkv(128)
+    store_kv_triton(k, v, *(tensor(1, 64, KV_HEADS, 128) for _ in range(2)), index(TOKENS))
+
+
+def launch_argmax() -> None:
+    argmax_triton(tensor(BATCH, 151936), True)
+
+
+def launch_silu_mul() -> None:
+    silu_mul_triton(tensor(TOKENS, 2 * 3072))
+
+
+def launch_advance() -> None:
+    advance_triton(index(BATCH), index(BATCH), index(BATCH, 80), tensor(BATCH + 1, dtype=torch.int64), 64)
+
+
+def launch_publish() -> None:
+    publish_triton(tensor(BATCH, dtype=torch.int64), index(BATCH), tensor(BATCH + 1, dtype=torch.int64))
+
+
+def launch_decode(d: int, splits: int, window: int | None) -> None:
+    cache = tensor(1, 64, KV_HEADS, d)
+    tables, scale = index(BATCH, 80), d**-0.5
+    paged_decode_attention_triton(
+        tensor(BATCH, HEADS, d), cache, cache, tables, index(BATCH), scale, window, True, splits
     )
-}  # fmt: skip
-SCALARS = {name: "i32" for name in ("num_rows", "num_heads", "num_q_heads", "num_k_heads", "G", "N", "window")}
-TYPES = POINTERS | INDICES | FP32 | OUTPUTS | STRIDES | SCALARS | {"eps": "fp32", "scale_log2": "fp32"}
-PDL = {"launch_pdl": True}
 
 
-def decode(d: int, splits: int, window: bool) -> AotCase:
-    constexprs = {
-        "D": d, "BLOCK_D": 128 if d > 64 else 64, "BLOCK_G": 16, "BLOCK_SIZE": 64, "TILE": 64, "SPLITS": splits,
-        "STAGES": 3, "PDL": True, **({} if window else {"window": None}), **({"lse_ptr": None} if splits == 1 else {}),
-    }  # fmt: skip
-    types = TYPES | ({"o_ptr": "*fp32:16"} if splits > 1 else {})
-    name = f"decode d={d} splits={splits} window={window}"
-    return AotCase(name, "engine.kernels.decode_attention:_decode_kernel", types, constexprs, 4, PDL)
+def launch_prefill(d: int, max_query: int, block_size: int, window: int | None) -> None:
+    cache, cu_seqlens = tensor(1, block_size, KV_HEADS, d), index(BATCH + 1)
+    tables, scale = index(BATCH, 80), d**-0.5
+    varlen_prefill_attention_triton(qkv(d)[0], cache, cache, tables, index(BATCH), cu_seqlens, max_query, scale, window)
 
 
-def prefill(d: int, max_query: int, block_size: int, window: bool) -> AotCase:
-    block_m, keys, warps, stages = prefill_tile(max_query, d, block_size)
-    constexprs = {
-        "D": d, "BLOCK_D": 128 if d > 64 else 64, "BLOCK_SIZE": block_size, "BLOCK_M": block_m, "TILE": keys,
-        "STAGES": stages, **({} if window else {"window": None}),
-    }  # fmt: skip
-    name = f"prefill d={d} max_query={max_query} block_size={block_size} window={window}"
-    return AotCase(name, "engine.kernels.prefill_attention:_prefill_kernel", TYPES, constexprs, warps)
+def decode(d: int, splits: int, window: int | None = None) -> AotCase:
+    name = f"decode d={d} splits={splits} window={window is not None}"
+    return AotCase(name, "_decode_kernel", partial(launch_decode, d, splits, window))
+
+
+def prefill(d: int, max_query: int, block_size: int, window: int | None = None) -> AotCase:
+    name = f"prefill d={d} max_query={max_query} block_size={block_size} window={window is not None}"
+    return AotCase(name, "_prefill_kernel", partial(launch_prefill, d, max_query, block_size, window))
 
 
 CASES = [
-    AotCase(
-        "rms_norm heads", "engine.kernels.norm:_rms_norm_kernel", TYPES | {"num_heads": "i32"},
-        {"residual_ptr": None, "s_ptr": None, "ROWS": 8, "BLOCK_H": 128, "PDL": True}, 2, PDL,
-    ),
-    AotCase(
-        "add_rms_norm", "engine.kernels.norm:_rms_norm_kernel", TYPES, {"ROWS": 1, "BLOCK_H": 4096, "PDL": True}, 8, PDL
-    ),
-    AotCase("rope", "engine.kernels.rope:_rope_kernel", TYPES, {"HALF": 64, "BLOCK_HALF": 64, "HEADS": 8}, 2),
-    AotCase(
-        "store_kv", "engine.kernels.kv_store:_store_kv_kernel", TYPES | {"D": "i32:16"},
-        {"BLOCK_SIZE": 64, "HEADS": 8, "BLOCK_D": 128}, 4,
-    ),
-    AotCase(
-        "part_argmax", "engine.kernels.argmax:_part_argmax_kernel",
-        TYPES | {"best_ptr": "*fp32:16", "token_ptr": "*i32:16", "num_blocks": "i32", "x_stride": "i32:16"},
-        {"BLOCK": 4096, "PDL": True}, 8, PDL,
-    ),
-    AotCase("silu_mul", "engine.kernels.activation:_silu_mul_kernel", TYPES, {"BLOCK": 1024, "PDL": False}),
-    decode(64, 1, False), decode(128, 1, False), decode(128, 8, False), decode(80, 1, True),
-    AotCase(
-        "merge", "engine.kernels.decode_attention:_merge_kernel", TYPES | {"D": "i32:16"},
-        {"SPLITS": 64, "BLOCK_S": 64, "BLOCK_D": 128, "PDL": True}, 4, PDL,
-    ),
-    prefill(64, 2048, 64, False), prefill(64, 2048, 128, False), prefill(128, 2048, 64, False),
-    prefill(128, 16, 16, False), prefill(128, 2048, 64, True), prefill(96, 2048, 64, False),
+    AotCase("rms_norm heads", "_rms_norm_kernel", launch_head_norm),
+    AotCase("add_rms_norm", "_rms_norm_kernel", launch_add_norm),
+    AotCase("rope", "_rope_kernel", launch_rope),
+    AotCase("store_kv", "_store_kv_kernel", launch_store_kv),
+    AotCase("part_argmax", "_part_argmax_kernel", launch_argmax),
+    AotCase("silu_mul", "_silu_mul_kernel", launch_silu_mul),
+    AotCase("advance", "_advance_kernel", launch_advance), AotCase("publish", "_publish_kernel", launch_publish),
+    decode(64, 1), decode(128, 1), decode(128, 8), decode(80, 1, window=4096),
+    AotCase("merge", "_merge_kernel", partial(launch_decode, 128, 64, None)),
+    prefill(64, 2048, 64), prefill(64, 2048, 128), prefill(128, 2048, 64), prefill(128, 16, 16),
+    prefill(128, 2048, 64, window=4096), prefill(96, 2048, 64),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 import subprocess
+from functools import partial
 
 import pytest
 import torch
@@ -16,31 +17,28 @@ from engine.kernels.prefill_attention import (
     varlen_prefill_attention_reference,
     varlen_prefill_attention_triton,
 )
-from engine.kernels.prefill_attention_sm90 import MAX_REGISTERS, STAGES, supported, varlen_prefill_attention_sm90
-from tests.engine.kernels.test_aot import TYPES
+from engine.kernels.prefill_attention_sm90 import hopper_takes_prefill, varlen_prefill_attention_sm90
 from tests.engine.kernels.test_attention import attention_tolerance, pages
-from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases
+from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases, tensor
 from tests.kernel_gates import DEVICE, assert_deterministic, guard_outputs, randn, relative_error
 
 RAGGED = [1, 63, 64, 0, 65, 127, 128, 129, 200, 513]
 EARLIER = [0, 5, 64, 20, 100, 0, 700, 63, 128, 31]
 
 
-def aot(d: int, block_size: int = 64, dtype: str = "bf16") -> AotCase:
-    box = f"tensordesc<{dtype}[1, 64, 64],NVMMASharedLayout(128, 16, rank=3)>"
-    types = TYPES | {
-        **dict.fromkeys(("tables_ptr", "lens_ptr", "cu_seqlens_ptr"), "*i32"),
-        **dict.fromkeys(("table_stride", "table_width"), "i32"),
-        **dict.fromkeys(("k_desc", "v_desc"), box),
-        **dict.fromkeys(("q_ptr", "o_ptr"), f"*{dtype}:16"),
-    }
-    constexprs = {"D": d, "BLOCK_SIZE": block_size, "STAGES": STAGES}
-    name = f"prefill sm90 d={d} block_size={block_size} {dtype}"
-    kernel = "engine.kernels.prefill_attention_sm90:_prefill_kernel_sm90"
-    return AotCase(name, kernel, types, constexprs, 4, {"maxnreg": MAX_REGISTERS})
+def launch_on_nothing(d: int, block_size: int, dtype: torch.dtype) -> None:
+    cache = tensor(1, block_size, 2, d, dtype=dtype)
+    tables, lens, cu_seqlens = (tensor(*shape, dtype=torch.int32) for shape in ((8, 80), (8,), (9,)))
+    q = tensor(2048, 4, d, dtype=dtype)
+    varlen_prefill_attention_sm90(q, cache, cache, tables, lens, cu_seqlens, 2048, d**-0.5)
 
 
-CASES = [aot(64), aot(128), aot(128, block_size=256), aot(128, dtype="fp16")]
+def aot(d: int, block_size: int = 64, dtype: torch.dtype = torch.bfloat16) -> AotCase:
+    name = f"prefill sm90 d={d} block_size={block_size} {'bf16' if dtype == torch.bfloat16 else 'fp16'}"
+    return AotCase(name, "_prefill_kernel_sm90", partial(launch_on_nothing, d, block_size, dtype))
+
+
+CASES = [aot(64), aot(128), aot(128, block_size=256), aot(128, dtype=torch.float16)]
 with_gluon = pytest.mark.skipif(
     not _gluon.HAS_GLUON, reason="this Triton's Gluon is not the one that the kernel is for"
 )
@@ -96,19 +94,19 @@ def as_on_hopper(monkeypatch):
 
 @with_gluon
 def test_what_is_supported(as_on_hopper, monkeypatch):
-    assert supported(*hopper_case(), None)
-    assert supported(*hopper_case(torch.float16, d=64, block_size=256), None)
-    assert not supported(*hopper_case(), 512)
-    assert not supported(*hopper_case(torch.float32), None)
-    assert not supported(*hopper_case(cache_dtype=torch.float16), None)
-    assert not supported(*hopper_case(d=96), None)
-    assert not supported(*hopper_case(block_size=32), None)
-    assert not supported(*hopper_case(device="cuda:1"), None)
-    assert not supported(*hopper_case(device="cpu"), None)
-    assert not supported(*hopper_case(pad=4), None)
-    assert not supported(*hopper_case(page_stride=2), None)
+    assert hopper_takes_prefill(*hopper_case(), None)
+    assert hopper_takes_prefill(*hopper_case(torch.float16, d=64, block_size=256), None)
+    assert not hopper_takes_prefill(*hopper_case(), 512)
+    assert not hopper_takes_prefill(*hopper_case(torch.float32), None)
+    assert not hopper_takes_prefill(*hopper_case(cache_dtype=torch.float16), None)
+    assert not hopper_takes_prefill(*hopper_case(d=96), None)
+    assert not hopper_takes_prefill(*hopper_case(block_size=32), None)
+    assert not hopper_takes_prefill(*hopper_case(device="cuda:1"), None)
+    assert not hopper_takes_prefill(*hopper_case(device="cpu"), None)
+    assert not hopper_takes_prefill(*hopper_case(pad=4), None)
+    assert not hopper_takes_prefill(*hopper_case(page_stride=2), None)
     monkeypatch.setattr(_gluon, "INTERPRETED", True)
-    assert not supported(*hopper_case(), None)
+    assert not hopper_takes_prefill(*hopper_case(), None)
 
 
 @with_gluon

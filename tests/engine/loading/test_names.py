@@ -5,7 +5,7 @@ import torch
 
 from engine.config import ModelConfig
 from engine.errors import ModelError
-from engine.loading.named import load_model_yaml
+from engine.loading.model_yaml import load_model_yaml
 from engine.loading.names import allocate, check_tensors
 
 TINY, TINY_LLAMA = load_model_yaml("tiny"), load_model_yaml("tiny-llama")

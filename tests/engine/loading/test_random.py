@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.loading.named import load_model_yaml
+from engine.loading.model_yaml import load_model_yaml
 from engine.loading.names import allocate
 from engine.loading.random import NORM_STD, STD, random_weights
 

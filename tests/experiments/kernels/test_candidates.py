@@ -15,7 +15,7 @@ from experiments.kernels.candidates import (
     is_legal,
     neighbours,
 )
-from experiments.kernels.tuning import Point
+from experiments.kernels.tuning import KernelPoint
 from tests.kernel_aot import MAX_SHARED_BYTES, compile_cases
 from tests.variants.kernels import test_aot as aot
 from variants.kernels.tile_table import FILE, read_table, rows_class, shape_of
@@ -107,7 +107,7 @@ def test_the_shipped_tiles_are_legal_at_every_number_of_rows_of_their_class() ->
                 of_class = [rows for rows in range(1, int(most) + 1) if rows_class(rows) == int(most)]
                 assert of_class[-1] == int(most)
                 for rows in of_class:
-                    asked = Point(op, tuple(shape), rows).problem(2, sms=132)
+                    asked = KernelPoint(op, tuple(shape), rows).problem(2, sms=132)
                     assert is_legal(tile, asked), (key, rows)
                     assert tile.splits == 1 or asked.can_split, key
 
@@ -138,7 +138,7 @@ def test_the_largest_candidates_fit_a_multiprocessor(path: str, rows: tuple[int,
     asked = [problem(m, *SHAPES[0]) for m in rows]
     owner = {tile: one for one in asked for tile in candidates(one) if tile.path == path}
     largest = sorted(owner, key=lambda tile: _buffers(tile, owner[tile]))[-4:]
-    cases = [replace(aot.norm_linear(owner[t].rows, 4096, 1024, "residual_ptr", t), name=str(t)) for t in largest]
+    cases = [replace(aot.norm_linear(owner[t].rows, 4096, 1024, tile=t), name=str(t)) for t in largest]
     found = [resources.shared_bytes for resources in compile_cases(cases).values()]
     assert len(found) == 4
     reckoned = [_buffers(tile, owner[tile]) + SCRATCH_BYTES for tile in largest]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from experiments.kernels.case import Measured
+from experiments.kernels.case import Deviation
 from experiments.kernels.figures import (
     changed_by_repeating,
     changed_bytes,
@@ -71,7 +71,7 @@ def test_rows_apart_have_nan_between_them() -> None:
 
 
 def test_nan_is_beyond_every_bound() -> None:
-    assert Measured("", 0.0, 0.0).ok
-    assert not Measured("", float("nan"), 1.0).ok
-    by_excess = [Measured("", error, bound).excess for error, bound in ((0, 0), (1, 2), (1, 0), (float("nan"), 2))]
+    assert Deviation("", 0.0, 0.0).ok
+    assert not Deviation("", float("nan"), 1.0).ok
+    by_excess = [Deviation("", error, bound).excess for error, bound in ((0, 0), (1, 2), (1, 0), (float("nan"), 2))]
     assert by_excess == [0, 0.5, float("inf"), float("inf")]

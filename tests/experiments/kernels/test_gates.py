@@ -77,7 +77,7 @@ def test_many_rows_on_hopper_are_classes_of_their_own(monkeypatch: pytest.Monkey
         return [case.dispatch_class(rows) for rows in (64, 65, 128, 129, 2048)]
 
     assert all(isinstance(found, Tile) for found in classes(NormLinear))
-    monkeypatch.setattr(linear_cases, "supported", lambda s, weight: True)
+    monkeypatch.setattr(linear_cases, "hopper_takes_product", lambda s, weight: True)
     assert classes(NormLinear)[1:] == [("sm90", False)] * 4
     assert classes(GateUpSilu)[1:] == [("sm90", True), ("sm90", True), ("sm90", False), ("sm90", False)]
     assert isinstance(classes(NormLinear)[0], Tile)

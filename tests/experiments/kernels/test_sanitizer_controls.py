@@ -1,32 +1,20 @@
 """The controls of compute-sanitizer: what the compiler makes of them anywhere, their answers on a Hopper GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from experiments.kernels.sanitizer_controls import RIGHT, exchange, launch_controls
+from experiments.kernels.sanitizer_controls import PLANTED, RIGHT, launch_controls
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
 from tests.kernel_aot import AotCase, compile_cases
 
-TYPES = {
-    "x_desc": "tensordesc<bf16[64, 64],NVMMASharedLayout(128, 16)>",
-    "y_ptr": "*bf16:16",
-    "num_tiles": "i32",
-}
 COPY, WAIT, BARRIER = "cp.async.bulk.tensor", "mbarrier.try_wait", "bar.sync"
 
 
-def aot(name: str, kernel: str, **constexprs: object) -> AotCase:
-    return AotCase(name, f"experiments.kernels.sanitizer_controls:_{kernel}_control", TYPES, constexprs)
-
-
 CASES = [
-    aot("exchanged", "exchanged", ASM=exchange(True)),
-    aot("exchanged without barrier", "exchanged", ASM=exchange(False)),
-    aot("handed_over", "handed_over"),
-    aot("one_tile", "one_tile", WAITS=True),
-    aot("one_tile without wait", "one_tile", WAITS=False),
-    aot("ring", "ring"),
-    aot("specialised", "specialised"),
+    AotCase(name, f"_{name.partition(' ')[0]}_control", partial(control, torch.device("cpu")))
+    for name, control in (RIGHT | PLANTED).items()
 ]
 
 

@@ -1,43 +1,41 @@
 """The same kernel for Hopper: when it runs, what the compiler makes of it, and what only its rings can get wrong."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
 from engine.kernels import _gluon
-from engine.kernels._triton import next_power_of_2
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
 from tests.kernel_aot import MAX_SHARED_BYTES, AotCase, assert_fits, assert_recorded, compile_cases
 from tests.kernel_gates import relative_error
-from tests.variants.kernels.test_aot import DECODE_TYPES, PDL
+from tests.variants.kernels.test_aot import launch_decode_attention
 from tests.variants.kernels.test_decode_qkv_attention import attention_tolerance, copied, inputs, same_bits, unfused
-from variants.kernels.attention_cut import PROGRAMS, Cut, attention_cut, ring_tiles
+from variants.kernels.attention_cut import HOPPER_PROGRAMS_PER_SM, Cut, attention_cut, ring_tiles
 from variants.kernels.decode_qkv_attention import decode_qkv_attention_reference, decode_qkv_attention_triton
-from variants.kernels.decode_qkv_attention_sm90 import MAX_GROUP, NUM_WARPS, supported
-
-BOX = "tensordesc<bf16[1, 64, 64],NVMMASharedLayout(128, 16, rank=3)>"
-TYPES = DECODE_TYPES | {"states_ptr": "*fp32:16", "k_desc": BOX, "v_desc": BOX}
+from variants.kernels.decode_qkv_attention_sm90 import NUM_WARPS, hopper_takes_decode
 
 
 def hopper(splits: int, stages: int = 3, ahead: int = 1) -> Cut:
     return Cut(splits, stages=stages, ahead=ahead, hopper=True)
 
 
-def aot(group: int, d: int, splits: int, stages: int, norm: bool = True) -> AotCase:
-    none = () if splits > 1 else ("parts_ptr", "states_ptr", "tickets_ptr")
-    constexprs = {
-        **dict.fromkeys(none + (() if norm else ("q_norm_ptr", "k_norm_ptr"))),
-        "D": d, "BLOCK_SIZE": 64, "SPLITS": splits, "STAGES": stages, "AHEAD": 1, "STATES": next_power_of_2(splits),
-        "RESULTS": max(MAX_GROUP // 2, next_power_of_2(group)), "PDL": True,
-    }  # fmt: skip
-    name = f"decode_attention sm90 g={group} d={d} splits={splits} stages={stages}"
-    kernel = "variants.kernels.decode_qkv_attention_sm90:_decode_qkv_attention_kernel_sm90"
-    return AotCase(name, kernel, TYPES, constexprs, NUM_WARPS, PDL)
+def aot(
+    group: int, d: int, batch: int, num_kv_heads: int = 8, context: int = 1280, norm: bool = True,
+    cut: Cut | None = None,
+) -> AotCase:  # fmt: skip
+    cut = cut or attention_cut(batch, group * num_kv_heads, num_kv_heads, d, context, 64, 132, hopper=True)
+    launch = partial(launch_decode_attention, group, d, batch, context, num_kv_heads, None, norm, cut)
+    name = f"decode_attention sm90 g={group} d={d} splits={cut.splits} stages={cut.stages}"
+    return AotCase(name, "_decode_qkv_attention_kernel_sm90", launch)
 
 
 CASES = [
-    aot(2, 128, 2, 4), aot(4, 128, 1, 3), aot(2, 128, 1, 2), aot(7, 128, 5, 4, norm=False), aot(16, 128, 8, 4),
-    aot(7, 64, 8, 6, norm=False), aot(16, 64, 1, 3),
+    aot(2, 128, 8), aot(4, 128, 16), aot(2, 128, 48), aot(7, 128, 3, norm=False), aot(16, 128, 1, num_kv_heads=1),
+    aot(7, 64, 1, num_kv_heads=2, norm=False), aot(16, 64, 24),
+    # Tables of few tiles.
+    aot(2, 128, 8, context=128), aot(2, 64, 1, context=320),
 ]  # fmt: skip
 
 
@@ -64,7 +62,9 @@ def test_what_it_takes_is_recorded(compiled):
 
 
 PROGRAMS_CASES = [
-    (aot(2, dim, 1, tiles), programs) for dim, by_tiles in PROGRAMS.items() for tiles, programs in by_tiles.items()
+    (aot(2, dim, 64, cut=hopper(1, tiles)), programs)
+    for dim, by_tiles in HOPPER_PROGRAMS_PER_SM.items()
+    for tiles, programs in by_tiles.items()
 ]
 
 
@@ -105,7 +105,7 @@ def test_supports_what_fits_a_tile(monkeypatch):
         def fits(heads=16, kv_heads=8, d=128, dtype=torch.bfloat16, block_size=64, window=None, device="cuda"):
             qkv = torch.empty(2, (heads + 2 * kv_heads) * d, dtype=dtype, device=device)
             cache = torch.empty(4, block_size, kv_heads, d, dtype=dtype, device=device)
-            return supported(qkv, cache, heads, window)
+            return hopper_takes_decode(qkv, cache, heads, window)
 
         assert fits()
         assert fits(dtype=torch.float16, d=64, heads=14, kv_heads=2, block_size=256)

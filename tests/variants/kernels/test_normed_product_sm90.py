@@ -3,6 +3,7 @@
 On a Hopper GPU the tests of `norm_linear` and `gate_up_silu` run them as well, from 65 rows on.
 """
 
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -12,53 +13,43 @@ from torch._subclasses import FakeTensorMode
 from engine.kernels import _gluon
 from engine.kernels.activation import silu_mul_triton
 from engine.kernels.norm import rms_norm_triton
-from tests.engine.kernels.test_aot import TYPES
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
-from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases
+from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases, tensor
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
 from variants import dispatch
 from variants.kernels import normed_product, tile_table
 from variants.kernels.gate_up_silu import norm_gate_up_silu_reference, norm_gate_up_silu_triton
 from variants.kernels.norm_linear import norm_linear_reference, norm_linear_triton
 from variants.kernels.normed_product_sm90 import (
-    MAX_REGISTERS,
     SHARED_N,
     TURNS_N,
-    num_stages,
+    hopper_takes_product,
     share_tiles,
-    supported,
 )  # fmt: skip
 from variants.kernels.normed_product_sm90 import (
     normed_product_sm90 as launch,
 )
-from variants.kernels.tile_table import Measured, Trial, trying
+from variants.kernels.tile_table import GpuTable, Trial, trying
 from variants.kernels.tiles import Tile
 
 EPS = 1e-6
 
 
-def aot(block_n: int, silu: bool, bias: bool = False, dtype: str = "bf16") -> AotCase:
-    turns, columns = block_n == TURNS_N, block_n // 2 if silu else block_n
+def launch_on_nothing(block_n: int, silu: bool, bias: bool, dtype: torch.dtype) -> None:
+    m, n, k = 2048, 6144, 4096
+    x, weight, squares = tensor(m, k, dtype=dtype), tensor(n, k, dtype=dtype), tensor(m, 1, dtype=torch.float32)
+    launch(x, None, weight, tensor(n, dtype=dtype) if bias else None, EPS, squares, silu, block_n=block_n)
 
-    def box(rows: int, columns: int) -> str:
-        return f"tensordesc<{dtype}[{rows}, {columns}],NVMMASharedLayout(128, 16)>"
 
-    types = TYPES | {
-        "s_desc": box(128, 64), "w_desc": box(columns, 64), "y_desc": box(128 if turns else 64, columns),
-        "squares_ptr": "*fp32:16", "bias_ptr": f"*{dtype}:16", "M": "i32", "C": "i32:16", "K": "i32:16",
-    }  # fmt: skip
-    constexprs = {"BLOCK_N": block_n, "STAGES": num_stages(block_n, silu), "TURNS": turns}
-    if not bias:
-        constexprs["bias_ptr"] = None
-    kernel = "gate_up_silu" if silu else "norm_linear"
-    name = f"{kernel} sm90 {'turns' if turns else 'shared'}{' bias' if bias else ''} {dtype}"
-    path = f"variants.kernels.normed_product_sm90:_{kernel}_kernel_sm90"
-    return AotCase(name, path, types, constexprs, 4, {"maxnreg": MAX_REGISTERS})
+def aot(block_n: int, silu: bool, bias: bool = False, dtype: torch.dtype = torch.bfloat16) -> AotCase:
+    kernel, how = "gate_up_silu" if silu else "norm_linear", "turns" if block_n == TURNS_N else "shared"
+    name = f"{kernel} sm90 {how}{' bias' if bias else ''} {'bf16' if dtype == torch.bfloat16 else 'fp16'}"
+    return AotCase(name, f"_{kernel}_kernel_sm90", partial(launch_on_nothing, block_n, silu, bias, dtype))
 
 
 CASES = [
     aot(TURNS_N, True), aot(SHARED_N, True), aot(TURNS_N, False), aot(TURNS_N, False, bias=True),
-    aot(TURNS_N, True, bias=True, dtype="fp16"),
+    aot(TURNS_N, True, bias=True, dtype=torch.float16),
 ]  # fmt: skip
 
 
@@ -101,22 +92,22 @@ def as_on_hopper(monkeypatch):
 
 @with_gluon
 def test_what_is_supported(as_on_hopper, monkeypatch):
-    assert supported(*product())
-    assert supported(*product(torch.float16, k=576, n=1000 * 16))
-    assert not supported(*product(torch.float32))
-    assert not supported(*product(k=1020))
-    assert not supported(*product(n=1000))
-    assert not supported(*product(pad=4))
-    assert not supported(*product(device="cuda:1"))
-    assert not supported(*product(device="cpu"))
-    assert not supported(*product(weight_pad=8))
+    assert hopper_takes_product(*product())
+    assert hopper_takes_product(*product(torch.float16, k=576, n=1000 * 16))
+    assert not hopper_takes_product(*product(torch.float32))
+    assert not hopper_takes_product(*product(k=1020))
+    assert not hopper_takes_product(*product(n=1000))
+    assert not hopper_takes_product(*product(pad=4))
+    assert not hopper_takes_product(*product(device="cuda:1"))
+    assert not hopper_takes_product(*product(device="cpu"))
+    assert not hopper_takes_product(*product(weight_pad=8))
     monkeypatch.setattr(_gluon, "INTERPRETED", True)
-    assert not supported(*product())
+    assert not hopper_takes_product(*product())
 
 
 @with_gluon
 def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
-    measured = Measured(fused_from_rows={"gate_up_silu 6144x512": 200})
+    measured = GpuTable(fused_from_rows={"gate_up_silu 6144x512": 200})
     monkeypatch.setattr(dispatch, "measured_for", lambda x: measured)
     large = {"k": 4096, "n": 24576}
 
@@ -134,7 +125,7 @@ def test_many_rows_pay_where_it_is_supported(as_on_hopper, monkeypatch):
 @with_gluon
 def test_launchers_take_it_from_65_rows_on(as_on_hopper, monkeypatch):
     monkeypatch.setattr(normed_product, "normed_product_sm90", lambda *args: args[-2])
-    monkeypatch.setattr(tile_table, "measured_for", lambda x: Measured())
+    monkeypatch.setattr(tile_table, "measured_for", lambda x: GpuTable())
     s, weight = product(rows=65)
     assert norm_linear_triton(s, None, weight, None, EPS) is False
     assert norm_gate_up_silu_triton(s, None, weight, None, EPS) is True

@@ -1,19 +1,20 @@
 """The QKV product that hands out whole heads: what the compiler makes of it, and its numbers on a Hopper GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
 from engine.kernels import _gluon
 from engine.kernels.norm import rms_norm_triton
-from tests.engine.kernels.test_aot import TYPES
 from tests.engine.kernels.test_prefill_sm90 import on_hopper, with_gluon
-from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases
+from tests.kernel_aot import AotCase, assemble, assert_fits, assert_recorded, compile_cases, tensor
 from tests.kernel_gates import assert_deterministic, guard_outputs, randn, relative_error, strided
+from tests.variants.kernels.test_aot import qkv_inputs
 from variants import dispatch
 from variants.kernels.norm_linear import norm_linear_reference
-from variants.kernels.normed_product_sm90 import MAX_REGISTERS, TURNS_N, num_stages
-from variants.kernels.normed_qkv_sm90 import normed_qkv_sm90, supported
+from variants.kernels.normed_qkv_sm90 import hopper_takes_whole_heads, normed_qkv_sm90
 from variants.kernels.qkv_post import qk_norm_rope_store_reference, qk_norm_rope_store_triton
 from variants.kernels.tile_table import Trial, trying
 
@@ -23,26 +24,19 @@ D = 128
 SPILLED_BYTES = 16
 
 
-def aot(norm: bool, bias: bool, dtype: str = "bf16") -> AotCase:
-    def box(rows: int, columns: int) -> str:
-        return f"tensordesc<{dtype}[{rows}, {columns}],NVMMASharedLayout(128, 16)>"
-
-    elements = ("bias_ptr", "q_norm_ptr", "k_norm_ptr", "k_ptr", "v_ptr")
-    types = TYPES | {
-        "s_desc": box(128, 64), "w_desc": box(128, 64), "q_desc": box(128, 128), "squares_ptr": "*fp32:16",
-        "cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16", "positions_ptr": "*i32:16", "slots_ptr": "*i32:16",
-        "M": "i32", "C": "i32:16", "K": "i32:16", "N": "i32", "KV": "i32", "eps": "fp32",
-        **dict.fromkeys(elements, f"*{dtype}:16"),
-        **dict.fromkeys(("cache_stride_block", "cache_stride_pos", "cache_stride_h"), "i32:16"),
-    }  # fmt: skip
-    none = (() if norm else ("q_norm_ptr", "k_norm_ptr")) + (() if bias else ("bias_ptr",))
-    constexprs = {"BLOCK_SIZE": 64, "STAGES": num_stages(TURNS_N, silu=False), **dict.fromkeys(none)}
-    name = f"norm_qkv sm90{' norm' if norm else ''}{' bias' if bias else ''} {dtype}"
-    path = "variants.kernels.normed_qkv_sm90:_norm_linear_kernel_qkv_post_kernel_sm90"
-    return AotCase(name, path, types, constexprs, 4, {"maxnreg": MAX_REGISTERS})
+def launch_on_nothing(norm: bool, bias: bool, dtype: torch.dtype) -> None:
+    m, k, (_, q_norm, k_norm, *rest) = 2048, 1024, qkv_inputs(2048, 8, 2, D, norm, dtype)
+    weight, squares = tensor(32 * D, k, dtype=dtype), tensor(m, 1, dtype=torch.float32)
+    bias_O = tensor(32 * D, dtype=dtype) if bias else None
+    normed_qkv_sm90(tensor(m, k, dtype=dtype), None, weight, bias_O, squares, q_norm, k_norm, *rest, 16, EPS)
 
 
-CASES = [aot(norm=True, bias=False), aot(norm=False, bias=True), aot(norm=False, bias=False, dtype="fp16")]
+def aot(norm: bool, bias: bool, dtype: torch.dtype = torch.bfloat16) -> AotCase:
+    name = f"norm_qkv sm90{' norm' * norm}{' bias' * bias} {'bf16' if dtype == torch.bfloat16 else 'fp16'}"
+    return AotCase(name, "_norm_linear_kernel_qkv_post_kernel_sm90", partial(launch_on_nothing, norm, bias, dtype))
+
+
+CASES = [aot(norm=True, bias=False), aot(norm=False, bias=True), aot(norm=False, bias=False, dtype=torch.float16)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +67,7 @@ def test_takes_heads_of_a_tile_and_pays_with_many_rows_and_few_weights(monkeypat
                 torch.empty(8, k, dtype=torch.bfloat16, device="cuda"),
                 torch.empty(32 * d, k, dtype=torch.bfloat16, device="cuda"),
             )
-            return supported(s, weight, torch.empty(2, 64, 8, d, dtype=cache_dtype, device="cuda"))
+            return hopper_takes_whole_heads(s, weight, torch.empty(2, 64, 8, d, dtype=cache_dtype, device="cuda"))
 
         assert fits()
         assert not fits(d=64)

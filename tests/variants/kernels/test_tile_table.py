@@ -11,7 +11,7 @@ from variants import dispatch
 from variants.kernels import tile_table
 from variants.kernels.tile_table import (
     FILE,
-    Measured,
+    GpuTable,
     Trial,
     choose_tile,
     key_of,
@@ -30,7 +30,7 @@ TILE = Tile("skinny", 8, 32, 256, 4, 3, 2)
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if tensors were on a GPU with one tile and one bound."""
-    known = Measured({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})
+    known = GpuTable({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})
     monkeypatch.setattr(tile_table, "measured_for", lambda x: known)
     monkeypatch.setattr(dispatch, "measured_for", lambda x: known)
 
@@ -54,7 +54,7 @@ def test_other_kernels_and_shapes_keep_the_heuristic(on_gpu: None) -> None:
     assert choose_tile("linear_add", *inputs(8, n=72), can_split=True) == linear_tile(
         8, 72, 128, 2, 132, can_split=True
     )
-    assert choose_tile("gate_up_silu", *inputs(8), matrices=2) == linear_tile(8, 32, 128, 2, 132, weights=2)
+    assert choose_tile("gate_up_silu", *inputs(8), matrices=2) == linear_tile(8, 32, 128, 2, 132, matrices=2)
 
 
 def test_a_measured_bound_decides_what_pays(on_gpu: None) -> None:
@@ -67,7 +67,7 @@ def test_a_measured_bound_decides_what_pays(on_gpu: None) -> None:
 def test_classes_of_rows_that_are_slower_stay_apart_below_the_bound(
     on_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = Measured({}, {"linear_add 64x128": 64}, apart={"linear_add 64x128": [8]})
+    measured = GpuTable({}, {"linear_add 64x128": 64}, apart={"linear_add 64x128": [8]})
     monkeypatch.setattr(dispatch, "measured_for", lambda x: measured)
     paying = [rows for rows in (1, 4, 5, 8, 9, 64, 65) if dispatch.pays_here("residual_epilogue", *inputs(rows))]
     assert paying == [1, 4, 9, 64]
@@ -118,14 +118,14 @@ def test_a_trial_ends_with_its_block_whatever_happens() -> None:
 
 
 def test_a_cpu_has_no_measurements() -> None:
-    assert measured_for(torch.zeros(1, dtype=torch.bfloat16)) == Measured()
+    assert measured_for(torch.zeros(1, dtype=torch.bfloat16)) == GpuTable()
 
 
 def test_an_unknown_gpu_works_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     measured_on.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert measured_on("NVIDIA Nonesuch") == Measured()
-        assert measured_on("NVIDIA Nonesuch") == Measured()
+        assert measured_on("NVIDIA Nonesuch") == GpuTable()
+        assert measured_on("NVIDIA Nonesuch") == GpuTable()
     assert [record.getMessage() for record in caplog.records] == [
         "no tiles were measured on NVIDIA Nonesuch: a heuristic chooses them; `fusebench tune` measures"
     ]
@@ -134,7 +134,7 @@ def test_an_unknown_gpu_works_and_says_so_once(caplog: pytest.LogCaptureFixture)
 def test_tables_are_read_back_and_other_versions_refused() -> None:
     gpu = {"tiles": {"linear_add 64x128": {"8": asdict(TILE)}}, "fused_up_to_rows": {"linear_add 64x128": 4}}
     found = read_table(json.dumps({"schema": 1, "gpus": {"X": gpu, "Y": gpu | {"apart": {"lm_head 5x3": [2]}}}}))
-    known = Measured({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})
+    known = GpuTable({"linear_add 64x128": {"8": TILE}}, {"linear_add 64x128": 4})
     assert found == {"X": known, "Y": replace(known, apart={"lm_head 5x3": [2]})}
     with pytest.raises(ValueError, match="schema 2"):
         read_table('{"schema": 2, "gpus": {}}')

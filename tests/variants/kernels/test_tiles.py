@@ -13,8 +13,8 @@ SHAPES = [(4096, 1024), (1024, 2048), (3072, 1024), (6144, 4096), (4096, 12288),
 
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 16, 17, 64, 65, 128, 199, 2048])
 def test_every_shape_gets_a_legal_tile(m):
-    for (n, k), itemsize, weights in itertools.product(SHAPES, (2, 4), (1, 2)):
-        check_tile(m, n, k, itemsize, weights)
+    for (n, k), itemsize, matrices in itertools.product(SHAPES, (2, 4), (1, 2)):
+        check_tile(m, n, k, itemsize, matrices)
 
 
 def paths(m, n, k, bytes_per_weight):
@@ -34,15 +34,15 @@ def test_small_weights_are_held_whole_by_few_rows():
     assert linear_tile(17, 4096, 1024, 2, SMS).path == "skinny"
 
 
-def check_tile(m, n, k, itemsize, weights):
-    tile = linear_tile(m, n, k, itemsize, SMS, weights, can_split=weights == 1)
+def check_tile(m, n, k, itemsize, matrices):
+    tile = linear_tile(m, n, k, itemsize, SMS, matrices, can_split=matrices == 1)
     blocks = (tile.block_m, tile.block_n, tile.block_k)
     assert all(b & (b - 1) == 0 for b in blocks)
     assert tile.block_k >= 16
-    assert tile.path in paths(m, n, k, itemsize * weights)
+    assert tile.path in paths(m, n, k, itemsize * matrices)
     if tile.path != "wide":
         assert tile.block_m >= m
-    buffers = tile.stages * (weights * tile.block_n + tile.block_m) * tile.block_k * itemsize
+    buffers = tile.stages * (matrices * tile.block_n + tile.block_m) * tile.block_k * itemsize
     assert tile.path == "gemv" or buffers <= 227 * 1024
     tiles, splits = tile.grid(m, n)
     assert tiles * tile.block_m * tile.block_n >= m * n
@@ -63,12 +63,12 @@ def test_split_k_fills_the_gpu_where_outputs_are_few(m):
 
 def test_eight_rows_get_what_the_search_found_at_large_shapes():
     # qwen3-8b's gate and up, and o, as in the table of measured tiles.
-    assert linear_tile(8, 12288, 4096, 2, SMS, weights=2) == Tile("skinny", 8, 32, 256, num_warps=2, stages=4)
+    assert linear_tile(8, 12288, 4096, 2, SMS, matrices=2) == Tile("skinny", 8, 32, 256, num_warps=2, stages=4)
     assert linear_tile(8, 4096, 4096, 2, SMS, can_split=True) == Tile("skinny", 8, 32, 256, num_warps=2, stages=5)
     # llama-3.2-1b's tiles of 32 come out even, qwen3-1.7b's do not.
-    assert [linear_tile(8, n, 2048, 2, SMS, weights=2).block_n for n in (8192, 6144)] == [32, 16]
+    assert [linear_tile(8, n, 2048, 2, SMS, matrices=2).block_n for n in (8192, 6144)] == [32, 16]
     # Few outputs: parts of K until there are about two programs a multiprocessor.
     assert linear_tile(8, 2048, 8192, 2, SMS, can_split=True).grid(8, 2048) == (64, 4)
     # K that is no multiple of 256, and an LM head.
-    assert linear_tile(4, 9728, 896, 2, SMS, weights=2).block_k == 128
+    assert linear_tile(4, 9728, 896, 2, SMS, matrices=2).block_k == 128
     assert linear_tile(8, 151936, 2048, 2, SMS).block_n == 64

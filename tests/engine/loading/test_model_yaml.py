@@ -6,7 +6,7 @@ import pytest
 
 from engine.config import ModelConfig, RopeConfig
 from engine.errors import ModelError
-from engine.loading.named import load_model_yaml, model_config_from_mapping, model_names
+from engine.loading.model_yaml import load_model_yaml, model_config_from_mapping, model_names
 
 MINIMAL: dict[str, Any] = {
     "architecture": "llama",
