@@ -28,7 +28,7 @@ from experiments.calibration import EFFECTS, NOISES, Calibration, compared, judg
 from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
-from experiments.durable import mendable
+from experiments.durable import insist_on_place, mendable
 from experiments.environment import code, machine
 from experiments.errors import UserError
 from experiments.manifest import new_manifest
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _calibrate(options: Options) -> int:
+    insist_on_place(Path(options.out), "out")
     protocol = compose(["protocol=full"]).protocol
     rows: list[Calibration] = []
     for row in chain(simulated(protocol, options.sweeps, options.seed), real(protocol, options.real, options.seed)):

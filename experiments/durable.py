@@ -94,6 +94,19 @@ def make_new_folder(path: Path) -> Path:
     raise UserError(f"{path.parent} has {TRIES} folders of the name {path.name} already")
 
 
+def insist_on_place(path: Path, key: str) -> None:
+    """UserError before anything is measured where a file that `key` names could not be written after it."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+        raise UserError(f"{key}={path} cannot be written ({why}); name another file") from error
+
+
 def _write_through(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:

@@ -30,7 +30,7 @@ from engine import Engine, EngineConfig
 from engine.loading import LoadedModel
 from engine.loading.random import random_weights
 from experiments.command_line import run_or_help
-from experiments.durable import mendable
+from experiments.durable import insist_on_place, mendable
 from experiments.environment import machine, resolve_device, resolve_dtype
 from experiments.errors import UserError, first_line
 from experiments.kernel_records import Stamp, new_stamp
@@ -173,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options, arguments: Sequence[str]) -> int:
     """Place after place, each printed and kept as soon as it is measured."""
+    if options.out:
+        insist_on_place(Path(options.out), "out")
     device = resolve_device("auto", machine())
     dtype = resolve_dtype("auto", device)
     stamp = new_stamp(shlex.join(["python", "-m", "experiments.kernels.trials", *arguments]), device)

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from experiments.durable import Damaged, NoSpace, make_folder, read_json, write_json
+from experiments.durable import Damaged, NoSpace, insist_on_place, make_folder, read_json, write_json
 from experiments.errors import UserError
 
 PAYLOAD = {"name": "décode", "samples": [1.25, 3e-9, -0.0], "nested": {"a": None, "b": [True, "x"]}}
@@ -75,6 +75,17 @@ def test_a_failed_write_leaves_the_old_file(
             write_json(file, {"new": 1})
     assert read_json(file) == PAYLOAD
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    new, old = tmp_path / "deep" / "new.json", tmp_path / "old.json"
+    old.write_text("old")
+    for file in (new, old):
+        insist_on_place(file, "out")
+    assert not new.exists()
+    assert old.read_text() == "old"
+    with pytest.raises(UserError, match=r"out=.*old\.json: File exists\); name another file"):
+        insist_on_place(old / "new.json", "out")
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
