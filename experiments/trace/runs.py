@@ -1,17 +1,18 @@
 """The run folder that gets ledgers and counters, held as a sweep holds it: no trace disturbs one that is under way."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from experiments import plain
+from experiments.durable import make_folder
 from experiments.environment import code
 from experiments.errors import UserError
 from experiments.manifest import Manifest, changes, new_manifest
 from experiments.records import Cell, CellResult, Status
-from experiments.store import COUNTERS, MANIFEST, TRACES, RunStore, create_run, read_manifest, read_run
+from experiments.store import COUNTERS, LOGS, MANIFEST, TRACES, RunStore, create_run, read_manifest, read_run
 from experiments.sweep import Prepared
 from experiments.trace.ledger import Ledger
 
@@ -84,9 +85,9 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
         store = RunStore(path, found)
         results = read_run(path)[1] if found.source_hash == manifest.source_hash else []
     with store:
-        for part in (TRACES, COUNTERS):
-            (store.path / part).mkdir(exist_ok=True)
-        store.logs.mkdir(exist_ok=True)
+        for part in (TRACES, COUNTERS, LOGS):
+            with suppress(FileExistsError):
+                make_folder(store.path / part)
         try:
             yield TraceRun(store.path, results, manifest)
         finally:
