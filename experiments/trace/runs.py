@@ -8,7 +8,7 @@ from statistics import median
 
 from experiments import plain
 from experiments.durable import make_folder
-from experiments.environment import code
+from experiments.environment import by_time, code
 from experiments.errors import UserError
 from experiments.manifest import Manifest, changes, new_manifest
 from experiments.records import Cell, CellResult, Status
@@ -75,7 +75,8 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
     config = prepared.config
     manifest = new_manifest(config, prepared.models, prepared.plan, prepared.environment, code())
     folder = Path(config.results_dir) / config.name
-    runs = sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else []
+    there = (path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else ()
+    runs = sorted(there, key=lambda path: by_time(path.name))
     path = None if wanted == "new" or (wanted == "latest" and not runs) else _choose(runs, wanted, folder)
     if path is None:
         store, results = create_run(Path(config.results_dir), manifest), []
