@@ -13,7 +13,6 @@ steps run the same steps from the same context in turn, each first as often as t
 harness adds. The guard and the readings of the GPU lie outside the clock; they are given per window.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from engine import Engine
 from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import VariantConfig
-from experiments.durable import insist_on_place, mendable
+from experiments.durable import insist_on_place, write_figures
 from experiments.environment import code, machine, resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.measuring.decode import decode_engine, decoding, run_window, synchronize
@@ -234,11 +233,7 @@ def _write(path: Path, options: Options, rows: Sequence[dict[str, object]]) -> N
         "gpu": gpu.name if gpu else "",
         "rows": rows,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise mendable(error, path) from error
+    write_figures(path, record)
 
 
 if __name__ == "__main__":
