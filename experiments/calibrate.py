@@ -13,7 +13,6 @@ neither GPU nor torch.
 """
 
 import io
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from experiments.calibration import EFFECTS, NOISES, Calibration, compared, judg
 from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import BASELINE, ExperimentConfig, ProtocolConfig, VariantConfig, WorkloadConfig
-from experiments.durable import mendable
+from experiments.durable import insist_on_place, write_figures
 from experiments.environment import code, machine
 from experiments.errors import UserError
 from experiments.manifest import new_manifest
@@ -72,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _calibrate(options: Options) -> int:
+    insist_on_place(Path(options.out), "out")
     protocol = compose(["protocol=full"]).protocol
     rows: list[Calibration] = []
     for row in chain(simulated(protocol, options.sweeps, options.seed), real(protocol, options.real, options.seed)):
@@ -80,7 +80,7 @@ def _calibrate(options: Options) -> int:
             f"{row.sweeps} sweeps, {row.noise}, {100 * row.effect:g} % slower: coverage {row.coverage:.3f}", flush=True
         )
     print(to_markdown(calibration_table(rows)))
-    _write(Path(options.out), _record(options, protocol, rows))
+    write_figures(Path(options.out), _record(options, protocol, rows))
     print(f"{options.out}: {len(rows)} rows")
     return 0
 
@@ -133,14 +133,6 @@ def _record(options: Options, protocol: ProtocolConfig, rows: Sequence[Calibrati
         "protocol": {key: getattr(protocol, key) for key in ("rounds", "min_rounds", "target_ci", "windows")},
         "rows": [plain.encode(row) for row in rows],
     }
-
-
-def _write(path: Path, record: dict[str, object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise mendable(error, path) from error
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from io import TextIOWrapper
 from types import FrameType
 
 from experiments.compose import compose, names
@@ -21,6 +22,9 @@ NOBODY_READS = 141
 def run_command(command: Callable[[], int]) -> int:
     """The command's exit code; a UserError is one line and 2, Ctrl-C and SIGTERM are 130."""
     before = signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that has no × shows a question mark; that ends no sweep.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = command()
         sys.stdout.flush()

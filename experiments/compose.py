@@ -213,6 +213,11 @@ def _part(group: str, kind: type[T], name: str, all_changes: Mapping[str, Any]) 
 def _workloads(name: str, asked: Asked) -> list[WorkloadConfig]:
     """The workload called `name`, or one for each of its rates: NAME-2rps, NAME-0_5rps."""
     workload = _sized(_part("workload", WorkloadConfig, name, asked.workload), asked)
+    known = sorted({*names("variant"), *asked.variant})
+    for variant in workload.skip:
+        # One that this sweep leaves out may stand there; one that there is not would silently do nothing.
+        if variant not in known:
+            raise UserError(f"workload.{name}.skip: there is no variant {variant!r}{suggest(variant, known)}")
     if not workload.rates:
         return [workload]
     return [dataclasses.replace(workload, name=f"{name}-{_in_name(rate)}rps", rates=[rate]) for rate in workload.rates]

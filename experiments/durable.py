@@ -25,18 +25,16 @@ def write_json(path: Path, payload: Any, indent: int | None = None) -> None:
 
     NoSpace where the disk is full and UserError where the folder cannot be written; the old file stays in both.
     """
-    data = json_bytes(payload, indent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _replace(path, json_bytes(payload, indent))
+
+
+def write_figures(path: Path, record: Any) -> None:
+    """The same without a checksum, for people and documents; its folder is made where there is none."""
     try:
-        try:
-            _write_through(temporary, data)
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise mendable(error, path) from error
+    _replace(path, json.dumps(record, indent=1).encode() + b"\n")
 
 
 def json_bytes(payload: Any, indent: int | None = None) -> bytes:
@@ -92,6 +90,35 @@ def make_new_folder(path: Path) -> Path:
             continue
         return new
     raise UserError(f"{path.parent} has {TRIES} folders of the name {path.name} already")
+
+
+def insist_on_place(path: Path, key: str) -> None:
+    """UserError before anything is measured where a file that `key` names could not be written after it."""
+    there = path.exists()
+    if there and not path.is_file():
+        raise UserError(f"{key}={path} cannot be written, for it is no file; name one")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+        raise UserError(f"{key}={path} cannot be written ({why}); name another file") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            _write_through(temporary, data)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise mendable(error, path) from error
 
 
 def _write_through(path: Path, data: bytes) -> None:

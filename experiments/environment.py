@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ class Code:
 def run_id_of(now: datetime, code: Code) -> str:
     """The name of a run that starts now: it sorts by time, and says which commit."""
     return f"{now:%Y%m%d-%H%M%S}-{code.commit[:7]}"
+
+
+def by_time(run_id: str) -> tuple[str, int, str]:
+    """Sorts run ids as the runs began, several of one second too; other names, as of copies, come before them."""
+    found = re.fullmatch(r"(\d{8}-\d{6})-\w*(?:-(\d+))?", run_id)
+    return (found[1], int(found[2] or 1), run_id) if found else ("", 0, run_id)
 
 
 def machine() -> Environment:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from experiments.records import Cell, CellResult, Point, Status
+from experiments.records import UNTRIED, Cell, CellResult, Point, Status
 
 MOST_FAILURES = 2
 _FAILED = (Status.ERROR, Status.TIMEOUT)
@@ -17,7 +17,9 @@ class Foresight:
         self._last: dict[tuple[str, Point], str] = {}
 
     def learn(self, result: CellResult) -> None:
-        """Take one result into account."""
+        """Take one result into account, unless its variant as a whole was what failed."""
+        if result.reason.startswith(UNTRIED):
+            return
         cell = result.cell
         key = (cell.variant, cell.point)
         if result.status is Status.OOM:

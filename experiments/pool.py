@@ -23,7 +23,7 @@ from experiments.messages import (
 )
 from experiments.models import Model
 from experiments.plan import ModelPlan
-from experiments.records import Cell, CellResult, Status, Verdict
+from experiments.records import NO_CEILINGS, NO_VERDICT, NOT_LOADED, Cell, CellResult, Status, Verdict
 from experiments.worker_process import WorkerLost, WorkerProcess, without_paths
 from experiments.workplace import Workplace
 
@@ -197,6 +197,7 @@ class Pool:
     def _take(self, variant: str, event: Event) -> None:
         """Keep what a worker that loads has come to; CannotMeasure where that ends it."""
         loads = isinstance(event.request, Load)
+        what, status = (NOT_LOADED, Status.ERROR) if loads else (NO_VERDICT, Status.INVALID)
         match event.what:
             case None:
                 self._say(f"{'loading' if loads else 'checking the answers of'} {self._model.name}, {variant}")
@@ -210,9 +211,8 @@ class Pool:
                 self._insist_on(variant)
             case WorkerLost():
                 self._drop(variant)
-                raise self._lose(variant, Unfit(event.what.status, event.what.reason))
+                raise self._lose(variant, Unfit(event.what.status, f"{what}: {event.what.reason}"))
             case _:
-                what, status = ("could not load", Status.ERROR) if loads else ("no verdict", Status.INVALID)
                 raise self._give_up(variant, event.what, what, status)
 
     def _lose(self, variant: str, unfit: Unfit) -> CannotMeasure:
@@ -229,7 +229,7 @@ class Pool:
             return
         answer = self._ask(BASELINE, worker, MeasureCeilings(), self._protocol.load_timeout_s)
         if not isinstance(answer, Rates):
-            raise self._give_up(BASELINE, answer, "no ceilings", Status.ERROR)
+            raise self._give_up(BASELINE, answer, NO_CEILINGS, Status.ERROR)
         self._on_rates(answer.rates)
         self._on_rates = None
 

@@ -9,6 +9,8 @@ from enum import StrEnum
 # Reasons of cells that were skipped for no fault of theirs: the sweep's business, not the variant's.
 SETTLED = "settled: earlier rounds had made every verdict of this point clear"
 OUT_OF_TIME = "protocol.time_budget_s was spent before this round"
+# How the reasons of cells begin whose variant as a whole could not be measured: they tell nothing of the cell.
+NOT_LOADED, NO_VERDICT, NO_CEILINGS = UNTRIED = ("could not load", "no verdict", "no ceilings")
 
 
 class Status(StrEnum):

@@ -16,6 +16,7 @@ from typing import Any
 from experiments import plain
 from experiments.cluster.records import disagreements, merged, read_records
 from experiments.durable import Damaged, NoSpace, make_folder, make_new_folder, read_json, sync_folder, write_json
+from experiments.environment import by_time
 from experiments.errors import UserError
 from experiments.manifest import SCHEMA, Manifest, differences
 from experiments.records import Cell, CellResult
@@ -128,7 +129,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _find_run(folder: Path, run_id: str) -> Path:
-    runs = sorted(p for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
+    found = (p for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else ()
+    runs = sorted(found, key=lambda path: by_time(path.name))
     if not runs:
         raise UserError(f"resume={run_id}: {folder} has no runs to resume")
     if run_id == "latest":

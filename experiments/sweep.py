@@ -229,8 +229,7 @@ class Sweep:
             result = replace(result, started=started.isoformat(timespec="seconds"), duration_s=took_s)
         self._store.write_cell(result)
         self._settling.learn(result)
-        if not pool.is_unfit(cell.variant):
-            self._foresight.learn(result)
+        self._foresight.learn(result)
         self._display.end(result, took_s)
 
     def _note_ready(self, model: str, variant: str, ready: Ready) -> None:

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command_line import run_or_help
-from experiments.durable import make_new_folder
+from experiments.durable import insist_on_place, make_new_folder
 from experiments.environment import ROOT, machine, resolve_device
 from experiments.errors import UserError, first_line
 from experiments.kernel_records import SCHEMA, new_stamp
@@ -119,6 +119,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     """Every point in turn, kept as soon as it is measured."""
     if resolve_device("auto", machine()) != "cuda":
         raise UserError("tune needs a GPU: the times of twins choose nothing")
+    insist_on_place(Path(options.table), "table")
     if options.by == STEP:
         run_steps(options, arguments)
         return 0

@@ -30,6 +30,7 @@ from experiments.stats import MIN_ROUNDS
 
 MOST_SEED = 2**63
 MOST_BATCH = 1_000_000
+MOST_ROUNDS = 10_000
 # Keys that only some kinds of workload read; elsewhere a value would be silently without effect.
 _KEYS_OF = {
     "decode": {"sigma"},
@@ -112,6 +113,8 @@ def _check_protocol(protocol: ProtocolConfig) -> None:
     counts = ("rounds", "windows", "steps_per_window", "warmup_max_steps", "verdict_tokens")
     for key in (*counts, "load_timeout_s", "cell_timeout_s"):
         _check_above(f"protocol.{key}", getattr(protocol, key), 0)
+    if protocol.rounds > MOST_ROUNDS:
+        raise UserError(f"protocol.rounds={protocol.rounds} must be {MOST_ROUNDS} or less")
     for key in ("window_ms", "warmup_min_steps", "flagged_repeats"):
         _check_above(f"protocol.{key}", getattr(protocol, key), -1e-9)
     for key in ("time_budget_s", "target_ci", "restart_rounds"):

@@ -15,7 +15,6 @@ python -m experiments.kernels.trials prefills=[512,2048] choices=[whole_heads:on
 How a change is written is in trial_words.py. A choice that cannot run leaves its reason.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from engine import Engine, EngineConfig
 from engine.loading import LoadedModel
 from engine.loading.random import random_weights
 from experiments.command_line import run_or_help
-from experiments.durable import mendable
+from experiments.durable import insist_on_place, write_figures
 from experiments.environment import machine, resolve_device, resolve_dtype
 from experiments.errors import UserError, first_line
 from experiments.kernel_records import Stamp, new_stamp
@@ -173,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options, arguments: Sequence[str]) -> int:
     """Place after place, each printed and kept as soon as it is measured."""
+    if options.out:
+        insist_on_place(Path(options.out), "out")
     device = resolve_device("auto", machine())
     dtype = resolve_dtype("auto", device)
     stamp = new_stamp(shlex.join(["python", "-m", "experiments.kernels.trials", *arguments]), device)
@@ -221,11 +222,7 @@ def _write(path: Path, stamp: Stamp, done: Sequence[Times]) -> None:
         "by": f"`{stamp.command}`",
         "trials": [{**vars(times.place), "us": times.us, "failed": times.failed} for times in done],
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise mendable(error, path) from error
+    write_figures(path, record)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ steps run the same steps from the same context in turn, each first as often as t
 harness adds. The guard and the readings of the GPU lie outside the clock; they are given per window.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +30,9 @@ from engine import Engine
 from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import VariantConfig
-from experiments.durable import mendable
+from experiments.durable import insist_on_place, write_figures
 from experiments.environment import code, machine, resolve_device, resolve_dtype
+from experiments.errors import UserError
 from experiments.measuring.decode import decode_engine, decoding, run_window, synchronize
 from experiments.measuring.guard import undisturbed
 from experiments.measuring.session import Session
@@ -167,8 +167,11 @@ def _session(model: str, variant: VariantConfig) -> tuple[Session, Point]:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from the command line; UserError names what is unknown or no number."""
-    return parse_options(Options, "overhead", arguments)
+    """Options from the command line; UserError names what is unknown, no number or of no use."""
+    options = parse_options(Options, "overhead", arguments)
+    if options.out and not options.model:
+        raise UserError(f"overhead: out={options.out} is for the figures of a model: add model=NAME")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,6 +183,8 @@ def _main(options: Options) -> int:
     if not options.model:
         _print("nothing", measure_overhead(IdleEngine(), options.steps, options.pairs))
         return 0
+    if options.out:
+        insist_on_place(Path(options.out), "out")
     rows = []
     for variant in compose([f"variants=[{','.join(VARIANTS)}]"]).variants:
         found = decode_overhead(options.model, variant, options.steps, options.pairs)
@@ -228,11 +233,7 @@ def _write(path: Path, options: Options, rows: Sequence[dict[str, object]]) -> N
         "gpu": gpu.name if gpu else "",
         "rows": rows,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise mendable(error, path) from error
+    write_figures(path, record)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """From a run to the files of its report: a pure function to bytes, and one that puts them in place."""
 
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiments.durable import mendable
@@ -46,17 +48,31 @@ def _files(document: Document, summaries: Mapping[str, Analysis]) -> dict[str, b
 def write(files: dict[str, bytes], folder: Path) -> None:
     """Put a report in place, each file whole or not at all, and clear away figures and tables of an older one.
 
-    UserError where the folder cannot be written.
+    Another report of the same name waits meanwhile. UserError where the folder cannot be written.
     """
     try:
-        _write(files, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            _write(files, folder)
     except OSError as error:
         raise mendable(error, folder) from error
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems know no locks; a report that another disturbed there can be made again.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write(files: dict[str, bytes], folder: Path) -> None:
     for part in ("tables", "figures"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(exist_ok=True)
         for old in sorted((folder / part).iterdir()):
             if old.is_file() and f"{part}/{old.name}" not in files:
                 old.unlink()

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from experiments import plain
 from experiments.durable import json_bytes
+from experiments.environment import by_time
 from experiments.errors import UserError
 from experiments.kernel_floors import __doc__ as FLOORS
 from experiments.kernel_records import COMPILED, FUSED, KERNELS, UNFUSED, KernelRow, KernelRun, name_of, read_run
@@ -242,7 +243,7 @@ def _narrow(table: Table) -> Table:
 def find_kernels(results_dir: Path, experiment: str, run_id: str) -> Path | None:
     """The kernels.json of a run, or None where the experiment is of another kind; UserError names what exists."""
     folder = results_dir / experiment
-    files = sorted(folder.glob(f"*/{KERNELS}.json"))
+    files = sorted(folder.glob(f"*/{KERNELS}.json"), key=lambda file: by_time(file.parent.name))
     if not files:
         return None
     if run_id == "latest":

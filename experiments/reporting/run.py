@@ -12,6 +12,7 @@ from experiments import plain
 from experiments.cluster.records import ShardRecord, read_records
 from experiments.config import BASELINE
 from experiments.durable import read_json
+from experiments.environment import by_time
 from experiments.errors import UserError
 from experiments.manifest import Manifest
 from experiments.metrics import metrics_of
@@ -106,7 +107,7 @@ def locate_run(results_dir: Path, name: str) -> Path:
 
 
 def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:
-    """The folder of a run; the latest is the last by name, since run ids begin with their UTC time."""
+    """The folder of a run; the latest is the last by its id, which begins with its UTC time."""
     experiments = _folders(results_dir)
     if experiment not in experiments:
         there = ", ".join(experiments) or "none yet, run `fusebench sweep` first"
@@ -122,7 +123,7 @@ def find_run(results_dir: Path, experiment: str, run_id: str) -> Path:
 
 def _folders(path: Path) -> list[str]:
     found = path.iterdir() if path.is_dir() else []
-    return sorted(p.name for p in found if p.is_dir() and not p.name.startswith("."))
+    return sorted((p.name for p in found if p.is_dir() and not p.name.startswith(".")), key=by_time)
 
 
 def assemble(

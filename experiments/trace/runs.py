@@ -1,17 +1,18 @@
 """The run folder that gets ledgers and counters, held as a sweep holds it: no trace disturbs one that is under way."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from experiments import plain
-from experiments.environment import code
+from experiments.durable import make_folder
+from experiments.environment import by_time, code
 from experiments.errors import UserError
 from experiments.manifest import Manifest, changes, new_manifest
 from experiments.records import Cell, CellResult, Status
-from experiments.store import COUNTERS, MANIFEST, TRACES, RunStore, create_run, read_manifest, read_run
+from experiments.store import COUNTERS, LOGS, MANIFEST, TRACES, RunStore, create_run, read_manifest, read_run
 from experiments.sweep import Prepared
 from experiments.trace.ledger import Ledger
 
@@ -74,7 +75,8 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
     config = prepared.config
     manifest = new_manifest(config, prepared.models, prepared.plan, prepared.environment, code())
     folder = Path(config.results_dir) / config.name
-    runs = sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else []
+    there = (path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else ()
+    runs = sorted(there, key=lambda path: by_time(path.name))
     path = None if wanted == "new" or (wanted == "latest" and not runs) else _choose(runs, wanted, folder)
     if path is None:
         store, results = create_run(Path(config.results_dir), manifest), []
@@ -84,9 +86,9 @@ def open_run(prepared: Prepared, wanted: str) -> Iterator[TraceRun]:
         store = RunStore(path, found)
         results = read_run(path)[1] if found.source_hash == manifest.source_hash else []
     with store:
-        for part in (TRACES, COUNTERS):
-            (store.path / part).mkdir(exist_ok=True)
-        store.logs.mkdir(exist_ok=True)
+        for part in (TRACES, COUNTERS, LOGS):
+            with suppress(FileExistsError):
+                make_folder(store.path / part)
         try:
             yield TraceRun(store.path, results, manifest)
         finally:

@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> int:
     """Every engine under every traffic, stored as one file."""
     console = make_console()
-    usages = []
+    usages: list[Usage] = []
+    folder = None
     for name in options.engines:
         for traffic in (TRAFFICS[traffic]() for traffic in options.traffics):
             try:
@@ -73,11 +74,12 @@ def run(options: Options) -> int:
             except UserError as error:
                 console.print(f"{name} is left out: {error}", markup=False)
                 break
+            folder = folder or _new_folder(options)
             usages.append(drive(books, name, traffic))
-    if not usages:
+    if folder is None:
         console.print("nothing was measured, and nothing is kept", markup=False)
         return 1
-    path = _store(options, usages)
+    path = _store(folder, options, usages)
     _show(console, usages)
     console.print(f"kept in {path}", markup=False)
     return 0 if all(usage.answered == usage.requests for usage in usages) else 1
@@ -94,9 +96,12 @@ def _books(name: str, limits: Limits, options: Options) -> Books:
             return Ours(limits)
 
 
-def _store(options: Options, usages: Sequence[Usage]) -> Path:
+def _new_folder(options: Options) -> Path:
+    return make_new_folder(Path(options.results_dir) / "traffic" / run_id_of(datetime.now(UTC), code()))
+
+
+def _store(folder: Path, options: Options, usages: Sequence[Usage]) -> Path:
     now, measured = datetime.now(UTC), code()
-    folder = make_new_folder(Path(options.results_dir) / "traffic" / run_id_of(now, measured))
     made = {
         "schema": 1,
         "created": now.isoformat(timespec="seconds"),

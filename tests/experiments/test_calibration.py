@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import calibrate
 from experiments.busy_worker import slow_down
 from experiments.calibrate import BUSY_VARIANTS, BUSY_WORKER, _busy_experiment, main, parse, real
 from experiments.calibration import NOISES, simulate
@@ -82,6 +83,17 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
 def test_bad_arguments_are_named(argument: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         parse([argument])
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(calibrate, "simulated", pytest.fail)
+    for out in (tmp_path / "file" / "found.json", tmp_path):
+        assert main(["sweeps=1", f"out={out}"]) == 2
+        assert f"out={out} cannot be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_nothing_real_is_run_unless_asked_for() -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import shlex
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_usage_lists_every_command(capsys: pytest.CaptureFixture[str], arguments
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in cli.COMMANDS)
+
+
+def test_a_terminal_without_our_characters_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, "ascii"))
+    assert command_line.run_command(lambda: print("1.05\N{MULTIPLICATION SIGN}") or 0) == 0
+    assert written.getvalue() == b"1.05?\n"
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,7 @@ def test_composing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         ("variant.fusde.runtime.pdl=true", r"fusde is not among variants=\[baseline, fused\]; did you mean 'fused'\?"),
         ("variant.folded.runtime.pdl=true", r"folded is not among variants=\[baseline, fused\]; add it$"),
         ("workload.decoed.sigma=1", r"sigma: decoed is not among workloads=.*; did you mean 'decode'\?"),
+        ("workload.decode.skip.fusd=slow", r"workload.decode.skip: there is no variant 'fusd'; did you mean 'fused'\?"),
         ("variant.fused.switches=[1]", r"variant.fused.switches must be a mapping of switches .*, not \[1\]"),
         ("protocol=null", "protocol=null must be one of full, quick, smoke"),
         ("protocol=[1]", r"protocol=\[1\] must be one of full, quick, smoke"),

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from experiments.durable import Damaged, NoSpace, make_folder, read_json, write_json
+from experiments.durable import Damaged, NoSpace, insist_on_place, make_folder, read_json, write_figures, write_json
 from experiments.errors import UserError
 
 PAYLOAD = {"name": "décode", "samples": [1.25, 3e-9, -0.0], "nested": {"a": None, "b": [True, "x"]}}
@@ -75,6 +76,34 @@ def test_a_failed_write_leaves_the_old_file(
             write_json(file, {"new": 1})
     assert read_json(file) == PAYLOAD
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    new, old = tmp_path / "deep" / "new.json", tmp_path / "old.json"
+    old.write_text("old")
+    for file in (new, old):
+        insist_on_place(file, "out")
+    assert not new.exists()
+    assert old.read_text() == "old"
+    for no_file in (tmp_path, Path(os.devnull)):
+        with pytest.raises(UserError, match=f"out={no_file} cannot be written, for it is no file"):
+            insist_on_place(no_file, "out")
+    with pytest.raises(UserError, match=r"out=.*old\.json: File exists\); name another file"):
+        insist_on_place(old / "new.json", "out")
+
+
+def test_figures_that_do_not_fit_leave_the_old_ones(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "figures.json"
+    write_figures(file, {"old": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*figures\.json"):
+            write_figures(file, {"new": [0.0] * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert file.read_text() == '{\n "old": 1\n}\n'
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

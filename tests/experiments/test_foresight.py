@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.foresight import Foresight
-from experiments.records import Cell, CellResult, Point, Status
+from experiments.records import UNTRIED, Cell, CellResult, Point, Status
 
 
 def cell(batch: int = 4, length: int = 64, variant: str = "fused", round_: int = 0, **point: str) -> Cell:
@@ -41,6 +41,14 @@ def test_a_failure_gets_a_second_try_and_no_third(status: Status) -> None:
     foresight.learn(CellResult(cell(round_=1), status, "second"))
     assert foresight.why_skip(cell(round_=2)) == "failed 2 times before: second"
     assert foresight.why_skip(cell(length=128)) is None
+
+
+@pytest.mark.parametrize("status", [Status.OOM, Status.ERROR, Status.TIMEOUT])
+def test_what_failed_as_a_whole_tells_nothing_of_a_cell(status: Status) -> None:
+    foresight = Foresight()
+    for round_, reason in enumerate(UNTRIED):
+        foresight.learn(CellResult(cell(round_=round_), status, f"{reason}: x"))
+    assert foresight.why_skip(cell(round_=3)) is None
 
 
 @pytest.mark.parametrize("status", [Status.OK, Status.INVALID, Status.SKIPPED])

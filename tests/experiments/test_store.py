@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from experiments.manifest import Manifest, new_manifest
 from experiments.models import find_model
 from experiments.plan import make_plan
 from experiments.records import CellResult, Status
+from experiments.reporting.run import find_run
 from experiments.store import COUNTERS, TRACES, RunStore, create_run, read_run, resume_run
 
 CODE = Code("abcdef0123456789", False, "0" * 64)
@@ -254,3 +256,17 @@ def _peak_mib_of_reading(path: Path) -> float:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return int(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) / 2**10
+
+
+def test_a_copy_of_a_run_is_not_the_latest(tmp_path: Path) -> None:
+    """Nor is the second of ten runs of one second."""
+    first = create_run(tmp_path, manifest())
+    first.__exit__()
+    names = [f"20261124-120000-abcdef0{number}" for number in ("", "-2", "-10", "-2.bak", " copy")]
+    for name in (*names, "before", "20991231 kept"):
+        shutil.copytree(first.path, first.path.with_name(name))
+    shutil.rmtree(first.path)
+    assert find_run(tmp_path, manifest().experiment, "latest").name == names[2]
+    store, _, _ = resume_run(tmp_path, "latest", manifest())
+    store.__exit__()
+    assert store.path.name == names[2]

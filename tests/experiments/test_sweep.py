@@ -162,8 +162,8 @@ def test_no_speed_without_a_right_answer(tmp_path: Path) -> None:
         ({"do": "oom", "on": "load"}, Status.OOM, "could not load: as the rules say: oom"),
         ({"do": "error", "on": "load"}, Status.ERROR, "could not load: as the rules say: error"),
         ({"do": "oom", "on": "verify"}, Status.INVALID, "no verdict: as the rules say: oom"),
-        ({"do": "exit", "on": "load"}, Status.ERROR, "the worker exited with code 3: RuntimeError: the fake worker .*"),
-        ({"do": "hang", "on": "verify"}, Status.TIMEOUT, "killed after 2 s without an answer"),
+        ({"do": "exit", "on": "load"}, Status.ERROR, "could not load: the worker exited with code 3: RuntimeError: .*"),
+        ({"do": "hang", "on": "verify"}, Status.TIMEOUT, "no verdict: killed after 2 s without an answer"),
     ],
 )
 def test_a_variant_that_cannot_be_loaded_costs_its_cells_only(
@@ -299,6 +299,17 @@ def test_workers_load_side_by_side_on_many_cores_and_all_are_ended_by_an_interru
     for worker in started:
         with pytest.raises(ProcessLookupError):
             os.kill(worker.pid, 0)
+
+
+@pytest.mark.parametrize("do", ["oom", "error", "kill"])
+def test_a_variant_that_did_not_load_may_after_a_resume(tmp_path: Path, do: str) -> None:
+    """What it failed of is no cell's size, and no cell's crash."""
+    rounds = "protocol.rounds=3"
+    found = sweep(tmp_path, rounds, rules=[{"do": do, "on": "load", "variant": "fused"}])
+    for file in (found.path / "cells").glob("*.r02.json"):
+        file.unlink()
+    found = sweep(tmp_path, rounds, "resume=latest")
+    assert {result.status for result in found.results.values() if result.cell.round == 2} == OK
 
 
 def test_resume_does_not_repeat_verdicts_or_failures(tmp_path: Path) -> None:

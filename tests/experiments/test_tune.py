@@ -291,6 +291,15 @@ def test_without_a_gpu_there_is_nothing_to_tune(
     assert parse([]).rows == (1, 2, 4, 8, 16, 32, 64)
 
 
+def test_a_table_that_cannot_be_written_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "resolve_device", lambda *_: "cuda")
+    monkeypatch.setattr(command, "run_steps", pytest.fail)
+    assert main(["tune", "by=step", f"table={tmp_path}"]) == 2
+    assert f"table={tmp_path} cannot be written" in capsys.readouterr().err
+
+
 def test_a_table_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
     """In a folder that does not either."""
     file, tile = tmp_path / "new" / "tiles.json", Tile("gemv", 1, 8, 512, 4, 2)

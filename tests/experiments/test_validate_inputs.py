@@ -54,6 +54,7 @@ BAD = [
     ([*SERVING, "workload.serving.output_tokens=[16,4096]"], "length 4352 is longer"),
     ([*SERVING, "workload.serving.rates=[0.5]"], "100 requests at 0.5 per second, 2 windows and a warm-up, take 600 s"),
     (["protocol.rounds=-1"], "protocol.rounds=-1 must be positive"),
+    (["protocol.rounds=100000000"], "protocol.rounds=100000000 must be 10000 or less"),
     (["protocol.verdict_tokens=0"], "protocol.verdict_tokens=0 must be positive"),
     (["protocol.window_ms=inf"], "protocol.window_ms=inf must be finite"),
     (["protocol.windows=0"], "protocol.windows=0 must be positive"),

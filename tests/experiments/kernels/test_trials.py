@@ -82,6 +82,14 @@ def test_choices_take_turns_there_and_back_and_what_fails_says_why_once() -> Non
     )
 
 
+def test_a_place_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trials, "compare", pytest.fail)
+    assert main(["models=[tiny]", "prefills=[70]", f"out={tmp_path}"]) == 2
+    assert f"out={tmp_path} cannot be written" in capsys.readouterr().err
+
+
 def test_steps_and_prefills_are_timed_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,17 @@ def test_the_timed_loop_costs_little(capsys: pytest.CaptureFixture[str]) -> None
     assert found.added_us < MOST_US
 
 
+def test_a_place_for_figures_is_checked_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(overhead, "decode_overhead", pytest.fail)
+    assert main(["model=tiny", f"out={tmp_path}"]) == 2
+    assert f"out={tmp_path} cannot be written" in capsys.readouterr().err
+    monkeypatch.setattr(overhead, "measure_overhead", pytest.fail)
+    assert main([f"out={tmp_path / 'a.json'}"]) == 2
+    assert "add model=NAME" in capsys.readouterr().err
+
+
 def test_work_inside_the_loop_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that computes something at each step costs more than the bound allows."""
     run = overhead.run_window

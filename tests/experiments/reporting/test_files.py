@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -306,6 +307,14 @@ def test_writing_replaces_an_older_report_and_nothing_else(tmp_path: Path) -> No
     write({"index.html": b"new", "tables/t.csv": b"1"}, tmp_path)
     left = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert left == {"index.html": b"new", "tables/t.csv": b"1", "mine.txt": b"kept"}
+
+
+def test_two_reports_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+    reports = [{f"tables/{i}.csv": b"%d" % number for i in range(40)} for number in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, reports, itertools.repeat(tmp_path)))
+    assert len({file.read_bytes() for file in (tmp_path / "tables").iterdir()}) == 1
+    assert len(list((tmp_path / "tables").iterdir())) == 40
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

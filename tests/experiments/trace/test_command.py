@@ -1,6 +1,8 @@
 """`fusebench trace` from its arguments to the stored ledgers, with a worker that has no engine, and once with one."""
 
+import errno
 import io
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +126,21 @@ def test_a_sweep_under_way_is_left_alone(tmp_path: Path) -> None:
     prepared = command.prepare(config)
     with open_run(prepared, "latest"), pytest.raises(UserError, match="being written by another sweep"):
         run(tmp_path)
+
+
+def test_a_run_that_cannot_be_added_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = command.prepare(compose([*SMALL, f"results_dir={tmp_path / 'results'}"]))
+    path = sweep(tmp_path, "models=[tiny]", "device=cpu", "dtype=float32").path
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with (
+        pytest.raises(UserError, match=f"cannot write {path / 'traces'}: Read-only"),
+        open_run(replace(prepared, config=replace(prepared.config, name="quick")), "latest"),
+    ):
+        pass
 
 
 def test_measured_cells_that_failed_are_no_untraced_time(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.durable import read_json
+from experiments.traffic import command
 from experiments.traffic.command import main, parse
 from experiments.traffic.requests import TRAFFICS
 
@@ -28,6 +29,15 @@ def test_an_engine_that_cannot_be_had_is_said_and_is_no_success(
     assert main(arguments) == 1
     assert "nano_vllm is left out: nano_vllm_path=" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(command, "drive", pytest.fail)
+    assert main([f"results_dir={tmp_path / 'file'}"]) == 2
+    assert f"cannot write {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
