@@ -15,8 +15,11 @@ from experiments.reporting.headline import lead_of
 
 HEADLINE = Path("reports/headline/summary.json")
 OFFLINE = Path("reports/offline/summary.json")
-# A run a machine, oldest first.
-MACHINES = ("_5bc1efb", "_185a845", "")
+# Headline and offline of one machine each, oldest first.
+MACHINES = tuple(
+    (Path(f"reports/headline{commit}/summary.json"), Path(f"reports/offline{commit}/summary.json"))
+    for commit in ("_5bc1efb", "_185a845", "")
+)
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
 BATCHES = Path("reports/batches/summary.json")
@@ -89,13 +92,12 @@ def machines(root: Path) -> str:
     """The bars on several machines: `baseline` and `fused` of a run each, and what that run measured of its GPU."""
     columns = [Column("cell", "Cell"), Column("bar", "first bar", Kind.NUMBER)]
     times, rates = [], []
-    for suffix in MACHINES:
-        runs = _committed(root, *(Path(f"reports/{name}{suffix}/summary.json") for name in ("headline", "offline")))
-        if not runs:
+    for headline_path, offline_path in MACHINES:
+        runs = _committed(root, headline_path, offline_path)
+        if headline_path not in runs:
             continue
         with usable(*runs):
-            first, *_ = runs.values()
-            commit, ceilings = first["commit"][:7], first["ceilings"]
+            commit, ceilings = runs[headline_path]["commit"][:7], runs[headline_path]["ceilings"]
             tera = (ceilings[rate] / 1e12 for rate in ("read_bytes_per_s", "bf16_flop_per_s"))
             rates.append("{} {:.2f} TB/s and {:.0f} TFLOP/s".format(commit, *tera))
             times.append({key: median for run in runs.values() for key, median in _medians(run).items()})
@@ -106,9 +108,7 @@ def machines(root: Path) -> str:
         of_machines = [run.get((place, variant)) for run in times for variant in (BASELINE, "fused")]
         rows.append((cell_name(*place), cell["bar"], *of_machines))
     measured = "; ".join(rates) or "no H200 run is committed yet"
-    caption = (
-        f"Decode and prefill in ms, offline in output tokens/s. Read and multiplied in the headline's run: {measured}."
-    )
+    caption = f"Decode and prefill in ms, offline in output tokens/s. Reads and products in each headline: {measured}."
     return markdown(tuple(columns), rows, caption)
 
 

@@ -270,6 +270,33 @@ def test_the_baseline_against_itself_is_counted_by_verdict(tmp_path: Path) -> No
         BLOCKS["against_itself"](tmp_path)
 
 
+def test_the_bars_stand_beside_each_machine_s_times(tmp_path: Path) -> None:
+    """A machine without a committed run has no columns, a cell that a run lacks no time; what a GPU reads is told."""
+    (tmp_path / "docs/data").mkdir(parents=True)
+    places = [("decode", 1, 128), ("offline", 256, 0)]
+    cells = [
+        {"model": "m", "workload": workload, "batch": batch, "context": context, "bar": 2.0}
+        for workload, batch, context in places
+    ]
+    (tmp_path / "docs/data/goals.json").write_text(json.dumps({"cells": cells}))
+    assert "no H200 run is committed yet" in BLOCKS["machines"](tmp_path)
+    ceilings = {"read_bytes_per_s": 4.56e12, "bf16_flop_per_s": 695e12}
+    for commit, fused_ms in (("0a1b2c3d4", 1.25), ("ffffffff0", 1.5)):
+        folder = tmp_path / f"reports/headline{'_5bc1efb' if commit.startswith('0') else ''}"
+        folder.mkdir(parents=True)
+        place = {"model": "m", "workload": "decode", "batch": 1, "context": 128, "metric": "step_ms", "status": "ok"}
+        rows = [place | {"variant": "baseline", "median": 3.0}, place | {"variant": "fused", "median": fused_ms}]
+        (folder / "summary.json").write_text(json.dumps(STAMP | {"commit": commit, "ceilings": ceilings, "rows": rows}))
+    text = BLOCKS["machines"](tmp_path)
+    assert "| baseline, 0a1b2c3 | fused, 0a1b2c3 | baseline, fffffff | fused, fffffff |" in text
+    assert "| m decode b=1 ctx 128 | 2.000 | 3.000 | 1.250 | 3.000 | 1.500 |" in text
+    assert f"| m offline 256 | 2.000 | {BLANK} | {BLANK} | {BLANK} | {BLANK} |" in text
+    assert "0a1b2c3 4.56 TB/s and 695 TFLOP/s; fffffff 4.56" in text
+    (tmp_path / "reports/headline/summary.json").write_text(json.dumps(STAMP | {"rows": []}))
+    with pytest.raises(UserError, match=r"^reports/headline/summary.json cannot be used"):
+        BLOCKS["machines"](tmp_path)
+
+
 def test_other_engines_are_held_against_what_was_quoted(tmp_path: Path) -> None:
     """More than five per cent stands out; a cell that was not measured says how it ended."""
     assert "No H200 run" in BLOCKS["peers"](tmp_path)
