@@ -60,6 +60,16 @@ def test_a_prefix_is_found_up_to_the_last_whole_block() -> None:
     manager.check_integrity([first, second])
 
 
+def test_what_follows_a_cached_prefix_is_known_by_it_alone() -> None:
+    """A prompt that goes on as it began: its third block has the first one's tokens, not its keys and values."""
+    manager = BlockManager(8, SIZE)
+    begun = list(range(32))
+    first = hold(manager, [*begun, 99])
+    second = hold(manager, [*begun, *range(50, 66), 99], 1)
+    assert manager.match_prefix(sequence_of([*begun, *begun[:SIZE], 0])) == first.blocks[:2]
+    assert manager.match_prefix(sequence_of([*begun, *range(50, 66), 0])) == second.blocks[:3]
+
+
 def test_the_last_token_is_always_left_to_compute() -> None:
     """A prompt that is cached to its last token still needs one position's logits."""
     manager = BlockManager(8, SIZE)

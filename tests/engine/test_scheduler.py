@@ -65,6 +65,15 @@ def test_prompts_fill_what_decodes_leave_of_the_budget() -> None:
     assert step(scheduler) == {0: (6, 1, True), 1: (19, 11, True), 2: (0, 4, True)}
 
 
+def test_prompts_of_one_step_share_the_budget() -> None:
+    """The second gets what the first one left, be it one token, and the third nothing."""
+    for budget, left in ((20, 5), (16, 1)):
+        scheduler = scheduler_of(budget=budget)
+        for request_id in range(3):
+            add(scheduler, request_id, 15)
+        assert step(scheduler) == {0: (0, 15, True), 1: (0, left, False)}
+
+
 def test_arrivals_do_not_starve_running_requests() -> None:
     """Whatever arrives, every running request gets its token in every step."""
     scheduler = scheduler_of(num_blocks=64, max_num_seqs=4, budget=16)
@@ -102,6 +111,33 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert step(scheduler) == {1: (16, 3, True)}
 
 
+def test_the_youngest_that_finds_no_room_gives_up_its_own() -> None:
+    """Three blocks: both of the older one's are needed, and the younger one's second is not there."""
+    scheduler = scheduler_of(num_blocks=3)
+    add(scheduler, 0, 17)
+    young = add(scheduler, 1, 16)
+    assert set(step(scheduler)) == {0, 1}
+    assert step(scheduler) == {0: (17, 1, True)}
+    assert list(scheduler.waiting) == [young]
+    assert young.blocks == []
+
+
+def test_a_step_that_was_not_launched_is_computed_again() -> None:
+    """Its sequences queue as they came, before others; one that had no part in it keeps running."""
+    scheduler = scheduler_of(budget=16)
+    first, second, third = (add(scheduler, request_id, 16, max_tokens=9) for request_id in range(3))
+    assert set(step(scheduler)) == {0}
+    scheduler.max_num_batched_tokens = 64
+    decodes, prefills = scheduler.schedule()
+    assert ([item.sequence for item in decodes], [item.sequence for item in prefills]) == ([first], [second, third])
+    scheduler.take_back(prefills)
+    scheduler.check_integrity()
+    assert scheduler.running == [first]
+    assert list(scheduler.waiting) == [second, third]
+    complete(scheduler, decodes)
+    assert step(scheduler) == {0: (17, 1, True), 1: (0, 16, True), 2: (0, 16, True)}
+
+
 def test_a_prompt_is_not_begun_without_room_for_all_of_it() -> None:
     """Chunk by chunk it would fill the pool, be preempted by itself, and start over: 22 times in this case once."""
     scheduler = scheduler_of(num_blocks=12, budget=32)
@@ -130,6 +166,18 @@ def test_a_waiting_prompt_is_looked_up_only_when_blocks_come_free(monkeypatch: p
     while not scheduler.idle:
         step(scheduler)
     assert looked == [0, 1, 1]
+
+
+def test_a_prompt_that_waits_for_blocks_holds_nobody_up_once_it_is_gone() -> None:
+    """What it was refused with says nothing of the next one, which fits."""
+    scheduler = scheduler_of(num_blocks=5)
+    add(scheduler, 0, 17)
+    step(scheduler)
+    long = add(scheduler, 1, 64)
+    add(scheduler, 2, 3)
+    assert set(step(scheduler)) == {0}
+    scheduler.finish(long)
+    assert set(step(scheduler)) == {0, 2}
 
 
 def test_preempted_requests_keep_their_order() -> None:
@@ -188,6 +236,28 @@ def test_cached_prefixes_are_not_computed_again() -> None:
     assert step(scheduler)[1] == (32, 8, True)
 
 
+def test_cached_blocks_need_no_room_of_their_own() -> None:
+    """A pool of three blocks, two of them the prompt's own beginning: it needs only the third."""
+    scheduler = scheduler_of(num_blocks=3)
+    first = add(scheduler, 0, 40, max_tokens=1)
+    step(scheduler)
+    second = add(scheduler, 1, 40)
+    second.tokens[:] = first.tokens[:40]
+    assert step(scheduler) == {1: (32, 8, True)}
+
+
+def test_what_an_adopted_sequence_holds_is_a_decode_s_and_nobody_else_s() -> None:
+    """Its pages hold noise: a prompt of the same tokens is computed from its first on."""
+    scheduler = scheduler_of()
+    adopted = SequenceState(0, array("q", range(1000, 1040)), 40, SamplingParams(), frozenset(), 0)
+    scheduler.adopt(adopted)
+    decodes, prefills = scheduler.schedule()
+    assert ([item.sequence for item in decodes], prefills) == ([adopted], [])
+    complete(scheduler, decodes)
+    add(scheduler, 1, 40)
+    assert step(scheduler)[1] == (0, 40, True)
+
+
 def test_an_adopted_sequence_decodes_at_once() -> None:
     """Its context counts as computed; without a row or room there is an error and nothing is taken."""
     scheduler = scheduler_of(num_blocks=3, max_num_seqs=2)
@@ -220,8 +290,8 @@ def test_finish_takes_everything_back(when: str) -> None:
 
 
 def test_integrity_check_finds_shared_and_lost_rows() -> None:
-    """Two sequences in one row, a row both used and free, a running sequence without one."""
-    for damage in ("shared", "free", "none"):
+    """Two sequences in one row, a row both used and free, a running sequence without one; and a lost block."""
+    for damage in ("shared", "free", "none", "block"):
         scheduler = scheduler_of()
         add(scheduler, 0, 3)
         add(scheduler, 1, 3)
@@ -231,6 +301,8 @@ def test_integrity_check_finds_shared_and_lost_rows() -> None:
             second.row = first.row
         elif damage == "free":
             scheduler._free_rows.append(first.row)
+        elif damage == "block":
+            first.blocks.pop()
         else:
             first.row = -1
         with pytest.raises(AssertionError):

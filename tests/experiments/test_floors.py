@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from experiments.config import WorkloadConfig
-from experiments.floors import Ceilings, Floor, decode_work, floor_of, offline_work, prefill_work
+from experiments.floors import DTYPE_BYTES, Ceilings, Floor, decode_work, floor_of, offline_work, prefill_work
 from experiments.lengths import request_lengths
 from experiments.records import Point
 
@@ -129,10 +130,23 @@ def test_offline_floor_bounds_the_published_figure() -> None:
         {},
         {"read_bytes_per_s": None, "bf16_flop_per_s": 1e12},
         {"read_bytes_per_s": float("nan"), "bf16_flop_per_s": 1.0},
+        {"read_bytes_per_s": 1.0, "bf16_flop_per_s": 0.0},
+        {"read_bytes_per_s": 0.0, "bf16_flop_per_s": 1.0},
+        {"read_bytes_per_s": 1.0, "bf16_flop_per_s": float("inf")},
+        {"read_bytes_per_s": float("inf"), "bf16_flop_per_s": 1.0},
     ],
 )
 def test_no_floor_is_claimed_without_measured_ceilings(ceilings: dict | None) -> None:
     assert Ceilings.of(ceilings) is None
+
+
+def test_measured_ceilings_are_read_each_as_itself() -> None:
+    assert Ceilings.of({"read_bytes_per_s": 4.3e12, "bf16_flop_per_s": 790e12}) == H200
+    assert Ceilings.of({"read_bytes_per_s": 0.5, "bf16_flop_per_s": 0.25}) == Ceilings(0.5, 0.25)
+
+
+def test_an_element_has_as_many_bytes_as_torch_s() -> None:
+    assert {name: getattr(torch, name).itemsize for name in DTYPE_BYTES} == DTYPE_BYTES
 
 
 def test_no_floor_for_a_workload_without_a_formula() -> None:

@@ -86,6 +86,7 @@ def test_the_seed_decides() -> None:
     assert plan(3) == plan(3)
     assert plan(3).digest == plan(3).digest
     assert plan(3).digest != plan(3, "seed=1").digest
+    assert (plan(3, "seed=1").seed, plan(3, "seed=1").rounds) == (1, 6)
     # Another model in the list does not disturb the order of the first.
     assert make_plan(config(), ["m"]).models[0] == plan(3).models[0]
 
