@@ -65,6 +65,8 @@ def test_rounds_that_ended_before_the_first_look_cost_nothing() -> None:
         ([1.30, 1.36, 1.28, 1.33, 1.35], False),
         # Precise to +-0.3 %, but neither within 1 % of parity nor different at the price of an early look.
         ([1.009, 1.012, 1.007, 1.011, 1.008], False),
+        # Precise to +-0.3 %, and within 1 % of parity at 95 %, but not with the confidence of an early look.
+        ([1.001, 1.007, 1.004, 1.006, 1.002], False),
     ],
 )
 def test_precise_and_clear_is_what_settles(ratios: list[float], settled: bool) -> None:

@@ -137,7 +137,8 @@ def test_each_of_a_family_pays_for_its_look_and_for_the_others() -> None:
     """p = 0.006, four times that at one of two early looks: 0.048 among two, 0.072 among three."""
     found, looks = Estimate(1.1, 1.05, 1.15, 5, 0.006), Looks(5, 7)
     assert looks.price(5) == 4
-    assert claims([found] * 3) == [Claim.FASTER] * 3
+    assert claims([found] * 8) == [Claim.FASTER] * 8
+    assert claims([found] * 9) == [Claim.UNRESOLVED] * 9
     assert claims([found, None, found], looks) == [Claim.FASTER, None, Claim.FASTER]
     assert claims([found] * 3, looks) == [Claim.UNRESOLVED] * 3
     assert claims([]) == claims([], looks) == []
@@ -158,6 +159,7 @@ def test_holm_against_a_worked_example() -> None:
         (0.98, 1.005, 0.6, Claim.UNRESOLVED),
         (0.999, 1.30, 0.001, Claim.UNRESOLVED),
         (0.995, 1.005, 0.6, Claim.SAME),
+        (0.99, 1.01, 0.6, Claim.SAME),
         (1.002, 1.006, 0.0, Claim.SAME),
         (1.005, 1.02, 0.001, Claim.FASTER),
     ],
@@ -215,6 +217,7 @@ def test_percentiles_only_where_n_supports_them(quantile: float, needed: int) ->
 
 def test_percentiles_of_nothing_and_of_unsorted_samples() -> None:
     assert percentile([], 0.5) is None
+    assert percentile([32.0, 1.0, 2.0, 16.0, 4.0, 8.0], 0.5) == 6.0
     assert percentile([5.0, 1.0, 3.0, 2.0, 4.0], 0.5) == 3.0
 
 

@@ -1,6 +1,9 @@
 """Nothing may be compiled or captured while the clock runs; what happens is counted and named."""
 
+from unittest.mock import Mock
+
 import pytest
+import torch
 
 from engine import compilations
 from engine.compilations import Compilations
@@ -46,8 +49,6 @@ def test_watching_twice_counts_once_and_keeps_another_s_hook(monkeypatch: pytest
 
 def test_a_dynamo_compilation_inside_is_named() -> None:
     """And so is a recompilation for another shape."""
-    import torch
-
     engine = tiny_engine()
     double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
     with pytest.raises(Disturbed, match="dynamo compilations"), undisturbed(engine):
@@ -98,6 +99,15 @@ def test_disturbed_results_are_thrown_away_and_counted() -> None:
     with pytest.raises(Disturbed, match="inside the timed region, 2 times over: 1 graph captures"):
         undisturbed_result(engine, action, attempts=2)
     assert disturbed == [1, 1]
+
+
+def test_what_a_gpu_s_driver_was_asked_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch counts it; its own cache does not matter."""
+    engine = Mock(device=torch.device("cuda"), **{"runner.graphs.num_captures": 0})
+    counted = iter([5, 8])
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_device_alloc": next(counted), "num_alloc_retries": 0})
+    before = Disturbances.now(engine)
+    assert Disturbances.now(engine).since(before) == "3 driver allocations"
 
 
 def test_differences_read_as_words() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -119,6 +120,21 @@ def test_a_trial_ends_with_its_block_whatever_happens() -> None:
 
 def test_a_cpu_has_no_measurements() -> None:
     assert measured_for(torch.zeros(1, dtype=torch.bfloat16)) == GpuTable()
+
+
+def test_a_gpu_has_its_own_measurements_for_elements_of_two_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = ["NVIDIA One", "NVIDIA Other"]
+    known = {name: GpuTable({}, {"linear_add 64x128": rows}) for rows, name in enumerate(gpus, start=4)}
+    monkeypatch.setattr(tile_table, "_gpu_name", gpus.__getitem__)
+    monkeypatch.setattr(tile_table, "measured_on", known.__getitem__)
+
+    def on(index: int, itemsize: int) -> GpuTable:
+        return measured_for(
+            Mock(is_cuda=True, **{"element_size.return_value": itemsize, "get_device.return_value": index})
+        )
+
+    assert [on(index, 2) for index in (0, 1)] == list(known.values())
+    assert on(1, 4) == GpuTable()
 
 
 def test_an_unknown_gpu_works_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
