@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from engine.runner import Runner
 from experiments.config import WorkloadConfig
 from experiments.lengths import request_lengths
 from experiments.measuring import decode, offline, prefill
-from experiments.measuring.decode import decode_engine, decoding, measure_decode
+from experiments.measuring.decode import decode_engine, decoding, measure_decode, window_steps
 from experiments.measuring.guard import Disturbances, Disturbed, undisturbed
 from experiments.measuring.offline import draw_requests, measure_offline
 from experiments.measuring.prefill import first_token_and_launch_ms, first_token_ms, measure_prefill
@@ -116,6 +117,106 @@ def test_ragged_contexts_step_together_and_average_to_the_length(monkeypatch: py
     assert engine.scheduler.num_preemptions == 0
 
 
+def test_windows_of_ragged_contexts_are_as_short_as_the_shortest_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start later than the others, and its context be off."""
+    session, starts = session_of(), []
+    monkeypatch.setattr(session, "contexts", lambda point: [40, 5])
+    launch = Runner.launch
+
+    def launched(runner: Runner, decodes: Any, prefills: Any) -> Any:
+        starts.append([item.start for item in decodes])
+        return launch(runner, decodes, prefills)
+
+    monkeypatch.setattr(Runner, "launch", launched)
+    samples, _ = measure_decode(session, DECODE, PROTOCOL)
+    assert starts[-3:] == [[39, 4], [40, 5], [41, 6]]
+    assert len(samples["step_ms"]) == PROTOCOL.windows
+
+
+def test_a_window_of_many_steps_has_its_pages(contexts: list[list[int]]) -> None:
+    """Far more of them than the warm-up has: a sequence without room would be preempted while timed."""
+    protocol = replace(PROTOCOL, steps_per_window=120, window_ms=1e9)
+    _, engine = measure_decode(session_of(), replace(DECODE, length=200), protocol)
+    assert timed(contexts) == [list(range(140, 260))] * PROTOCOL.windows
+    assert engine.scheduler.num_preemptions == 0
+    assert engine.config.max_num_seqs == 2
+
+
+def clocked(module: Any, monkeypatch: pytest.MonkeyPatch, engine: Engine, *readings_s: float) -> list[str]:
+    """What the engine, the GPU and a clock with these readings are asked for, in order."""
+    events: list[str] = []
+    left, step = iter(readings_s), engine.step
+
+    def reading_s() -> float:
+        events.append("clock")
+        return next(left)
+
+    def stepped() -> list[RequestOutput]:
+        events.append("step")
+        return step()
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=reading_s))
+    monkeypatch.setattr(engine, "step", stepped)
+    if hasattr(module, "synchronize"):
+        monkeypatch.setattr(module, "synchronize", lambda engine: events.append("synchronize"))
+    return events
+
+
+def test_a_window_s_clock_runs_from_an_idle_gpu_to_an_idle_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over its steps and nothing else."""
+    session = session_of()
+    engine = decode_engine(session, [24, 24], 9)
+    with decoding(session, engine, DECODE, [24, 24], 9):
+        events = clocked(decode, monkeypatch, engine, 100.0, 100.25)
+        assert decode.run_window(engine, 3) == (250.0, [])
+        assert events == ["synchronize", "clock", "step", "step", "step", "synchronize", "clock"]
+
+
+def test_a_prefill_s_clock_runs_from_an_idle_gpu_to_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = session_of().engine(1, 30, 10)
+    events = clocked(prefill, monkeypatch, engine, 100.0, 100.125, 100.25)
+    assert first_token_and_launch_ms(engine, [[1] * 20]) == (250.0, 125.0)
+    assert events == ["synchronize", "clock", "step", "clock", *["step"] * (len(events) - 5), "clock"]
+    assert not engine.has_work
+
+
+def test_an_offline_run_s_clock_runs_over_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, requests = offline.prepare(session_of(), OFFLINE)
+    events = clocked(offline, monkeypatch, engine, 100.0, 100.25)
+    assert offline.run(engine, requests) == 0.25
+    assert events == ["clock", *["step"] * (len(events) - 2), "clock"]
+    assert not engine.has_work
+
+
+def test_an_offline_engine_has_the_pages_of_what_was_drawn() -> None:
+    """All requests at once, and no more: other engines' caches lie beside it."""
+    session = session_of()
+    session.workloads["offline"] = replace(session.workloads["offline"], input_tokens=[60, 70], output_tokens=[60, 70])
+    engine, requests = offline.prepare(session, OFFLINE)
+    sizes = [len(prompt) + sampling.max_tokens for prompt, sampling in requests]
+    assert len(engine.blocks.blocks) == sum(map(engine.blocks.blocks_for, sizes)) > len(requests)
+
+
+def test_a_window_s_time_is_shared_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host time in equal parts, the device's as it was read."""
+    monkeypatch.setattr(decode, "run_window", lambda engine, steps: (10.0 * steps, [3.0] * (steps - 1)))
+    samples, _ = measure_decode(session_of(), DECODE, PROTOCOL)
+    assert samples == {"step_ms": [10.0] * 2, "step_device_ms": [3.0] * 3 * 2}
+
+
+def test_a_window_holds_as_many_steps_as_its_time() -> None:
+    """One at least, and no more than are asked for."""
+    protocol = replace(PROTOCOL, steps_per_window=100, window_ms=200.0)
+    assert [window_steps(protocol, step_ms) for step_ms in (0.0, 1.0, 2.0, 7.0, 200.0, 900.0)] == [
+        100,
+        100,
+        100,
+        28,
+        1,
+        1,
+    ]
+
+
 def test_a_larger_cell_never_has_a_smaller_pool() -> None:
     """What lets an out-of-memory be inferred; drawn lengths must not undo it."""
     session = session_of()
@@ -188,6 +289,7 @@ def test_prefill_times_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all([len(prompt) for prompt in prompts] == [24, 24] for prompts in timed)
     assert engine.metrics.num_generated_tokens == 2 * len(served)
     assert engine.metrics.num_prefilled_tokens == 48 * len(served)
+    assert engine.metrics.num_steps == len(served), "prompts within the budget of a step came in chunks"
 
 
 def test_what_the_host_needs_before_it_waits_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +305,8 @@ def test_what_the_host_needs_before_it_waits_is_told_apart(monkeypatch: pytest.M
     monkeypatch.setattr(engine, "step", slow_step)
     ttft_ms, launch_ms = first_token_and_launch_ms(engine, [[1] * 20])
     assert 10 <= launch_ms < 200 <= ttft_ms - launch_ms
+    monkeypatch.setattr(prefill, "first_token_and_launch_ms", lambda engine, prompts: (7.0, 3.0))
+    assert first_token_ms(engine, [[1] * 20]) == 7.0
 
 
 @pytest.mark.gpu

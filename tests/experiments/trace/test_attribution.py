@@ -22,6 +22,12 @@ def places(trace: Trace) -> list[Place]:
     return [(launch.phase, step, place.layer, place.op) for launch, place, step in known]
 
 
+def test_a_layer_or_an_op_is_a_place_and_a_phase_is_none() -> None:
+    assert [Owner.of(path).has_place for path in (["layer/0"], ["op/embed"], ["phase/forward", "step/0"], [])] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
 def test_the_innermost_range_of_each_kind_owns() -> None:
     path = ["cell/a.b", "phase/forward", "layer/2", "op/attention", "someone else's", "op/rope"]
     owner = Owner.of(path)

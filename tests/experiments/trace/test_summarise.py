@@ -96,6 +96,23 @@ def test_steps_before_a_run_are_no_part_of_it(synthetic: Synthetic) -> None:
     assert (other.name, other.steps, 1e6 * other.work_ms) == ("other", 0, pytest.approx(45))
 
 
+def test_every_step_of_a_run_is_of_its_own_kind(synthetic: Synthetic) -> None:
+    """Which is told from the run's first step on, whatever its number; what follows the last is nobody's."""
+    export = synthetic()
+    for step, length in enumerate((10, 20, 40, 80), start=4):
+        at = 1000 * step
+        export.range(f"step/{step}", at, at + 500)
+        export.call(step, at + 1, at + 2)
+        export.kernel("gemm", step, at + 5, at + 5 + length)
+    run = TracedRun(first=4, decodes=(0, 2, 3), prefill_tokens=(64, 0, 8), output_tokens=5, run_ms=0.5)
+    parts = {part.name: part for part in ledger_of(export.read(), run=run).parts}
+    assert {name: (p.steps, p.decoded_tokens, p.prefill_tokens) for name, p in parts.items()} == {
+        "decode": (1, 2, 0), "prefill": (2, 3, 72), "other": (0, 0, 0),
+    }  # fmt: skip
+    work_ns = {name: 1e6 * part.work_ms for name, part in parts.items()}
+    assert work_ns == pytest.approx({"decode": 20, "prefill": 50, "other": 80})
+
+
 def test_rows_of_a_run_are_folded(synthetic: Synthetic) -> None:
     """Layers and shapes are left out, and nothing is lost."""
     export = synthetic()
@@ -197,9 +214,22 @@ def test_devices_are_united_apart(synthetic: Synthetic) -> None:
     ledger = ledger_of(export.read())
     assert (ledger.devices, ledger.kernels_per_step, ledger.launches_per_step) == (2, 1.0, 1.0)
     assert ledger.busy_ms == ledger.window_ms == pytest.approx(21e-6)
+    assert ledger.traced_step_ms == pytest.approx(10.5e-6)
     assert per_step(ledger, "name") == {"gemm": (1.0, pytest.approx(0.0105))}
     assert_present(ledger, {"gemm": 1})
     assert facts(ledger)[0] == "1 steps, 1 kernels and 1 launches per step and device; totals are sums over 2 devices"
+
+
+def test_a_device_that_starts_late_was_not_idle_before(synthetic: Synthetic) -> None:
+    export = synthetic()
+    export.range("step/0", 0, 1000)
+    export.call(1, 10, 20)
+    for device, start in ((0, 100), (1, 700)):
+        export.kernel("gemm", 1, start, start + 50, deviceId=device)
+        export.kernel("gemm", 1, start + 60, start + 70, deviceId=device)
+    ledger = ledger_of(export.read())
+    assert 1e6 * ledger.window_ms == pytest.approx(2 * 70)
+    assert (ledger.gaps.count, ledger.gaps.max_us) == (2, pytest.approx(0.010))
 
 
 def test_work_in_the_window_that_no_step_owns_is_shown_as_not_covered(synthetic: Synthetic) -> None:
