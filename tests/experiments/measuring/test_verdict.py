@@ -3,6 +3,7 @@
 Shape suffixes: T tokens, H hidden size.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -178,6 +179,36 @@ def test_divergence_is_zero_between_equals_and_named_between_others() -> None:
     joined = Divergence.joined([same, other])
     assert joined.position_T.tolist() == [0, 1, 0, 1]
     assert joined.top1 == 0.75
+
+
+def test_kl_is_the_reference_s_expectation() -> None:
+    """p = (1/4, 3/4), q = (1/2, 1/2): the other way around it were log(4 / 3) / 2."""
+    reference = torch.tensor([[0.0, math.log(3)]])
+    found = Divergence.between(reference, torch.zeros(1, 2), torch.tensor([0]))
+    assert found.kl_mean == pytest.approx(math.log(0.5) / 4 + 3 * math.log(1.5) / 4)
+
+
+def test_a_verdict_names_its_worst_position_beside_the_baseline_s_error() -> None:
+    reference, off, position = torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([5, 6, 7])
+    off[1, 0], off[2, 0] = 2.0, 1.0
+    variant, unfused = (Divergence.between(reference, reference + by * off, position) for by in (1.0, 0.5))
+    tokens = verdict._judge_tokens(torch.zeros(2), unfused, torch.float32)
+    found = verdict._judge_logits(tokens, variant, unfused, torch.float32)
+    assert (found.kl_max, found.kl_max_position) == (float(variant.kl_T.max()), 6)
+    assert (found.kl_mean, found.unfused_kl_mean) == (variant.kl_mean, unfused.kl_mean)
+    # Logits twice as far off are more than twice the KL.
+    assert not found.ok
+
+
+def test_the_first_divergence_is_the_earliest_of_all_answers() -> None:
+    assert verdict._first_divergence([torch.tensor([0.0, 0.0, 0.5]), torch.tensor([0.0, 0.25, 0.75])]) == (1, 0.25)
+    assert verdict._first_divergence([torch.zeros(3), torch.zeros(2)]) == (None, None)
+
+
+def test_an_answer_s_tokens_are_held_against_the_logits_before_them() -> None:
+    """Two tokens of prompt; the first of the answer is the likeliest, the second lies 2 behind."""
+    reference = torch.tensor([[9.0, 0.0, 0.0], [0.0, 1.0, 4.0], [3.0, 5.0, 0.0], [7.0, 0.0, 0.0]])
+    assert verdict._behind(torch.tensor([0, 1, 2, 0]), 2, reference).tolist() == [0.0, 2.0]
 
 
 def test_nan_fails_wherever_it_is() -> None:
