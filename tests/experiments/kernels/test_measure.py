@@ -105,6 +105,18 @@ def test_a_wrong_kernel_is_not_timed_and_what_it_replaces_is(monkeypatch: pytest
     assert timer.timed == [(UNFUSED, 1)]
 
 
+def test_a_yardstick_that_is_beyond_all_rounding_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NormLinear.launch_unfused
+    monkeypatch.setattr(
+        NormLinear, "launch_unfused", lambda *a, **k: tuple(x if x is None else x * 1.01 for x in right(*a, **k))
+    )
+    timer = FakeTimer()
+    unfused, fused = measure(bench(timer), PLACE)
+    assert (unfused.status, unfused.samples_us) == (Status.INVALID, ())
+    assert fused.status is Status.OK
+    assert timer.timed == [(FUSED, 1)]
+
+
 def test_a_wrong_side_output_is_as_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     right = NormLinear.launch
 
