@@ -129,6 +129,7 @@ def test_composing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         ("protocol=quik", r"protocol 'quik' is not known; did you mean 'quick'\?"),
         ("experiment=dem", r"did you mean 'demo'\?"),
         ("variant.fused.switches.norm_liner=false", r"no switch 'norm_liner'; did you mean 'norm_linear'\?"),
+        ("variant.fused.switches.a=false", r"no switch 'a' \(configs/variant/fused.yaml names norm_linear, "),
         ("variant.fused.swiches.a=false", r"variant.fused.swiches is not a key; did you mean 'switches'\?"),
         ("variant.fused.runtime.grafs=false", "variant.fused.runtime.grafs is not a key"),
         ("variant.fusde.runtime.pdl=true", r"fusde is not among variants=\[baseline, fused\]; did you mean 'fused'\?"),
