@@ -19,7 +19,8 @@ from experiments.stats import Claim, percentile, spread
 @table("Speed-up by workload", "faster")
 def summary(analysis: Analysis) -> Content | None:
     """Geometric mean of the paired speed-up over all points of a workload, taken within each round that all of them
-    have, with its 95 % interval over rounds; the least and the greatest point; verdicts by point."""
+    have, with its 95 % interval over rounds; the least and the greatest point, each by the median of its rounds, so
+    that the mean may lie a little beyond them; verdicts by point."""
     columns = (
         Column("model", "Model"),
         Column("workload", "Workload"),
