@@ -48,7 +48,7 @@ def summary(analysis: Analysis) -> Content | None:
 def headline(analysis: Analysis) -> Content | None:
     """Median of the primary metric by variant (ms per step, per prefill and between tokens of serving; tokens/s
     offline); then speed-up, interval, verdict and share of the physical floor of the variant that the report leads
-    with."""
+    with: `fused`, or else the last of the plan."""
     lead = lead_of(analysis.run.variants)
     variants = analysis.run.variants
     by_point: dict[tuple[Value, ...], dict[str, Row]] = defaultdict(dict)
