@@ -47,6 +47,10 @@ class Engine:
 
         An engine of several ranks starts the others itself, or shares `followers` with other engines.
         """
+        if not isinstance(config, EngineConfig):
+            raise UserError(f"Engine takes an EngineConfig, not {config!r}: Engine(EngineConfig(model=...))")
+        if not isinstance(variant, Variant):
+            raise UserError(f"variant={variant!r} is no Variant: variants.load_variant makes one of its name")
         self.config, self.variant = config, variant
         size = config.tensor_parallel_size
         self.device = rank_device(config.device, 0, size)

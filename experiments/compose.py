@@ -198,14 +198,18 @@ def _part(group: str, kind: type[T], name: str, all_changes: Mapping[str, Any]) 
     changes = all_changes.get(name) or {}
     if not isinstance(changes, dict):
         raise UserError(f"{group}.{name} must be a mapping of changes, not {changes!r}")
-    base = load_yaml(group, str(changes.get("extends", name)))
+    base_name = str(changes.get("extends", name))
+    base = load_yaml(group, base_name)
     known, switches = list(base.get("switches") or {}), changes.get("switches") or {}
     if not isinstance(switches, dict):
         raise UserError(f"{group}.{name}.switches must be a mapping of switches to true or false, not {switches!r}")
     for switch in switches:
         if switch not in known:
             has = ", ".join(known) or "none"
-            raise UserError(f"{group}.{name} has no switch {switch!r}{suggest(switch, known)} (it has {has})")
+            raise UserError(
+                f"{group}.{name} has no switch {switch!r}{suggest(switch, known)} "
+                f"(configs/{group}/{base_name}.yaml names {has})"
+            )
     changes = {key: value for key, value in changes.items() if key != "extends"}
     return _build(kind, f"{group}.{name}.", base, changes, {"name": name})
 

@@ -12,7 +12,8 @@ python -m experiments.kernels.trials prefills=[512,2048] choices=[whole_heads:on
     rounds     how often all take turns, there and back
     out        where the record goes, as JSON
 
-How a change is written is in trial_words.py. A choice that cannot run leaves its reason.
+How a change is written is in trial_words.py. A choice that cannot run leaves its reason. Without a GPU the twins run:
+their times choose nothing, and no ratio is shown.
 """
 
 import shlex
@@ -184,7 +185,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
         for place in places(options, model, int(sizes["num_layers"])):
             free_memory(torch.device(device))
             done.append(compare(_bench(place, dtype, device), place, trials, options.rounds))
-            print(_told(done[-1]), flush=True)
+            print(_told(done[-1], device), flush=True)
             if options.out:
                 _write(Path(options.out), stamp, done)
     return 0
@@ -203,11 +204,12 @@ def _bench(place: Place, dtype: str, device: str) -> Bench:
     return StepBench(StepPlace(place.model, place.batch, place.length, place.layers, dtype, device))
 
 
-def _told(times: Times) -> str:
+def _told(times: Times, device: str) -> str:
     us = {name: median(taken) for name, taken in times.us.items()}
     own_us = us.pop(OWN, float("nan"))
-    lines = [f"{times.place}: own {own_us:,.1f} us"]
-    lines += [f"  {name}: {taken:,.1f} us, {own_us / taken:.3f}x" for name, taken in us.items()]
+    twin = device == "cpu"
+    lines = [f"{times.place}: own {own_us:,.1f} us{' (twins, which choose nothing)' if twin else ''}"]
+    lines += [f"  {name}: {taken:,.1f} us{'' if twin else f', {own_us / taken:.3f}x'}" for name, taken in us.items()]
     return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in times.failed.items())])
 
 

@@ -156,7 +156,8 @@ def _judge_logits(tokens: Verdict, variant: Divergence, unfused: Divergence, dty
     figures = (
         f"mean KL {variant.kl_mean:.3g} (bound {most_kl:.3g}, unfused {unfused.kl_mean:.3g}), "
         f"top-1 {variant.top1:.4f} (unfused {unfused.top1:.4f}) over {count} positions, "
-        f"{wrong:.4f} more than {swap:.3g} behind the best (bound {most_wrong:.4f}), at most {behind:.3g}, "
+        f"a share of {wrong:.4f} more than {swap:.3g} behind the best (bound {most_wrong:.4f}), the furthest "
+        f"{behind:.3g} (bound {most_behind:.3g}), "
     )
     worst = int(variant.kl_T.nan_to_num(torch.inf).argmax())
     return replace(

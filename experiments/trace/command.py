@@ -38,7 +38,7 @@ from experiments.records import Cell
 from experiments.reporting.terminal import make_console
 from experiments.sweep import Prepared, prepare
 from experiments.trace.counting import Counter
-from experiments.trace.ledger import Ledger, compare
+from experiments.trace.ledger import Fate, Ledger, compare
 from experiments.trace.liveness import assert_present, contradictions
 from experiments.trace.ncu import Ncu, find_ncu
 from experiments.trace.nsys import Nsys, find_nsys
@@ -219,6 +219,11 @@ def _count_all(jobs: Sequence[Job], counter: Counter, run: TraceRun, console: Co
 def _show_difference(baseline: Ledger, ledger: Ledger, console: Console) -> None:
     show(console, changes(baseline, ledger))
     if all(change.baseline_count == change.other_count for change in compare(baseline, ledger)):
+        # Twins may be the same calls of PyTorch: that says nothing of the kernels.
+        twin = any(row.fate == Fate.TWIN for row in ledger.rungs)
         console.print(
-            "  the very kernels of the baseline, as often: at this shape the variant replaces nothing", style="yellow"
+            "  the same calls as the baseline's, as often: the twins ran, and only a GPU shows what the kernels replace"
+            if twin
+            else "  the very kernels of the baseline, as often: at this shape the variant replaces nothing",
+            style="yellow",
         )

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from engine import Engine, RequestError, RequestOutput, SamplingParams, UserError
+from engine import Engine, EngineConfig, RequestError, RequestOutput, SamplingParams, UserError
 from engine.loading.tokenizer import Tokenizer
 from tests.engine.tiny import (
     GREEDY,
@@ -199,6 +199,14 @@ def test_generate_takes_lists() -> None:
     with pytest.raises(UserError, match="2 prompts but 1 sampling parameters"):
         engine.generate(["a", "b"], [GREEDY])
     assert engine.generate([], GREEDY) == []
+
+
+def test_names_are_no_configs_and_no_variants() -> None:
+    """Each is refused with what to write."""
+    with pytest.raises(UserError, match=r"not 'tiny': Engine\(EngineConfig\(model=\.\.\.\)\)"):
+        Engine("tiny")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"variant='fused' is no Variant: variants\.load_variant makes one of its name"):
+        Engine(EngineConfig("tiny"), "fused")  # type: ignore[arg-type]
 
 
 def test_a_failed_generate_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

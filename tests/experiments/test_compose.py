@@ -31,7 +31,8 @@ PARTS = [(f"{group}s", name) for group in ("variant", "workload") for name in na
 @pytest.mark.parametrize(("key", "name"), PARTS)
 def test_every_variant_and_workload_composes(key: str, name: str) -> None:
     listed = f"[{BASELINE},{name}]" if name != BASELINE and key == "variants" else f"[{name}]"
-    config = compose([f"{key}={listed}"])
+    # A model with as many positions as any workload asks for.
+    config = compose([f"{key}={listed}", "models=qwen3-0.6b"])
     part = getattr(config, key)[-1]
     assert part.name == name or part.rates
     check(config)
@@ -129,6 +130,7 @@ def test_composing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         ("protocol=quik", r"protocol 'quik' is not known; did you mean 'quick'\?"),
         ("experiment=dem", r"did you mean 'demo'\?"),
         ("variant.fused.switches.norm_liner=false", r"no switch 'norm_liner'; did you mean 'norm_linear'\?"),
+        ("variant.fused.switches.a=false", r"no switch 'a' \(configs/variant/fused.yaml names norm_linear, "),
         ("variant.fused.swiches.a=false", r"variant.fused.swiches is not a key; did you mean 'switches'\?"),
         ("variant.fused.runtime.grafs=false", "variant.fused.runtime.grafs is not a key"),
         ("variant.fusde.runtime.pdl=true", r"fusde is not among variants=\[baseline, fused\]; did you mean 'fused'\?"),

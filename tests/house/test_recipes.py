@@ -23,18 +23,19 @@ from experiments.reporting.figures import build_figures
 from experiments.reporting.rows import analyse
 from experiments.reporting.tables import build_tables
 from tests.experiments.reporting.synthetic import Synthetic
-from variants import load_variant
+from variants import build_variant, load_variant
 
 torch.set_num_threads(1)
 variant = load_variant("plain_silu")
-assert variant.replaced == ("silu_mul",), variant.replaced
+assert variant.replaced == load_variant("silu_rows").replaced == ("silu_mul",), variant.replaced
+assert build_variant("off", "silu_rows", {"silu_rows": False}, BASELINE.runtime).replaced == ()
 assert not load_variant("eager").runtime.cuda_graphs
 config = EngineConfig("tiny", "float32", "cpu", max_model_len=64, max_num_seqs=2, num_kv_blocks=16)
 answers = [
     [output.token_ids for output in Engine(config, v).generate([[3, 5, 7], [11]], SamplingParams(max_tokens=8))]
-    for v in (BASELINE, variant)
+    for v in (BASELINE, variant, load_variant("silu_rows"))
 ]
-assert answers[0] == answers[1], answers
+assert answers[0] == answers[1] == answers[2], answers
 
 made = Synthetic(batches=(1,), lengths=(128,), mend=lambda result: replace(result, memory_bytes={"reserved": 2**30}))
 analysis = analyse(made.run())
@@ -68,6 +69,11 @@ def run(root: Path, *command: str | Path) -> str:
 def test_what_was_added_works(followed: Path) -> None:
     """The variant answers as the baseline does; metric and figure are in the report."""
     run(followed, sys.executable, "-c", PROOF)
+
+
+def test_the_kernel_that_was_added_compiles(followed: Path) -> None:
+    """Its own ahead-of-time test passes."""
+    run(followed, sys.executable, "-m", "pytest", "-q", "tests/variants/kernels/test_silu_rows.py")
 
 
 @pytest.mark.parametrize("command", COMMAND.findall(CONTRIBUTING))

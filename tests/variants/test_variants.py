@@ -134,7 +134,7 @@ def test_a_variant_that_cannot_be_built_says_why(kind: str, switches: Any, messa
 
 def test_a_name_without_a_file_lists_those_with_one() -> None:
     """Whatever was meant is among them."""
-    with pytest.raises(UserError, match="no variant named 'fast'; there are baseline, compiled, folded"):
+    with pytest.raises(UserError, match=r"no variant named 'fast'; there are baseline, .*folded"):
         load_variant("fast")
 
 

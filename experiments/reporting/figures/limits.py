@@ -66,8 +66,9 @@ def _share_panel(workload: str, rows: Sequence[Row], color: dict[str, int]) -> P
 
 @figure("limit")
 def roofline(analysis: Analysis) -> Iterator[Figure]:
-    """Useful FLOP per second against useful FLOP per byte, both by the formulas under Methods, one mark per point and
-    variant. The dashed roof is what this machine reached in this run: its read bandwidth, then its bf16 rate."""
+    """Useful FLOP per second against useful FLOP per byte, both by the formulas under How it was measured, one mark
+    per point and variant. The dashed roof is what this machine reached in this run: its read bandwidth, then its bf16
+    rate."""
     info, bounded = analysis.run.info, _bounded(analysis)
     # One roof: rows of unlike machines are under another.
     models = {m: kept for m, rows in bounded.items() if (kept := [r for r in rows if r.machine in ("", info.gpu)])}

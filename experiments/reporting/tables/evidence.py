@@ -46,7 +46,7 @@ def numerics(analysis: Analysis) -> Content | None:
 
 @table("Physical floor of each point", "limit", folded=True, page_rows=300)
 def floors(analysis: Analysis) -> Content | None:
-    """Least bytes and FLOP by the formulas under Methods, over the ceilings measured in this run."""
+    """Least bytes and FLOP by the formulas under How it was measured, over the ceilings measured in this run."""
     columns = (
         *PLACE,
         Column("bytes", "Bytes", Kind.BYTES),

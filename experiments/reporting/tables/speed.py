@@ -19,7 +19,8 @@ from experiments.stats import Claim, percentile, spread
 @table("Speed-up by workload", "faster")
 def summary(analysis: Analysis) -> Content | None:
     """Geometric mean of the paired speed-up over all points of a workload, taken within each round that all of them
-    have, with its 95 % interval over rounds; the least and the greatest point; verdicts by point."""
+    have, with its 95 % interval over rounds; the least and the greatest point, each by the median of its rounds, so
+    that the mean may lie a little beyond them; verdicts by point."""
     columns = (
         Column("model", "Model"),
         Column("workload", "Workload"),
@@ -47,7 +48,7 @@ def summary(analysis: Analysis) -> Content | None:
 def headline(analysis: Analysis) -> Content | None:
     """Median of the primary metric by variant (ms per step, per prefill and between tokens of serving; tokens/s
     offline); then speed-up, interval, verdict and share of the physical floor of the variant that the report leads
-    with."""
+    with: `fused`, or else the last of the plan."""
     lead = lead_of(analysis.run.variants)
     variants = analysis.run.variants
     by_point: dict[tuple[Value, ...], dict[str, Row]] = defaultdict(dict)

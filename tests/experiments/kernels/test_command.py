@@ -195,6 +195,7 @@ def test_peers_are_left_to_sweeps(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         validate, "verdict_rows", lambda _options, _device, _model, variant: judged.append(variant) or ()
     )
     list(validate.model_rows(validate.Options(models=("tiny",)), "cpu"))
-    assert judged == ["compiled", "folded", "fused", "norm_linear"]
+    assert {"compiled", "folded", "fused", "norm_linear"} <= set(judged)
+    assert not {"baseline", "nano_vllm", "transformers", "vllm"} & set(judged)
     assert main(["validate", "variants=vllm"]) == 2
     assert "variants: there is no 'vllm'" in capsys.readouterr().err

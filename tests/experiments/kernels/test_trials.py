@@ -1,6 +1,7 @@
 """Choices in words, and steps and prefills timed with them in turns; here with the twins of the kernels."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_steps_and_prefills_are_timed_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trials, "PREFILLS", 2)
+    monkeypatch.setattr(trials, "resolve_device", lambda *_: "cpu")
     out = tmp_path / "new" / "trials.json"
     arguments = ["models=[tiny]", "layers=1", "points=[[2,40]]", "prefills=[70]", "choices=[down:off]", "rounds=1"]
     assert main([*arguments, f"out={out}"]) == 0
@@ -103,4 +105,12 @@ def test_steps_and_prefills_are_timed_and_kept(
     kept = [(row["kind"], row["batch"], row["length"], sorted(row["us"]), row["failed"]) for row in record["trials"]]
     assert kept == [("decode", 2, 40, ["down:off", "own"], {}), ("prefill", 1, 70, ["down:off", "own"], {})]
     assert all(min(us) > 0 for row in record["trials"] for us in row["us"].values())
-    assert "tiny, 1 layers, prefill 1 x 70: own" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tiny, 1 layers, prefill 1 x 70: own" in printed
+    assert printed.count("(twins, which choose nothing)") == 2
+    assert not re.search(r"\d+x", printed)  # No speed is claimed from a twin.
+
+
+def test_on_a_gpu_each_choice_has_its_ratio() -> None:
+    told = trials._told(Times(PLACE, {"own": [3.0], "off": [2.0]}, {}), "cuda")
+    assert "own 3.0 us\n  off: 2.0 us, 1.500x" in told

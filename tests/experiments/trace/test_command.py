@@ -72,6 +72,14 @@ def test_every_point_and_variant_gets_a_ledger(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_twin_that_makes_the_same_calls_is_not_said_to_replace_nothing(tmp_path: Path) -> None:
+    code, printed = run(tmp_path, "workloads=[decode]", "variants=[baseline,folded]", mode="twins")
+    assert code == 0
+    assert "rungs: folded twin" in printed
+    assert "the twins ran, and only a GPU shows what the kernels replace" in " ".join(printed.split())
+    assert "replaces nothing" not in printed
+
+
 def test_a_variant_under_a_second_name_is_not_traced_twice(tmp_path: Path) -> None:
     overrides = ("variants=[baseline,control,folded]", "variant.control.extends=baseline", "workloads=[decode]")
     run(tmp_path, *overrides)

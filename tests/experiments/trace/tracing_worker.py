@@ -3,7 +3,7 @@
     python tracing_worker.py [MODE]
 
 MODE: nothing; `no-window` (the profiler's window never opens); `fail` (out of memory); `user`; `die`; `empty`; `rungs`
-(fusions that are live, left off and, being switched off, stray).
+(fusions that are live, left off and, being switched off, stray); `twins` (one that took work, as its twin).
 """
 
 import json
@@ -18,6 +18,7 @@ from experiments.messages import Answer, Exit, Failed, Load, Ready, Rung, Trace,
 CHANNEL = worker_channel() if __name__ == "__main__" else None
 MODE = sys.argv[1] if len(sys.argv) > 1 else ""
 RUNGS = {
+    "twins": (Rung("folded", "_folded_kernel", True),),
     "rungs": (Rung("live", "aten::lin*", True), Rung("idle", "attention", True), Rung("stray", "aten::copy_", False)),
 }
 
@@ -84,6 +85,8 @@ def chrome_events(request: Trace) -> list[dict[str, Any]]:
             event("cpu_op", "aten::addmm", at + 20, 250),
             event("cpu_op", "aten::copy_", at + 500, 100.5),
         ]
+        if MODE == "twins":
+            events.append(event("user_annotation", "rung/folded", at + 4, 1))
     return events
 
 
