@@ -1,9 +1,9 @@
 """Time to first token: `batch` prompts of `length` tokens arrive at once, nothing cached; host wall clock.
 
 It counts everything between the requests' arrival and their first tokens on the host: scheduling, upload, forward pass,
-sampling, read-back. Prompts over the step's token budget are chunked, as in use. On a GPU, whose
-steps are launched without being waited for, the time until the first one is launched has samples of its own
-(`ttft_launch_ms`): what the host does before it only waits.
+sampling, read-back. Prompts over the step's token budget are chunked, as in use. On a GPU, whose steps are launched
+without being waited for, the time until the first one is launched has samples of its own (`ttft_launch_ms`): what the
+host does before it only waits.
 """
 
 import time
