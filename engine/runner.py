@@ -16,11 +16,12 @@ from torch import Tensor
 from engine import inputs
 from engine.batch import Batch, LayerCache, Stream
 from engine.config import EngineConfig
-from engine.graphs import GraphCache, GraphKey
+from engine.graphs import Cut, GraphCache, GraphKey, uncut
 from engine.inputs import Layout, Staging
 from engine.kernels.step import advance, publish
 from engine.launch import Launch, Pending
 from engine.model import Model, hidden, logits, next_token
+from engine.ops import Ops
 from engine.parallel.mirror import Mirror, on_every_rank
 from engine.parallel.ranks import Ranks
 from engine.ranges import span
@@ -37,7 +38,8 @@ class Runner:
     def __init__(
         self, model: Model, variant: Variant, caches: list[LayerCache], config: EngineConfig, ranks: Ranks
     ) -> None:
-        self.model, self.variant, self.ops = model, variant, variant.ops
+        self.model, self.variant = model, variant
+        self.ops, self.prompt_ops = variant.ops, variant.prompt_ops or variant.ops
         self.caches, self.config, self.ranks = caches, config, ranks
         self.mirror: Mirror | None = None
         self.device = torch.device(config.device)
@@ -104,7 +106,8 @@ class Runner:
         """Logits of a batch made by hand, on any device; keys and values go to the pages that it names."""
         self._uploaded = None
         with torch.inference_mode():
-            return logits(self.model, self.ops, hidden(self.model, self.ops, batch.to(self.device), self.caches))
+            ops = self.ops if batch.cu_seqlens_B1 is None else self.prompt_ops
+            return logits(self.model, ops, hidden(self.model, ops, batch.to(self.device), self.caches))
 
     @on_every_rank
     def set_token(self, row: int, token: int) -> None:
@@ -239,7 +242,7 @@ class Runner:
             fields["rows"], fields["positions"], fields["tables"], self.last_token_R, self.config.block_size
         )
         batch = Batch(tokens, indices, slots, fields["tables"], context_lens, layout.num_seqs)
-        return self._finish(hidden(self.model, self.ops, batch, self.caches), fields["rows"], tokens_only)
+        return self._finish(self.ops, hidden(self.model, self.ops, batch, self.caches), fields["rows"], tokens_only)
 
     # Steps with prefill chunks in them.
 
@@ -300,7 +303,7 @@ class Runner:
         return None
 
     def _prompt_step(
-        self, layout: Layout, num_logit_rows: int, max_query_len: int, tokens_only: bool
+        self, layout: Layout, num_logit_rows: int, max_query_len: int, tokens_only: bool, cut: Cut = uncut
     ) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
         batch = inputs.prompt_batch(self.staging.device_buffer, layout, num_logit_rows, max_query_len)
@@ -308,17 +311,19 @@ class Runner:
             # Decode rows always sample and come first, so the first of `rows` are theirs.
             rows = fields["rows"][: layout.num_decode]
             batch.token_ids_T[: layout.num_decode] = self.last_token_R[rows].to(batch.token_ids_T.dtype)
-        stream = hidden(self.model, self.ops, batch, self.caches)
+        stream = hidden(self.model, self.prompt_ops, batch, self.caches, cut)
         if num_logit_rows == 0:
             return None, None
-        return self._finish(stream, fields["rows"][:num_logit_rows], tokens_only)
+        return self._finish(self.prompt_ops, stream, fields["rows"][:num_logit_rows], tokens_only)
 
     # What both share.
 
-    def _finish(self, stream: Stream, rows_B: Tensor, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _finish(
+        self, ops: Ops, stream: Stream, rows_B: Tensor, tokens_only: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         if not tokens_only:
-            return None, logits(self.model, self.ops, stream)
-        tokens = next_token(self.model, self.ops, stream)
+            return None, logits(self.model, ops, stream)
+        tokens = next_token(self.model, ops, stream)
         publish(tokens, rows_B, self.last_token_R)
         return tokens, None
 
@@ -332,11 +337,15 @@ class Runner:
         with self._padded(layout):
             self.graphs.capture(GraphKey(layout, tokens_only), partial(self._full_step, layout, tokens_only))
 
-    def _full_step(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
-        """What a step of this shape computes at most: every row of it."""
+    def _full_step(self, layout: Layout, tokens_only: bool, cut: Cut = uncut) -> tuple[Tensor | None, Tensor | None]:
+        """What a step of this shape computes at most: every row of it.
+
+        One with prompts is cut: what launching it takes is time that their first tokens wait. Decode steps are
+        launched while the one before them runs.
+        """
         if layout.decode_only:
             return self._decode_step(layout, tokens_only)
-        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, tokens_only)
+        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, tokens_only, cut)
 
     def _replay(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
         graph = self.graphs.replay(GraphKey(layout, tokens_only))

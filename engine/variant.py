@@ -1,7 +1,8 @@
 """A variant: a value that says how an engine differs from the baseline, and nothing else.
 
-The places to differ are `ops` (primitive ops, regions, the layer: whatever methods of `Ops` it overrides), `prepare`
-(weights as its kernels want them) and `runtime` (graphs, compile, PDL).
+The places to differ are `ops` (primitive ops, regions, the layer: whatever methods of `Ops` it overrides), `prompt_ops`
+(the same for steps with prompts in them), `prepare` (weights as its kernels want them) and `runtime` (graphs, compile,
+PDL).
 """
 
 import inspect
@@ -34,7 +35,7 @@ class Variant:
     """One way to run a model. `switches` are the rungs of its ladder, as given in its YAML, for the record.
 
     `kernels` names for each rung (a switch, or what the variant does unasked) the kernel that proves it in a trace; `*`
-    stands for anything.
+    stands for anything. `prompt_ops` runs the steps with prompts in them; None: `ops` does.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Variant:
     runtime: Runtime = Runtime()
     switches: Mapping[str, bool] = field(default_factory=dict)
     kernels: Mapping[str, str] = field(default_factory=dict)
+    prompt_ops: Ops | None = None
 
     @property
     def replaced(self) -> tuple[str, ...]:

@@ -6,12 +6,15 @@ A choice of true or false may be typed as a flag, `--name`; a number that is no 
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from experiments.compose import suggest
 from experiments.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 _INNER_LIST = re.compile(r"\[[^\[\]]*\]")
@@ -32,6 +35,17 @@ def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
             raise UserError(f"{command}: unknown key {key!r}{suggest(key, hints)} (there are {', '.join(hints)})")
         given[key] = _typed(f"{command}: {key}={value}", value, hints[key])
     return kind(**given)
+
+
+def words_of(options: "DataclassInstance") -> list[str]:
+    """The arguments that parse to these options: a word for each that is not its default."""
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    defaults = {field.name: field.default for field in fields(options)}
+    return [f"{key}={_word(value)}" for key, value in given.items() if value != defaults[key]]
+
+
+def _word(value: object) -> str:
+    return f"[{','.join(map(_word, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def keys_of(kind: type) -> str:

@@ -3,28 +3,36 @@
 fusebench validate
 fusebench validate level=kernels ops=[norm_linear,linear_add] dtypes=[bfloat16]
 fusebench validate level=models variants=[fused] models=[qwen3-0.6b] positions=256
+fusebench validate at_once=16
 
 Kernels: errors against float64 and against the kernels replaced, rows of NaN, infinities, zeros and outliers, guard
 bands, repeats, other rows, programmatic dependent launch. Variants: logits and greedy answers against the fp32
 reference. On a GPU the compiled kernels at the models' shapes; elsewhere their twins, and the kernels themselves in
 Triton's interpreter, in what it can do. A gate that cannot run is a row with its reason.
 
+On a GPU most of the time goes into compiling, which takes one core: with at_once=N so many processes run side by side,
+each with one kernel in one dtype or with one variant of one model. Nothing is timed.
+
 Writes results/validate/RUN_ID/validate.json and validate.md. Exit code 1 where a gate failed.
 """
 
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from experiments.command_line import run_or_help
 from experiments.compose import compose, load_yaml, names
 from experiments.config import BASELINE, DTYPES, PEERS
 from experiments.durable import make_new_folder
-from experiments.environment import resolve_device, resolve_dtype
+from experiments.environment import ROOT, resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cached_model
 from experiments.kernel_records import (
@@ -35,10 +43,11 @@ from experiments.kernel_records import (
     GateRun,
     GateStatus,
     new_stamp,
+    read_run,
     write_run,
 )
 from experiments.models import find_model
-from experiments.options import choose, parse_options, usage
+from experiments.options import choose, parse_options, usage, words_of
 
 if TYPE_CHECKING:
     from experiments.kernels.gates import Reach
@@ -60,6 +69,7 @@ class Options:
     positions: int = 32
     device: str = "auto"
     seed: int = 0
+    at_once: int = 1
     results_dir: str = "results"
 
 
@@ -68,6 +78,8 @@ def parse(arguments: Sequence[str]) -> Options:
     options = parse_options(Options, "validate", arguments)
     if options.positions < 1:
         raise UserError(f"validate: positions={options.positions} must be at least 1: nothing else is a check")
+    if options.at_once < 1:
+        raise UserError(f"validate: at_once={options.at_once} must be at least 1, so many processes")
     choose("level", (options.level,), LEVELS)
     choose("ops", options.ops, OPS)
     choose("dtypes", options.dtypes, DTYPES[1:])
@@ -94,7 +106,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     folder = make_new_folder(Path(options.results_dir) / VALIDATE / stamp.run_id)
     done = GateRun(SCHEMA, replace(stamp, run_id=folder.name))
     printer = Printer()
-    for row in _rows(options, stamp.device):
+    for row in _rows(options, stamp.device) if options.at_once == 1 else rows_side_by_side(options, stamp.device):
         printer.say(row)
         done = replace(done, rows=(*done.rows, row))
         write_run(folder, VALIDATE, done)
@@ -109,6 +121,46 @@ def _rows(options: Options, device: str) -> Iterator[GateRow]:
         yield from kernel_rows(options, device)
     if options.level != "kernels":
         yield from model_rows(options, device)
+
+
+def rows_side_by_side(options: Options, device: str) -> Iterator[GateRow]:
+    """The same rows in the same order, each part of them from a process of its own."""
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(options.at_once) as pool:
+        for rows in pool.map(partial(rows_of_part, Path(scratch)), parts(options, device)):
+            yield from rows
+
+
+def parts(options: Options, device: str) -> Iterator[Options | GateRow]:
+    """What to ask each process for; what needs none is a row already."""
+    one = replace(options, device=device, at_once=1)
+    if options.level != "models":
+        for op in choose("ops", options.ops, OPS):
+            for dtype in options.dtypes or DTYPES[1:]:
+                yield replace(one, level="kernels", ops=(op,), dtypes=(dtype,))
+    if options.level != "kernels":
+        for place in judged(options, device):
+            if isinstance(place, GateRow):
+                yield place
+            else:
+                yield replace(one, level="models", models=place[:1], variants=place[1:])
+
+
+def rows_of_part(scratch: Path, part: Options | GateRow) -> list[GateRow]:
+    """What the process wrote down; one row with its last words where it wrote nothing."""
+    if isinstance(part, GateRow):
+        return [part]
+    name = "-".join((*part.ops, *part.dtypes, *part.models, *part.variants))
+    own = replace(part, results_dir=str(scratch / name))
+    command = [sys.executable, "-m", "experiments.validate", *words_of(own)]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
+    written = (scratch / name).glob(f"{VALIDATE}/*/{VALIDATE}.json")
+    rows = [row for file in written for row in read_run(GateRun, file).rows]
+    if done.returncode not in (0, 1) or not rows:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["it said nothing"]
+        why = f"its process ended with {done.returncode}: {last[0]}"
+        rows.append(GateRow(name, "", "", "every gate runs", GateStatus.FAILED, why))
+    return rows
 
 
 def kernel_rows(options: Options, device: str) -> Iterator[GateRow]:
@@ -150,6 +202,15 @@ def own_variants() -> list[str]:
 
 def model_rows(options: Options, device: str) -> Iterator[GateRow]:
     """Every variant on every model."""
+    for place in judged(options, device):
+        if isinstance(place, GateRow):
+            yield place
+        else:
+            yield from verdict_rows(options, device, *place)
+
+
+def judged(options: Options, device: str) -> Iterator[tuple[str, str] | GateRow]:
+    """(model, variant) of each verdict, or the row that says why there is none."""
     all_variants = tuple(name for name in own_variants() if name != BASELINE)
     for model in options.models or (*SMALL_MODELS, REAL_MODEL):
         if not options.models and model in MODELS and cached_model(model) is None:
@@ -159,7 +220,7 @@ def model_rows(options: Options, device: str) -> Iterator[GateRow]:
         # The real model takes a CPU half a minute a variant; `fused` has every kernel.
         few = (FUSED,) if device == "cpu" and model == REAL_MODEL else all_variants
         for variant in options.variants or few:
-            yield from verdict_rows(options, device, model, variant)
+            yield model, variant
 
 
 def verdict_rows(options: Options, device: str, model: str, variant: str) -> Iterator[GateRow]:

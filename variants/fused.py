@@ -176,5 +176,7 @@ class FusedOps(Ops):
 
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The fused engine with some of its rungs."""
-    pdl = runtime.pdl and torch.cuda.is_available()
-    return Variant(name, FusedOps(switches, pdl), fold_layers, runtime, switches, KERNELS)
+    decoding = FusedOps(switches, pdl=runtime.pdl and torch.cuda.is_available())
+    # Among grids of several waves, blocks that wait for the kernel before them only take its room.
+    prompts = FusedOps(switches, pdl=False)
+    return Variant(name, decoding, fold_layers, runtime, switches, KERNELS, prompts)

@@ -7,13 +7,17 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from engine import Engine, SamplingParams
+from engine import Engine, SamplingParams, Variant
+from engine.batch import Stream
 from engine.launch import Launch
 from engine.loading import LoadedModel
 from engine.loading.random import random_weights
+from engine.ops import Ops
 from tests.engine.replay import graph_engine
 from tests.engine.tiny import CONFIG, GREEDY, PROMPTS, SHARPNESS, expected, prompt_of, run, serve, tiny_engine
 from tests.shipped import VARIANTS
+
+KINDS = ("decode", "prefill", "mixed")
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
@@ -151,6 +155,36 @@ def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any])
         run(engine)
     assert engine.runner.graphs.num_captures == before > 0
     assert engine.runner.graphs.num_hits > 0
+
+
+def test_steps_with_prompts_are_captured_in_two_pieces() -> None:
+    """What a first token would wait for; a decode step is launched behind the one that runs."""
+    engine = graph_engine(num_kv_blocks=200)
+    engine.runner.warm_up_all()
+    graphs = engine.runner.graphs
+    pieces = {kind: {1 + graphs.num_cuts[key] for key in graphs.graphs if key.layout.kind == kind} for kind in KINDS}
+    assert pieces == {"decode": {1}, "prefill": {2}, "mixed": {2}}
+
+
+class Counting(Ops):
+    """Counts the layers that it ran."""
+
+    def __init__(self) -> None:
+        self.num_layers = 0
+
+    def layer(self, *args: Any) -> Stream:
+        """One more."""
+        self.num_layers += 1
+        return super().layer(*args)
+
+
+def test_steps_with_prompts_have_their_own_operations() -> None:
+    """Once a prompt is in, decodes only; logits asked for by hand are of whatever the batch holds."""
+    decoding, prompts = Counting(), Counting()
+    engine = tiny_engine(Variant("two", decoding, prompt_ops=prompts), max_num_seqs=2)
+    assert serve(engine, PROMPTS[:1], GREEDY) == expected(PROMPTS[:1])
+    assert prompts.num_layers == CONFIG.num_layers
+    assert decoding.num_layers == (GREEDY.max_tokens - 1) * CONFIG.num_layers
 
 
 def staggered(engine: Engine) -> list[list[int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from experiments.errors import UserError
-from experiments.options import choose, keys_of, parse_options
+from experiments.options import choose, keys_of, parse_options, words_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ def test_values_are_typed() -> None:
     assert parse_options(Some, "some", ["rows=[]"]).rows == ()
     assert parse_options(Some, "some", ["points=[[1,128], [8,1024]]"]).points == ((1, 128), (8, 1024))
     assert parse_options(Some, "some", ["points=[8,1024]"]).points == ((8, 1024),)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Some(), Some(("a",), (), "float16", 7, True, 0.5), Some(points=((1, 128), (8, 1024))), Some(models=("a", "b"))],
+)
+def test_options_can_be_written_as_they_were_typed(options: Some) -> None:
+    assert parse_options(Some, "some", words_of(options)) == options
 
 
 @pytest.mark.parametrize(

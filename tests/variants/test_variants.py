@@ -4,8 +4,9 @@ import fnmatch
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from engine.weights import Linear
 from tests.engine.tiny import GREEDY, PROMPTS, expected, serve, tiny_engine
 from tests.shipped import VARIANT_NAMES, VARIANTS
 from variants import build_variant, load_variant
+from variants.fused import FusedOps
 from variants.kernels.norm_linear import norm_linear_reference
 from variants.kernels.qkv_post import qk_norm_rope_store_reference
 from variants.kernels.tile_table import Trial, trying
@@ -102,6 +104,16 @@ def test_whole_heads_of_the_projection_reach_attention_and_the_pages(monkeypatch
     with trying(Trial(fused={"whole_heads": True})):
         assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
     assert max(rows) > 8
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_kernels_are_launched_early_in_decode_steps_alone(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt's grids have several waves; and a CPU launches nothing."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    for asked in (True, False):
+        variant = build_variant("early", "fused", {}, Runtime(pdl=asked))
+        assert variant.ops.pdl == (asked and cuda)
+        assert variant.prompt_ops == replace(cast(FusedOps, variant.ops), pdl=False)
 
 
 def test_switches_default_to_the_kind_s_own() -> None:

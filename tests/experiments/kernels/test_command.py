@@ -92,6 +92,33 @@ def test_gates_are_shown_with_figures_and_kept(tmp_path: Path, capsys: pytest.Ca
     assert "| folded on tiny | twin | float32 | mean KL" in page
 
 
+def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:
+    """In its order too. bfloat16: twins alone, which are quick."""
+    asked = ["ops=[qkv_post,linear_add]", "dtypes=bfloat16", "models=tiny", "variants=folded", "device=cpu"]
+    found = []
+    for at_once in (1, 3):
+        folder = tmp_path / str(at_once)
+        assert main(["validate", *asked, f"at_once={at_once}", f"results_dir={folder}"]) == 0
+        [file] = folder.glob("validate/*/validate.json")
+        found.append(read_run(GateRun, file).rows)
+    assert [row.subject for row in found[0]] == [row.subject for row in found[1]]
+    assert found[0] == found[1]
+
+
+def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whether it fell silent or had its say, and the others go on."""
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\ncase $* in *linear_add*) echo 'illegal memory access' >&2; kill -9 $$;; esac\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(dying))
+    options = validate.Options(level="kernels", ops=("linear_add", "qkv_post"), dtypes=("float16",), at_once=2)
+    dead, silent = validate.rows_side_by_side(options, "cpu")
+    assert (dead.subject, dead.status) == ("linear_add-float16", GateStatus.FAILED)
+    assert dead.where == "its process ended with -9: illegal memory access"
+    assert (silent.subject, silent.status) == ("qkv_post-float16", GateStatus.FAILED)
+    assert silent.where == "its process ended with 0: it said nothing"
+
+
 def test_a_model_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FUSEBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(validate, "SMALL_MODELS", ())
