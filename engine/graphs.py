@@ -1,13 +1,8 @@
-"""CUDA graphs over whole steps: captured, replayed, and counted where a step goes without one.
-
-A step may cut itself: it is then captured as graphs in a row, and the GPU starts on the first while the host still
-launches the next.
-"""
+"""CUDA graphs over whole steps: captured, replayed, and counted where a step goes without one."""
 
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -36,9 +31,9 @@ class GraphKey(NamedTuple):
 
 @dataclass
 class Graph:
-    """A captured step, in pieces, and what it leaves behind: token ids, or logits where sampling happens outside."""
+    """A captured step and what it leaves behind: token ids, and the logits where sampling happens outside."""
 
-    pieces: list[torch.cuda.CUDAGraph]
+    graph: torch.cuda.CUDAGraph
     tokens: Tensor | None
     logits: Tensor | None
 
@@ -49,12 +44,7 @@ def _side_stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-Cut = Callable[[], None]
-Step = Callable[[Cut], tuple[Tensor | None, Tensor | None]]
-
-
-def uncut() -> None:
-    """What a step that is not being captured calls where it would be cut."""
+Step = Callable[[], tuple[Tensor | None, Tensor | None]]
 
 
 @dataclass
@@ -77,36 +67,26 @@ class GraphCache:
         self.fallbacks[reason] += 1
 
     def capture(self, key: GraphKey, step: Step) -> Graph:
-        """Capture `step`, which reads static buffers only; it runs once before, so that all is compiled.
-
-        Wherever it calls what it is given, a piece ends and the next one begins.
-        """
+        """Capture `step`, which reads static buffers only; it runs once before, so that all is compiled."""
         stream = _side_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            step(uncut)
+            step()
         torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        pieces: list[torch.cuda.CUDAGraph] = []
-        with span(f"capture/{key}"), ExitStack() as piece:
-
-            def cut() -> None:
-                piece.close()
-                pieces.append(torch.cuda.CUDAGraph())
-                # Other threads may go on: NCCL's watchdog asks after the collectives of the run before.
-                piece.enter_context(torch.cuda.graph(pieces[-1], self._pool, capture_error_mode="thread_local"))
-
-            cut()
-            tokens, logits = step(cut)
-        self.graphs[key] = Graph(pieces, tokens, logits)
+        # Other threads may go on: NCCL's watchdog asks after the collectives of the run before.
+        capturing = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with span(f"capture/{key}"), capturing:
+            tokens, logits = step()
+        self.graphs[key] = Graph(graph, tokens, logits)
         self.num_captures += 1
         return self.graphs[key]
 
     def replay(self, key: GraphKey) -> Graph:
         """Launch a captured step."""
         captured = self.graphs[key]
-        for piece in captured.pieces:
-            piece.replay()
+        captured.graph.replay()
         self.num_hits += 1
         return captured
 

@@ -7,13 +7,9 @@ from torch import Tensor
 
 from engine.batch import Batch, Context, LayerCache, Stream
 from engine.config import ModelConfig
-from engine.graphs import Cut, uncut
 from engine.ops import Ops
 from engine.ranges import layer as layer_range
 from engine.weights import ModelWeights
-
-# A step is cut behind a quarter of its layers: the GPU is busy with it for longer than the host launches the rest.
-CUT_AFTER = 4
 
 
 @dataclass(frozen=True)
@@ -26,14 +22,12 @@ class Model:
     sin_PD2: Tensor
 
 
-def hidden(model: Model, ops: Ops, batch: Batch, caches: list[LayerCache], cut: Cut = uncut) -> Stream:
-    """Run all layers; the stream at the rows whose next token is wanted. `cut` is called between two of them."""
+def hidden(model: Model, ops: Ops, batch: Batch, caches: list[LayerCache]) -> Stream:
+    """Run all layers; the stream at the rows whose next token is wanted."""
     ctx = Context(model.config, batch, model.cos_PD2, model.sin_PD2)
     with layer_range("embed"):
         stream = Stream(ops.embed(batch.token_ids_T, model.weights.embed_VH), None)
     for i, (weights, cache) in enumerate(zip(model.weights.layers, caches, strict=True)):
-        if i == -(-len(caches) // CUT_AFTER):
-            cut()
         with layer_range(i):
             stream = ops.layer(weights, stream, cache, ctx)
     return stream if batch.logit_rows is None else select(stream, batch.logit_rows)

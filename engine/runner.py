@@ -16,7 +16,7 @@ from torch import Tensor
 from engine import inputs
 from engine.batch import Batch, LayerCache, Stream
 from engine.config import EngineConfig
-from engine.graphs import Cut, GraphCache, GraphKey, uncut
+from engine.graphs import GraphCache, GraphKey
 from engine.inputs import Layout, Staging
 from engine.kernels.step import advance, publish
 from engine.launch import Launch, Pending
@@ -303,7 +303,7 @@ class Runner:
         return None
 
     def _prompt_step(
-        self, layout: Layout, num_logit_rows: int, max_query_len: int, tokens_only: bool, cut: Cut = uncut
+        self, layout: Layout, num_logit_rows: int, max_query_len: int, tokens_only: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         fields = layout.fields(self.staging.device_buffer)
         batch = inputs.prompt_batch(self.staging.device_buffer, layout, num_logit_rows, max_query_len)
@@ -311,7 +311,7 @@ class Runner:
             # Decode rows always sample and come first, so the first of `rows` are theirs.
             rows = fields["rows"][: layout.num_decode]
             batch.token_ids_T[: layout.num_decode] = self.last_token_R[rows].to(batch.token_ids_T.dtype)
-        stream = hidden(self.model, self.prompt_ops, batch, self.caches, cut)
+        stream = hidden(self.model, self.prompt_ops, batch, self.caches)
         if num_logit_rows == 0:
             return None, None
         return self._finish(self.prompt_ops, stream, fields["rows"][:num_logit_rows], tokens_only)
@@ -337,15 +337,11 @@ class Runner:
         with self._padded(layout):
             self.graphs.capture(GraphKey(layout, tokens_only), partial(self._full_step, layout, tokens_only))
 
-    def _full_step(self, layout: Layout, tokens_only: bool, cut: Cut = uncut) -> tuple[Tensor | None, Tensor | None]:
-        """What a step of this shape computes at most: every row of it.
-
-        One with prompts is cut: what launching it takes is time that their first tokens wait. Decode steps are
-        launched while the one before them runs.
-        """
+    def _full_step(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
+        """What a step of this shape computes at most: every row of it."""
         if layout.decode_only:
             return self._decode_step(layout, tokens_only)
-        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, tokens_only, cut)
+        return self._prompt_step(layout, layout.num_seqs, layout.num_tokens - layout.num_decode, tokens_only)
 
     def _replay(self, layout: Layout, tokens_only: bool) -> tuple[Tensor | None, Tensor | None]:
         graph = self.graphs.replay(GraphKey(layout, tokens_only))

@@ -26,19 +26,21 @@ def measure_shared_prefix(
     engine = session.engine(point.batch + 1, point.length + 1, step_tokens, enable_prefix_caching=True)
     salts = itertools.count()
 
-    def repeat() -> tuple[float, float]:
-        cold, warm = draw_alike(session, point, next(salts))
+    def draw() -> tuple[list[int], list[list[int]]]:
+        return draw_alike(session, point, next(salts))
+
+    def first_tokens_ms(cold: list[int], warm: list[list[int]]) -> tuple[float, float]:
         return first_token_ms(engine, [cold]), first_token_ms(engine, warm)
 
-    settle(engine, repeat, max(2, protocol.warmup_max_steps))
-    repeats = window_steps(protocol, sum(repeat()))
-    samples: dict[str, list[float]] = {"warm_ttft_ms": [], "cold_ttft_ms": []}
-    for _ in range(protocol.windows * repeats):
+    settle(engine, lambda: first_tokens_ms(*draw()), max(2, protocol.warmup_max_steps))
+    repeats = window_steps(protocol, sum(first_tokens_ms(*draw())))
+    times_ms = []
+    for _ in range(protocol.windows):
+        drawn = [draw() for _ in range(repeats)]
         with undisturbed(engine):
-            cold_ms, warm_ms = repeat()
-        samples["cold_ttft_ms"].append(cold_ms)
-        samples["warm_ttft_ms"].append(warm_ms)
-    return samples, engine
+            times_ms += [first_tokens_ms(*prompts) for prompts in drawn]
+    cold_ms, warm_ms = zip(*times_ms, strict=True)
+    return {"warm_ttft_ms": list(warm_ms), "cold_ttft_ms": list(cold_ms)}, engine
 
 
 def draw_alike(session: Session, point: Point, salt: int) -> tuple[list[int], list[list[int]]]:

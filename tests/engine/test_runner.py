@@ -17,8 +17,6 @@ from tests.engine.replay import graph_engine
 from tests.engine.tiny import CONFIG, GREEDY, PROMPTS, SHARPNESS, expected, prompt_of, run, serve, tiny_engine
 from tests.shipped import VARIANTS
 
-KINDS = ("decode", "prefill", "mixed")
-
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
 @pytest.mark.parametrize(
@@ -155,15 +153,6 @@ def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any])
         run(engine)
     assert engine.runner.graphs.num_captures == before > 0
     assert engine.runner.graphs.num_hits > 0
-
-
-def test_steps_with_prompts_are_captured_in_two_pieces() -> None:
-    """What a first token would wait for; a decode step is launched behind the one that runs."""
-    engine = graph_engine(num_kv_blocks=200)
-    engine.runner.warm_up_all()
-    graphs = engine.runner.graphs
-    pieces = {kind: {1 + graphs.num_cuts[key] for key in graphs.graphs if key.layout.kind == kind} for kind in KINDS}
-    assert pieces == {"decode": {1}, "prefill": {2}, "mixed": {2}}
 
 
 class Counting(Ops):
