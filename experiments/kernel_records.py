@@ -76,13 +76,17 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class KernelRun:
-    """A run of `fusebench kernels`."""
+    """A run of `fusebench kernels`.
+
+    `other_processes` is how many were on the GPU beside it, at most, as a place ended; None: not known.
+    """
 
     schema: int
     stamp: Stamp
     pdl: bool
     ceilings: dict[str, float] = field(default_factory=dict)
     rows: tuple[KernelRow, ...] = ()
+    other_processes: int | None = None
 
 
 def merged(runs: Sequence[KernelRun]) -> KernelRun:
@@ -106,7 +110,9 @@ def merged(runs: Sequence[KernelRun]) -> KernelRun:
     )
     rates = {name: max(run.ceilings[name] for run in runs if name in run.ceilings) for name in first.ceilings}
     rows = {_place(row): row for run in runs for row in run.rows}
-    return replace(first, stamp=stamp, ceilings=rates, rows=tuple(rows.values()))
+    seen = [run.other_processes for run in runs]
+    most = None if None in seen else max(filter(None, seen), default=0)
+    return replace(first, stamp=stamp, ceilings=rates, rows=tuple(rows.values()), other_processes=most)
 
 
 def _place(row: KernelRow) -> tuple[object, ...]:

@@ -6,15 +6,12 @@ A choice of true or false may be typed as a flag, `--name`; a number that is no 
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from experiments.compose import suggest
 from experiments.errors import UserError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 _INNER_LIST = re.compile(r"\[[^\[\]]*\]")
@@ -37,7 +34,7 @@ def parse_options(kind: type[T], command: str, arguments: Sequence[str]) -> T:
     return kind(**given)
 
 
-def words_of(options: "DataclassInstance") -> list[str]:
+def words_of(options: Any) -> list[str]:
     """The arguments that parse to these options: a word for each that is not its default."""
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     defaults = {field.name: field.default for field in fields(options)}

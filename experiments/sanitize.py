@@ -89,7 +89,9 @@ def run(arguments: Sequence[str]) -> int:
     """Every section under every tool, side by side; what has ended is kept."""
     options = parse(arguments)
     path, version = find_sanitizer(options.sanitizer or None)
-    stamp = new_stamp(shlex.join(["fusebench", "sanitize", *arguments]), "cuda")
+    # Where the tool lies is this machine's own; its version is kept.
+    asked = [word for word in arguments if not word.startswith("sanitizer=")]
+    stamp = new_stamp(shlex.join(["fusebench", "sanitize", *asked]), "cuda")
     folder = make_new_folder(Path(options.results_dir) / SANITIZE / stamp.run_id)
     kept = SanitizeRun(SCHEMA, replace(stamp, run_id=folder.name), version)
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(max(1, options.at_once)) as pool:

@@ -120,6 +120,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     if resolve_device("auto", machine()) != "cuda":
         raise UserError("tune needs a GPU: the times of twins choose nothing")
     insist_on_place(Path(options.table), "table")
+    _say_if_shared()
     if options.by == STEP:
         run_steps(options, arguments)
         return 0
@@ -134,6 +135,19 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     with torch.inference_mode():
         tune(options, bench, torch.cuda.get_device_name(device), compile_on_gpu, time_quickly)
     return 0
+
+
+def _say_if_shared() -> None:
+    """A tile that is best beside others' work need not be the best alone."""
+    import torch
+
+    from experiments.measuring.presence import others_on_gpu
+
+    own = torch.zeros(1, device="cuda")
+    if others := others_on_gpu(own.device):
+        print(
+            f"tune: other processes are on the GPU: {others}; what is chosen may be so for them", flush=True
+        )
 
 
 def run_steps(options: Options, arguments: Sequence[str]) -> None:

@@ -46,6 +46,7 @@ from experiments.kernels.linear_cases import LinearCase, NormLinear
 from experiments.kernels.measure import Bench, Place, measure
 from experiments.kernels.timing import l2_bytes, time_on_cpu, time_on_gpu
 from experiments.measuring.ceilings import measure_ceilings
+from experiments.measuring.presence import others_on_gpu
 from experiments.models import find_model
 from experiments.options import choose, parse_options, usage
 from experiments.records import Status
@@ -143,6 +144,8 @@ def _measured(done: KernelRun, folder: Path, todo: Sequence[Place], bench: Bench
         for place in track(todo, "kernels", console=Console(stderr=True), transient=True):
             compiled = bench.compiled and (not options.compile_rows or place.rows in options.compile_rows)
             rows += measure(replace(bench, compiled=compiled), place)
+            if (others := others_on_gpu(bench.device)) is not None:
+                done = replace(done, other_processes=max(others, done.other_processes or 0))
             if time.monotonic() - kept > KEEP_S:
                 write_run(folder, KERNELS, replace(done, rows=tuple(rows)))
                 kept = time.monotonic()

@@ -37,6 +37,7 @@ from experiments.kernel_records import Stamp, new_stamp
 from experiments.kernels.step_bench import STEPS, VARIANT, StepBench, StepPlace, model_config
 from experiments.kernels.trial_words import trial_in_words
 from experiments.measuring.prefill import first_token_ms
+from experiments.measuring.presence import others_on_gpu
 from experiments.measuring.session import free_memory
 from experiments.models import Model, find_model
 from experiments.options import parse_options
@@ -77,11 +78,15 @@ class Place:
 
 @dataclass
 class Times:
-    """Microseconds of each choice, a median for each round; the reason of each that could not run."""
+    """Microseconds of each choice, a median for each round; the reason of each that could not run.
+
+    `other_processes` were on the GPU when it was done; None: not known.
+    """
 
     place: Place
     us: dict[str, list[float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    other_processes: int | None = None
 
 
 class Bench(Protocol):
@@ -184,7 +189,8 @@ def run(options: Options, arguments: Sequence[str]) -> int:
         trials = {OWN: Trial(), **{words: trial_in_words(words, sizes) for words in options.choices}}
         for place in places(options, model, int(sizes["num_layers"])):
             free_memory(torch.device(device))
-            done.append(compare(_bench(place, dtype, device), place, trials, options.rounds))
+            times = compare(_bench(place, dtype, device), place, trials, options.rounds)
+            done.append(replace(times, other_processes=others_on_gpu(torch.device(device))))
             print(_told(done[-1], device), flush=True)
             if options.out:
                 _write(Path(options.out), stamp, done)
@@ -210,7 +216,10 @@ def _told(times: Times, device: str) -> str:
     twin = device == "cpu"
     lines = [f"{times.place}: own {own_us:,.1f} us{' (twins, which choose nothing)' if twin else ''}"]
     lines += [f"  {name}: {taken:,.1f} us{'' if twin else f', {own_us / taken:.3f}x'}" for name, taken in us.items()]
-    return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in times.failed.items())])
+    lines += [f"  {name}: {reason}" for name, reason in times.failed.items()]
+    if times.other_processes:
+        lines.append(f"  other processes on the GPU: {times.other_processes}, so these times may be of a shared one")
+    return "\n".join(lines)
 
 
 def _write(path: Path, stamp: Stamp, done: Sequence[Times]) -> None:
@@ -222,7 +231,7 @@ def _write(path: Path, stamp: Stamp, done: Sequence[Times]) -> None:
         "triton": packages.get("triton", ""),
         "commit": stamp.code.commit,
         "by": f"`{stamp.command}`",
-        "trials": [{**vars(times.place), "us": times.us, "failed": times.failed} for times in done],
+        "trials": [vars(times.place) | {k: v for k, v in vars(times).items() if k != "place"} for times in done],
     }
     write_figures(path, record)
 

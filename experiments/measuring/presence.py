@@ -1,4 +1,4 @@
-"""Which process on the GPU is this one? In a container its own id says nothing to the driver."""
+"""Which process on the GPU is this one, and who is there beside it? In a container ids say nothing to the driver."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.measuring.sensor import gpu_processes
+from experiments.measuring.sensor import gpu_processes, sensor_of
 
 
 def enter_gpu(device: torch.device) -> int | None:
@@ -32,6 +32,13 @@ def own_pid(before: set[int], after: set[int]) -> int | None:
         return os.getpid()
     new = after - before
     return new.pop() if len(new) == 1 else None
+
+
+def others_on_gpu(device: torch.device) -> int | None:
+    """How many other processes have a context on the device, where this one has; None where that cannot be told."""
+    sensor = sensor_of(device)
+    found = sensor.processes() if sensor else set()
+    return len(found) - 1 if found else None
 
 
 @contextmanager

@@ -197,6 +197,7 @@ def _page(run: KernelRun, table: Table, figures: Sequence[Figure]) -> str:
         f"- **Software:** {', '.join(f'{name} {found}' for name, found in packages.items())}",
         f"- **Ceilings:** {', '.join(rates) or 'not measured, so no floor is claimed'}",
         f"- **Programmatic dependent launch of the fused kernels:** {'on' if run.pdl else 'off'}",
+        *([f"- **Other processes on the GPU:** {beside(run)}"] if stamp.device == "cuda" else []),
     ]
     parts = ["# One kernel at a time", "\n".join(facts)]
     parts += [f"## {f.title}\n\n![{f.alt}](figures/{f.name}.svg)\n\n{f.caption}" for f in figures]
@@ -205,6 +206,14 @@ def _page(run: KernelRun, table: Table, figures: Sequence[Figure]) -> str:
         parts.append("## What has no time, and why\n\n" + "\n".join(f"- {line}" for line in untimed))
     parts += [f"## Floors\n\n```\n{(FLOORS or '').strip()}\n```", f"```\n{stamp.command}\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def beside(run: KernelRun) -> str:
+    """Who else was on the GPU, in words."""
+    count = run.other_processes
+    if not count:
+        return "not known" if count is None else "none"
+    return f"{count} at once: these times may be of a GPU that was shared"
 
 
 def why_untimed(run: KernelRun) -> list[str]:
@@ -227,6 +236,8 @@ def show_kernels(run: KernelRun, console: Console | None = None) -> None:
     counts = {verdict.value: sum(at.verdict == verdict.value for at in compared) for verdict in Claim}
     if any(counts.values()):
         console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    if run.other_processes:
+        console.print(f"[yellow]Other processes on the GPU: {beside(run)}.[/yellow]")
     for line in why_untimed(run):
         console.print(escape(line))
 

@@ -12,7 +12,7 @@ import torch
 from experiments import validate
 from experiments.cli import main
 from experiments.kernel_records import GateRow, GateRun, GateStatus, KernelRun, read_run
-from experiments.kernels import gates
+from experiments.kernels import command, gates
 from experiments.kernels.cases import CASES
 from experiments.kernels.chained_cases import ChainedGateUpSilu
 from experiments.kernels.command import ahead, places
@@ -90,6 +90,17 @@ def test_gates_are_shown_with_figures_and_kept(tmp_path: Path, capsys: pytest.Ca
     said, page = capsys.readouterr().out, file.with_suffix(".md").read_text()
     assert "mean KL" in said
     assert "| folded on tiny | twin | float32 | mean KL" in page
+
+
+def test_the_most_processes_beside_a_run_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As each place ends: what came and went in between is seen by those in which it was."""
+    seen = iter((0, 3, 1, 0, 2, 1))
+    monkeypatch.setattr(command, "others_on_gpu", lambda device: next(seen))
+    asked = ["ops=lm_head", "rows=[1,2,3]", "repeats=2", "device=cpu", f"results_dir={tmp_path}"]
+    assert main(["kernels", *asked]) == 0
+    [file] = tmp_path.glob("kernels/*/kernels.json")
+    assert read_run(KernelRun, file).other_processes == 3
+    assert next(seen, None) is None, "one look for each place"
 
 
 def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:

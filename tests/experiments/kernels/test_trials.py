@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.errors import UserError
+from experiments.kernel_records import new_stamp
 from experiments.kernels import trials
 from experiments.kernels.trial_words import trial_in_words
 from experiments.kernels.trials import Place, Times, compare, main, parse
@@ -109,6 +111,15 @@ def test_steps_and_prefills_are_timed_and_kept(
     assert "tiny, 1 layers, prefill 1 x 70: own" in printed
     assert printed.count("(twins, which choose nothing)") == 2
     assert not re.search(r"\d+x", printed)  # No speed is claimed from a twin.
+
+
+def test_a_shared_gpu_is_told_and_kept(tmp_path: Path) -> None:
+    times = Times(PLACE, {"own": [3.0]}, {}, other_processes=2)
+    assert "other processes on the GPU: 2" in trials._told(times, "cuda")
+    assert "other processes" not in trials._told(replace(times, other_processes=0), "cuda")
+    trials._write(tmp_path / "out.json", new_stamp("trials", "cpu"), [times])
+    [row] = json.loads((tmp_path / "out.json").read_text())["trials"]
+    assert row == vars(PLACE) | {"us": {"own": [3.0]}, "failed": {}, "other_processes": 2}
 
 
 def test_on_a_gpu_each_choice_has_its_ratio() -> None:

@@ -14,7 +14,7 @@ from experiments import worker
 from experiments.measuring import ceilings, presence, sensor, telemetry
 from experiments.measuring.ceilings import measure_ceilings
 from experiments.measuring.guard import undisturbed
-from experiments.measuring.presence import enter_gpu, own_pid
+from experiments.measuring.presence import enter_gpu, others_on_gpu, own_pid
 from experiments.measuring.sensor import Sensor, gpu_processes, sensor_of
 from experiments.measuring.telemetry import Evidence, flag_drift, timed_window
 from experiments.messages import Measure, Measured
@@ -277,6 +277,17 @@ def test_workers_that_load_side_by_side_enter_the_gpu_one_by_one(monkeypatch: py
     first.join()
     assert found == {"first": 7, "second": 9}
     assert enter_gpu(CPU) is None
+
+
+@pytest.mark.parametrize(("pids", "others"), [([], None), ([7], 0), ([7, 9, 11], 2)])
+def test_who_is_on_the_gpu_has_others_beside_it(
+    pids: list[int | None], others: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that lists not even this one does not tell."""
+    monkeypatch.setattr(presence, "sensor_of", lambda device: Sensor(FakeNvml(pids=pids), "handle"))
+    assert others_on_gpu(torch.device("cuda")) == others
+    monkeypatch.setattr(presence, "sensor_of", lambda device: None)
+    assert others_on_gpu(torch.device("cuda")) is None
 
 
 def test_processes_are_listed_on_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

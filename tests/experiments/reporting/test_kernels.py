@@ -72,6 +72,25 @@ def test_places_are_compared_by_repeat() -> None:
     assert line["share_of_floor"] == pytest.approx(2.0 / (4.0 * 1.0045))
 
 
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [(None, "not known"), (0, "none"), (3, "3 at once: these times may be of a GPU that was shared")],
+)
+def test_who_else_was_on_the_gpu_is_said(others: int | None, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Processes that an earlier command had left behind once doubled the times of a whole run."""
+    run = replace(RUN, other_processes=others)
+    assert f"- **Other processes on the GPU:** {said}\n" in build_kernels(run)["report.md"].decode()
+    show_kernels(run)
+    assert ("a GPU that was shared" in " ".join(capsys.readouterr().out.split())) == bool(others)
+
+
+def test_of_merged_runs_the_most_others_count() -> None:
+    def others(*counts: int | None) -> int | None:
+        return merged([replace(RUN, other_processes=count) for count in counts]).other_processes
+
+    assert (others(0, 0), others(0, 2), others(3, 2), others(None, 2), others(0, None)) == (0, 2, 3, None, None)
+
+
 def test_a_report_is_a_table_and_a_heat_map_and_says_what_failed() -> None:
     files = build_kernels(RUN)
     assert set(files) == {
