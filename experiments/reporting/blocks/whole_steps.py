@@ -15,6 +15,7 @@ SHORT_CONTEXTS = Path("docs/data/short_contexts.json")
 ROWS_BESIDE = Path("docs/data/rows_beside.json")
 FEW_WARPS = Path("docs/data/few_warps.json")
 PREFILL_CHOICES = Path("docs/data/prefill_choices.json")
+PREFILL_PDL = Path("docs/data/prefill_pdl.json")
 # Of the cuts that were tried at a place.
 FASTEST = 3
 
@@ -157,6 +158,25 @@ def prefill_choices(root: Path) -> str:
         told = [f"{number(ms['median'])} ({number(ms['least'])})" for ms in times]
         rows.append((row["model"], row["tokens"], *told))
     return markdown(columns, rows, _made(found))
+
+
+@block
+@usable(PREFILL_PDL)
+def prefill_pdl(root: Path) -> str:
+    """A prompt's first token with and without dependent launches in `fused`."""
+    found = read(root, PREFILL_PDL)
+    columns = (
+        Column("model", "Model"),
+        Column("tokens", "Tokens", Kind.COUNT),
+        Column("baseline", "baseline, ms", Kind.NUMBER),
+        Column("dependent", "fused, launched early, ms", Kind.NUMBER),
+        Column("plain", "fused, ms", Kind.NUMBER),
+    )
+    rows = [
+        (row["model"], row["tokens"], *(median(row["ttft_ms"][how]) for how in ("baseline", "dependent", "plain")))
+        for row in found["prefills"]
+    ]
+    return markdown(columns, rows, f"{_made(found).removesuffix('.')}; {found['how']}.")
 
 
 @block
