@@ -158,5 +158,4 @@ class Scheduler:
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)
         sequence.row = -1
-        sequence.fed_back = False
         self.blocks.release(sequence)

@@ -226,6 +226,21 @@ def test_a_preempted_request_waits_for_its_token_in_flight() -> None:
     assert step(scheduler) == {0: (0, 6, True)}
 
 
+def test_a_preempted_decode_comes_back_as_a_prompt() -> None:
+    """Chunk by chunk, though it decoded before: what was sampled into the row it then had is no input now."""
+    scheduler = scheduler_of(budget=2)
+    sequence = add(scheduler, 0, 12)
+    # Six chunks and seven decodes: 20 tokens, of which one page of 16 is kept.
+    for _ in range(13):
+        step(scheduler)
+    scheduler._preempt(sequence)
+    for fed_back, samples in ((False, False), (False, True), (True, True)):
+        decodes, prefills = scheduler.schedule()
+        assert [item.samples for item in (decodes if fed_back else prefills)] == [samples]
+        assert not (prefills if fed_back else decodes)
+        complete(scheduler, [*decodes, *prefills])
+
+
 def test_cached_prefixes_are_not_computed_again() -> None:
     """A second request with the same 40 tokens starts at 32."""
     scheduler = scheduler_of()
