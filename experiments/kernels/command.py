@@ -57,6 +57,8 @@ from variants.kernels.tiles import MAX_SKINNY_ROWS
 KEEP_S = 5.0
 # The LM head sees one row a sequence, never a prompt.
 MOST_HEAD_ROWS = 256
+# More than any step has; a mistyped number would end in the allocator's words.
+MOST_ROWS = 131_072
 MODELS = ("smollm2-135m", "llama-3.2-1b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b")
 ROWS = tuple(2**power for power in range(14))
 CPU_MODELS, CPU_ROWS, CPU_REPEATS = ("tiny",), (1, 8, 64), 5
@@ -90,6 +92,8 @@ def parse(arguments: Sequence[str]) -> Options:
     for key in ("rows", "compile_rows"):
         if 0 in getattr(options, key):
             raise UserError(f"kernels: {key} has a 0, and a kernel of no rows has nothing to do: take it out")
+    if (most := max(options.rows, default=0)) > MOST_ROWS:
+        raise UserError(f"kernels: rows={most} must be {MOST_ROWS} or less")
     return options
 
 

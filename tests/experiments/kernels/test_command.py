@@ -150,6 +150,7 @@ def test_a_cpu_tries_twins_and_the_interpreter_in_what_it_can() -> None:
         (["kernels", "ops=norm_liner"], "ops: there is no 'norm_liner'; did you mean 'norm_linear'"),
         (["kernels", "models=qwen3-0.6"], "qwen3-0.6b"),
         (["kernels", "rows=[0]"], "kernels: rows has a 0"),
+        (["kernels", "rows=[1,99999999999]"], "kernels: rows=99999999999 must be 131072 or less"),
         (["kernels", "compile=true", "compile_rows=[1,0]"], "kernels: compile_rows has a 0"),
         (["kernels", "compile_rows=1"], "compile_rows is for compile=true"),
         (["kernels", "repeats=0"], "repeats=0 must be at least 1"),
