@@ -102,10 +102,14 @@ def size(bytes_: float | None) -> str:
     """Bytes in the largest fitting decimal unit."""
     if bytes_ is None or not math.isfinite(bytes_):
         return BLANK
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(bytes_) >= scale:
-            return f"{bytes_ / scale:.2f} {unit}"
-    return f"{bytes_:.0f} B"
+    unit, scale = unit_of(bytes_)
+    return f"{bytes_ / scale:.{0 if scale == 1 else 2}f} {unit}"
+
+
+def unit_of(bytes_: float) -> tuple[str, float]:
+    """The largest fitting decimal unit and its bytes."""
+    units = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next(((unit, scale) for unit, scale in units if abs(bytes_) >= scale), ("B", 1))
 
 
 def count(value: float) -> str:

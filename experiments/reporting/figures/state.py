@@ -8,7 +8,7 @@ from experiments.records import Point, Row
 from experiments.reporting.charts.specs import Bar, BarGroup, Bars, Figure, Lines, Mark, Panel, Segment, Series
 from experiments.reporting.figures.registry import caption_of, figure, slots
 from experiments.reporting.figures.speed import evenly, tip, workloads
-from experiments.reporting.formats import number, size, where
+from experiments.reporting.formats import number, size, unit_of, where
 from experiments.reporting.rows import Analysis, key_of, point_of
 from experiments.reporting.tables.registry import labelled, place
 from experiments.stats import MIN_ROUNDS
@@ -17,7 +17,6 @@ MAX_BARS = 32
 MAX_PANELS = 6
 # What a cell needed, best known first: the allocator's peak, or on a CPU the process's.
 PEAKS = ("allocated", "peak_rss")
-GB = 1e9
 
 
 @figure("state")
@@ -33,13 +32,14 @@ def peak_memory_use(analysis: Analysis) -> Iterator[Figure]:
         known = {r: peak for r in analysis.primary if r.model == model and (peak := peaks[point_of(r), r.variant])}
         if not known:
             continue
-        bars = [_bar(analysis, r, b / GB, f"{labelled(r.variant, r.kernels)}: {size(b)}") for r, b in known.items()]
+        unit, scale = unit_of(most := max(known.values()))
+        bars = [_bar(analysis, r, b / scale, f"{labelled(r.variant, r.kernels)}: {size(b)}") for r, b in known.items()]
         yield Figure(
             f"memory_{model}",
-            f"Peak memory, {model} (GB)",
+            f"Peak memory, {model} ({unit})",
             caption_of("peak_memory_use"),
-            f"Bars of peak memory by variant on {model}, at most {size(max(known.values()))}.",
-            (Panel("", Bars("GB", _grouped(bars))),),
+            f"Bars of peak memory by variant on {model}, at most {size(most)}.",
+            (Panel("", Bars(unit, _grouped(bars))),),
             (),
             ("model", "workload", "batch", "length", "variant", "peak_bytes"),
             tuple((*place(r), r.variant, bytes_) for r, bytes_ in known.items()),

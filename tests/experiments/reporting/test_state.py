@@ -68,6 +68,20 @@ def test_memory_is_the_most_of_any_round_in_gigabytes() -> None:
     ]
 
 
+def test_memory_is_drawn_in_the_unit_of_the_largest_bar() -> None:
+    """A tiny model's few megabytes are no 0.00 GB."""
+
+    def small(r: CellResult) -> CellResult:
+        return replace(r, memory_bytes={"allocated": 10**6 * (3 if r.cell.variant == "fused" else 40)})
+
+    _, figure = build_figures(analyse(Synthetic(**SMALL, mend=small).run()))["memory_qwen3-0.6b"]
+    chart = figure.panels[0].chart
+    assert isinstance(chart, Bars)
+    assert figure.title == "Peak memory, qwen3-0.6b (MB)"
+    assert chart.x_label == "MB"
+    assert {bar.segments[0].value for group in chart.groups for bar in group.bars} == {3.0, 40.0}
+
+
 def test_memory_is_left_out_where_none_was_recorded() -> None:
     made = Synthetic(**SMALL, rounds=1, mend=lambda r: replace(r, memory_bytes={}))
     assert not any(name.startswith("memory") for name in build_figures(analyse(made.run())))
