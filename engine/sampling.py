@@ -71,8 +71,17 @@ def penalise(logits_BV: Tensor, seen_BL: Tensor, penalty_B: Tensor) -> Tensor:
     return logits_BV.scatter(1, seen_BL, torch.where(scores > 0, scores / penalty_B1, scores * penalty_B1))
 
 
-def keep_mask(logits_BV: Tensor, batch: SamplingBatch) -> Tensor:
+def keep_mask(logits_BV: Tensor, params: Sequence[SamplingParams], batch: SamplingBatch) -> Tensor:
     """Which tokens top-k, top-p and min-p leave, bool [B, V]. Ties with the k-th stay in, the best token always."""
+    # min-p is a distance from the best token, whatever the others leave: alone it needs no order. NaN is not too far.
+    keep_BV = ~(logits_BV - logits_BV.amax(-1, keepdim=True) < batch.min_p.log()[:, None])
+    if any(p.top_k or p.top_p < 1 for p in params):
+        keep_BV &= _likeliest(logits_BV, batch)
+    return keep_BV
+
+
+def _likeliest(logits_BV: Tensor, batch: SamplingBatch) -> Tensor:
+    """What top-k and then top-p leave, bool [B, V]."""
     sorted_BV, order_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
     probs_BV = torch.softmax(sorted_BV, dim=-1)
     num_tokens = logits_BV.shape[-1]
@@ -84,7 +93,6 @@ def keep_mask(logits_BV: Tensor, batch: SamplingBatch) -> Tensor:
     kept_probs = kept_probs / kept_probs.sum(-1, keepdim=True)
     before = kept_probs.cumsum(-1) - kept_probs
     keep &= (before < batch.top_p[:, None]) | (batch.top_p[:, None] >= 1)
-    keep &= kept_probs >= batch.min_p[:, None] * kept_probs[:, :1]
     keep[:, 0] = True
     return torch.zeros_like(keep).scatter_(1, order_BV, keep)
 
@@ -97,7 +105,7 @@ def sample(logits_BV: Tensor, params: Sequence[SamplingParams], batch: SamplingB
     greedy_B1 = (batch.temperature == 0)[:, None]
     scaled = scores / torch.where(greedy_B1, 1.0, batch.temperature[:, None].clamp(min=1e-30))
     if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
-        scaled = scaled.masked_fill(~keep_mask(scaled, batch), -torch.inf)
+        scaled = scaled.masked_fill(~keep_mask(scaled, params, batch), -torch.inf)
     gumbel = -torch.log(-torch.log(uniform(batch.seed, batch.position, scores.shape[-1])))
     return argmax(torch.where(greedy_B1, scores, scaled + gumbel))
 

@@ -58,7 +58,7 @@ def test_kept_tokens_match_the_definition(given: dict[str, Any], temperature: fl
     """Seven rows of random logits over an odd vocabulary."""
     params = SamplingParams(temperature=temperature, **given)
     logits_BV = torch.randn(7, 131, generator=torch.Generator().manual_seed(1)) * 3
-    mask_BV = keep_mask(logits_BV / temperature, batch_of([params] * 7))
+    mask_BV = keep_mask(logits_BV / temperature, [params] * 7, batch_of([params] * 7))
     for row, mask in zip(logits_BV.tolist(), mask_BV, strict=True):
         assert set(mask.nonzero().squeeze(1).tolist()) == kept_by_definition(row, params)
 
@@ -72,16 +72,27 @@ def test_rows_keep_what_their_own_parameters_say() -> None:
         SamplingParams(temperature=1, min_p=0.9),
     ]
     row_V = torch.randn(50, generator=torch.Generator().manual_seed(2))
-    together = keep_mask(row_V.expand(4, -1), batch_of(params))
-    apart = [keep_mask(row_V[None], batch_of([each]))[0] for each in params]
+    together = keep_mask(row_V.expand(4, -1), params, batch_of(params))
+    apart = [keep_mask(row_V[None], [each], batch_of([each]))[0] for each in params]
     assert torch.equal(together, torch.stack(apart))
     assert together.sum(-1).tolist()[:2] == [3, 50]
+
+
+def test_min_p_alone_sorts_nothing_and_keeps_what_it_keeps_beside_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rows of many widths, so that many tokens lie near the border."""
+    params = [SamplingParams(temperature=1, min_p=(i + 1) / 64) for i in range(64)]
+    logits_BV = torch.randn(64, 2000, generator=torch.Generator().manual_seed(3)) * torch.linspace(0.1, 5, 64)[:, None]
+    others = [*params, SamplingParams(temperature=1, top_k=3)]
+    beside = keep_mask(torch.cat([logits_BV, logits_BV[:1]]), others, batch_of(others))
+    monkeypatch.setattr(torch, "sort", None)
+    assert torch.equal(keep_mask(logits_BV, params, batch_of(params)), beside[:-1])
 
 
 def test_ties_at_the_border_stay() -> None:
     """Which of two equally likely tokens goes would be an accident of the sort."""
     logits_BV = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
-    mask = keep_mask(logits_BV, batch_of([SamplingParams(temperature=1, top_k=2)]))
+    params = [SamplingParams(temperature=1, top_k=2)]
+    mask = keep_mask(logits_BV, params, batch_of(params))
     assert mask.tolist() == [[False, True, True, True, False]]
 
 
@@ -267,9 +278,14 @@ def test_infinite_logits_are_never_drawn_or_always() -> None:
     """-inf bans a token, whatever the noise."""
     logits_V = torch.full((20,), -torch.inf)
     logits_V[[3, 8]] = 0.0
-    params = SamplingParams(temperature=1.0)
-    counts = draw_counts(logits_V, params, seeds=[1] * 2000, positions=list(range(2000)))
-    assert counts.nonzero().squeeze(1).tolist() == [3, 8]
+    for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, min_p=0.1)):
+        counts = draw_counts(logits_V, params, seeds=[1] * 2000, positions=list(range(2000)))
+        assert counts.nonzero().squeeze(1).tolist() == [3, 8]
+    logits_V[5] = torch.inf
+    for top_k, min_p in ((0, 0.0), (0, 0.1), (4, 0.1)):
+        params = SamplingParams(temperature=1.0, top_k=top_k, min_p=min_p)
+        counts = draw_counts(logits_V, params, seeds=[1] * 9, positions=list(range(9)))
+        assert counts.nonzero().squeeze(1).tolist() == [5]
 
 
 def test_host_values_arrive_whole_and_typed() -> None:
