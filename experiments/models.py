@@ -9,8 +9,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.compose import load_yaml, names
+from experiments.compose import load_yaml, names, suggest
 from experiments.errors import UserError
+
+# The keys of configs/model are those of the engine's ModelConfig, which is not imported here: a test compares them.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+    "max_position_embeddings",
+)
+REQUIRED = ("name", "architecture", *SIZES)
+OPTIONAL = (
+    *("norm_eps", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias", "qk_norm", "sliding_window", "rope"),
+    *("bos_token_id", "eos_token_ids"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,22 @@ def _named(name: str) -> Model:
     """A file under configs/model; UserError lists what there is where the name is none of them."""
     loaded: Any = OmegaConf.to_container(load_yaml("model", name))
     sizes: dict[str, Any] = loaded
-    return Model(name, name, int(sizes["max_position_embeddings"]), sizes)
+    _check_keys(sizes, f"configs/model/{name}.yaml")
+    return Model(name, name, sizes["max_position_embeddings"], sizes)
+
+
+def _check_keys(sizes: Mapping[str, Any], file: str) -> None:
+    """What a plan can know to be wrong; the engine checks the other values when a worker loads the model."""
+    known = (*REQUIRED, *OPTIONAL)
+    for key in map(str, sizes):
+        if key not in known:
+            raise UserError(f"{file}: {key} is not a key{suggest(key, known)} (there are {', '.join(known)})")
+    for key in REQUIRED:
+        if key not in sizes:
+            raise UserError(f"{file}: {key} is missing")
+    for key in SIZES:
+        if type(sizes[key]) is not int or sizes[key] < 1:
+            raise UserError(f"{file}: {key}={sizes[key]} must be a positive whole number")
 
 
 def _folder(source: str, path: Path) -> Model:

@@ -1,13 +1,16 @@
 """Everything wrong that can be known before a worker starts is one line that names the key."""
 
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from experiments.compose import compose
+from engine.config import ModelConfig
+from experiments.compose import compose, load_yaml
 from experiments.errors import UserError
-from experiments.models import find_model
+from experiments.models import OPTIONAL, REQUIRED, find_model
 from experiments.validate_inputs import check
 
 SERVING = ["workloads=serving"]
@@ -119,6 +122,33 @@ def test_sizes_of_a_folder_are_read(tmp_path: Path) -> None:
     assert model.sizes["head_dim"] == 12
     assert model.sizes["num_kv_heads"] == 6
     assert find_model(str(folder(tmp_path / "n", **sizes))).sizes == {}
+
+
+def test_the_keys_of_configs_model_are_the_engine_s() -> None:
+    engine_s = fields(ModelConfig)
+    needed = {field.name for field in engine_s if field.default is MISSING}
+    assert set(REQUIRED) == {"name", *needed}
+    assert set(OPTIONAL) == {field.name for field in engine_s} - needed
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"hiden_size": 64}, "hiden_size is not a key; did you mean 'hidden_size'"),
+        ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
+        ({"architecture": None}, "architecture is missing"),
+        ({"num_heads": "four"}, "num_heads=four must be a positive whole number"),
+        ({"head_dim": 0}, "head_dim=0 must be a positive whole number"),
+    ],
+)
+def test_a_broken_model_file_is_no_plan(
+    changes: dict[str, object], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dry run starts no worker that would say so. None takes the key out."""
+    mended = {key: value for key, value in {**load_yaml("model", "tiny"), **changes}.items() if value is not None}
+    monkeypatch.setattr("experiments.models.load_yaml", lambda *_: OmegaConf.create(mended))
+    with pytest.raises(UserError, match=f"configs/model/tiny.yaml: {complaint}"):
+        check(compose(["experiment=quick", "models=tiny", "dry_run=true"]))
 
 
 def test_models_of_one_short_name_are_refused(tmp_path: Path) -> None:
