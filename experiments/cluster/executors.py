@@ -8,7 +8,8 @@ import os
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,11 @@ class LocalExecutor(Executor):
 
     def submit(self, shards: Sequence[ShardJob]) -> None:
         jobs = self.jobs = []
-        for shard, gpus in zip(shards, self._groups, strict=False):
-            self._local.update_parameters(timeout_min=YEAR_MIN, gpus_per_node=len(gpus), visible_gpus=tuple(gpus))
-            jobs.append(self._local.submit(shard))
+        # submitit's own processes end by Ctrl-C with a traceback each; a shard has logs of its own.
+        with _errors_to(self._folder / "submitit.err"):
+            for shard, gpus in zip(shards, self._groups, strict=False):
+                self._local.update_parameters(timeout_min=YEAR_MIN, gpus_per_node=len(gpus), visible_gpus=tuple(gpus))
+                jobs.append(self._local.submit(shard))
 
     def states(self) -> dict[str, str]:
         return {job.job_id: "running" for job in self.jobs if not job.done()}
@@ -71,6 +74,19 @@ class LocalExecutor(Executor):
 
     def by_hand(self) -> tuple[str, str]:
         return f"tail -F {self._folder}/*.out", f"kill -INT {' '.join(job.job_id for job in self.jobs)}"
+
+
+@contextmanager
+def _errors_to(file: Path) -> Iterator[None]:
+    """Whatever is started in the block has the file for its stderr."""
+    before = os.dup(2)
+    try:
+        with file.open("a") as log:
+            os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 class SlurmExecutor(Executor):

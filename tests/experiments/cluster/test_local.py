@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,19 +113,23 @@ def test_tensor_parallel_cells_take_several_gpus(monkeypatch: pytest.MonkeyPatch
     assert groups() == [[5], [7]]
 
 
-def test_ctrl_c_cancels_and_keeps_what_is_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_ctrl_c_cancels_and_keeps_what_is_finished(tmp_path: Path, send: Callable[[int, int], None]) -> None:
+    """To the launcher alone, and as a terminal does, to all; what submitit's processes say to it is for their log."""
     asked = arguments(tmp_path, "protocol.rounds=8", *LOCAL)
     command = [sys.executable, "-c", PROGRAM, json.dumps([asked, worker_command(tmp_path, [])])]
     environment = os.environ | {"FAKE_CELL_S": "0.1", "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
     assert wait_for(lambda: len(cells(tmp_path)) > 2)
-    running.send_signal(signal.SIGINT)
+    send(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     stopped = outcome(tmp_path)
-    assert err.strip().endswith(
-        f"cancelled; every finished cell is kept; go on with: {how_to_go_on(asked, stopped.path.name)}"
-    )
+    go_on = how_to_go_on(asked, stopped.path.name)
+    assert err.strip() == f"cancelled; every finished cell is kept; go on with: {go_on}"
+    [log] = stopped.path.glob("logs/jobs/01/submitit.err")
+    assert "KeyboardInterrupt" in log.read_text()
     assert wait_for(lambda: not workers(tmp_path), 10)
     assert {r.status for r in stopped.results.values()} == {Status.OK}
     assert 2 < len(stopped.results) < 64
