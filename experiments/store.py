@@ -9,6 +9,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ class RunStore:
 def create_run(results_dir: Path, manifest: Manifest) -> RunStore:
     """A new run folder, named by the run's id; where that is taken the id gets a number."""
     path = make_new_folder(results_dir / manifest.experiment / manifest.run_id)
+    if (latest := max((other.name for other in path.parent.iterdir()), key=by_time)) != path.name:
+        # As after a clock that was set back; no other order would hold for runs that were copied here.
+        print(f"warning: by its name {latest} is later than this run, so `latest` is not this one", file=sys.stderr)
     make_folder(path / CELLS)
     make_folder(path / LOGS)
     store = RunStore(path, manifest)

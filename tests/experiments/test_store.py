@@ -62,6 +62,16 @@ def test_a_run_is_named_by_time_and_commit(tmp_path: Path) -> None:
     assert second.manifest.run_id == second.path.name
 
 
+def test_a_clock_that_was_set_back_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`latest` goes by the time in a run's name, and copies of runs are never the latest."""
+    first = create_run(tmp_path, replace(manifest(), run_id="20260102-000000-abcdef0"))
+    (first.path.parent / "copy-of-a-run").mkdir()
+    create_run(tmp_path, replace(manifest(), run_id="20260102-000000-abcdef0"))
+    assert capsys.readouterr().err == ""
+    create_run(tmp_path, replace(manifest(), run_id="20260101-000000-abcdef0"))
+    assert "warning: by its name 20260102-000000-abcdef0-2 is later than this run" in capsys.readouterr().err
+
+
 def test_a_manifest_names_no_place_and_no_person(tmp_path: Path) -> None:
     model = tmp_path / "secret-place" / "my-model"
     model.mkdir(parents=True)
