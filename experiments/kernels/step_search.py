@@ -43,9 +43,10 @@ class Steps(Protocol):
     """Decode steps of one cell on a GPU, or what stands for them in a test."""
 
     points: Mapping[str, KernelPoint]
-    own: Mapping[str, Choice]  # What the engine chooses by itself, by site; attention's too.
+    # What the engine chooses by itself, by site; attention's is its cut in the last of the timed steps.
+    own: Mapping[str, Choice]
     num_kv_heads: int
-    max_context: int
+    max_context: int  # What the block table of the last timed steps holds; that of the first may hold less.
     sms: int
     hopper: bool  # Whether attention's kernel for Hopper supports the model here.
 

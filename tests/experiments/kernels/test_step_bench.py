@@ -53,6 +53,9 @@ def test_the_engines_own_choices_are_known(steps: GpuSteps) -> None:
     sizes = find_model("tiny").sizes
     own = attention_cut(2, *(sizes[name] for name in ("num_heads", "num_kv_heads", "head_dim")), 128, 64, steps.sms)
     assert steps.own["attention"].cut == own
+    # Around 128 tokens the first steps have a table of 128, the last one of 320: the last count.
+    longer = GpuSteps(StepPlace("tiny", 2, 128, 1, "float32", "cpu"), sizes, OPS)
+    assert longer.max_context == 320
     many = GpuSteps(StepPlace("tiny", 128, 8, 1, "float32", "cpu"), find_model("tiny").sizes, OPS)
     assert not any(choice.fused for choice in many.own.values())
 
