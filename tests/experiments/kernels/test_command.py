@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -92,15 +93,20 @@ def test_gates_are_shown_with_figures_and_kept(tmp_path: Path, capsys: pytest.Ca
     assert "| folded on tiny | twin | float32 | mean KL" in page
 
 
-def test_the_most_processes_beside_a_run_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counts", "most"), [((0, 3, 1, 0, 2, 1), 3), ((0,) * 6, 0), ((None,) * 6, None), ((None, 0, None, 2, None, 1), 2)]
+)
+def test_the_most_processes_beside_a_run_are_kept(
+    counts: tuple[int | None, ...], most: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As each place ends: what came and went in between is seen by those in which it was."""
-    seen = iter((0, 3, 1, 0, 2, 1))
+    seen = iter(counts)
     monkeypatch.setattr(command, "others_on_gpu", lambda device: next(seen))
     asked = ["ops=lm_head", "rows=[1,2,3]", "repeats=2", "device=cpu", f"results_dir={tmp_path}"]
     assert main(["kernels", *asked]) == 0
     [file] = tmp_path.glob("kernels/*/kernels.json")
-    assert read_run(KernelRun, file).other_processes == 3
-    assert next(seen, None) is None, "one look for each place"
+    assert read_run(KernelRun, file).other_processes == most
+    assert not list(seen), "one look for each place"
 
 
 def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:
@@ -114,6 +120,14 @@ def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:
         found.append(read_run(GateRun, file).rows)
     assert [row.subject for row in found[0]] == [row.subject for row in found[1]]
     assert found[0] == found[1]
+
+
+def test_as_many_processes_run_at_once_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other."""
+    both = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(validate, "rows_of_part", lambda scratch, part: [both.wait()])
+    options = validate.Options(level="kernels", ops=("linear_add",), dtypes=("float16", "float32"), at_once=2)
+    assert len(list(validate.rows_side_by_side(options, "cpu"))) == 2
 
 
 def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
