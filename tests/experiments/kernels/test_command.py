@@ -12,7 +12,17 @@ import torch
 
 from experiments import validate
 from experiments.cli import main
-from experiments.kernel_records import GateRow, GateRun, GateStatus, KernelRun, read_run
+from experiments.kernel_records import (
+    SCHEMA,
+    VALIDATE,
+    GateRow,
+    GateRun,
+    GateStatus,
+    KernelRun,
+    new_stamp,
+    read_run,
+    write_run,
+)
 from experiments.kernels import command, gates
 from experiments.kernels.cases import CASES
 from experiments.kernels.chained_cases import ChainedGateUpSilu
@@ -142,6 +152,22 @@ def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert dead.where == "its process ended with -9: illegal memory access"
     assert (silent.subject, silent.status) == ("qkv_post-float16", GateStatus.FAILED)
     assert silent.where == "its process ended with 0: it said nothing"
+
+
+def test_what_a_process_found_before_it_died_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And its end is told beside it, whatever the gates said."""
+    row = GateRow("qkv_post", "twin", "float16", "a gate", GateStatus.PASSED, "M=1")
+    write_run(tmp_path, VALIDATE, GateRun(SCHEMA, new_stamp("validate", "cpu"), (row,)))
+    dying = tmp_path / "dying"
+    dying.write_text(
+        "#!/bin/sh\nfor word; do case $word in results_dir=*) folder=${word#results_dir=}/validate/run;; esac; done\n"
+        f'mkdir -p "$folder"; cp {tmp_path}/{VALIDATE}.json "$folder"; kill -9 $$\n'
+    )
+    dying.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(dying))
+    kept, dead = validate.rows_of_part(tmp_path, validate.Options(ops=("qkv_post",), dtypes=("float16",)))
+    assert kept == row
+    assert (dead.status, dead.where) == (GateStatus.FAILED, "its process ended with -9: it said nothing")
 
 
 def test_a_model_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
