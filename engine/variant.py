@@ -49,9 +49,9 @@ class Variant:
     @property
     def replaced(self) -> tuple[str, ...]:
         """Names of the baseline's methods that this variant overrides, sorted."""
-        methods = inspect.getmembers(type(self.ops), inspect.isfunction)
-        known = {name for name, _ in inspect.getmembers(Ops, inspect.isfunction) if not name.startswith("__")}
-        return tuple(name for name, method in methods if name in known and method is not getattr(Ops, name))
+        known = {name: method for name, method in inspect.getmembers(Ops, inspect.isfunction) if name[:2] != "__"}
+        kinds = {type(self.ops), type(self.prompt_ops or self.ops)}
+        return tuple(name for name, own in known.items() if any(getattr(kind, name) is not own for kind in kinds))
 
 
 BASELINE = Variant("baseline")

@@ -143,6 +143,7 @@ def _say_if_shared() -> None:
 
     from experiments.measuring.presence import others_on_gpu
 
+    # With a context of its own it is among those whom the driver lists.
     own = torch.zeros(1, device="cuda")
     if others := others_on_gpu(own.device):
         print(f"tune: other processes are on the GPU: {others}; what is chosen may be so for them", flush=True)

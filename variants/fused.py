@@ -177,6 +177,7 @@ class FusedOps(Ops):
 def build(name: str, switches: Mapping[str, bool], runtime: Runtime) -> Variant:
     """The fused engine with some of its rungs."""
     decoding = FusedOps(switches, pdl=runtime.pdl and torch.cuda.is_available())
-    # Among grids of several waves, blocks that wait for the kernel before them only take its room.
+    # Among grids of several waves, blocks that wait for the kernel before them presumably only take its room: it is
+    # slower (docs/data/prefill_pdl.json).
     prompts = FusedOps(switches, pdl=False)
     return Variant(name, decoding, fold_layers, runtime, switches, KERNELS, prompts)

@@ -2,9 +2,9 @@
 
 It counts everything between the requests' arrival and their first tokens on the host: scheduling, upload, forward pass,
 sampling, read-back. Prompts over the step's token budget are chunked, as in use. Those of a window are drawn before it
-and come one behind the other: an engine that was idle, or a host that did something else in between, takes a few tenths
-of a millisecond longer, since all of its code comes from memory. On a GPU, whose steps are launched without being
-waited for, the time until the first one is launched has samples of its own (`ttft_launch_ms`).
+and come one behind the other: a host that did something else in between takes a few tenths of a millisecond longer,
+presumably since its code is in no cache then. On a GPU, whose steps are launched without being waited for, the time
+until the first one is launched has samples of its own (`ttft_launch_ms`).
 """
 
 import time

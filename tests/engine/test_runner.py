@@ -6,9 +6,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine import Engine, SamplingParams, Variant
-from engine.batch import Stream
+from engine.batch import Batch, Stream
 from engine.launch import Launch
 from engine.loading import LoadedModel
 from engine.loading.random import random_weights
@@ -156,24 +157,41 @@ def test_nothing_is_left_to_capture_once_all_is_captured(config: dict[str, Any])
 
 
 class Counting(Ops):
-    """Counts the layers that it ran."""
+    """Counts the layers and heads that it ran."""
 
     def __init__(self) -> None:
-        self.num_layers = 0
+        self.num_layers = self.num_heads = 0
 
     def layer(self, *args: Any) -> Stream:
         """One more."""
         self.num_layers += 1
         return super().layer(*args)
 
+    def logits(self, *args: Any) -> Tensor:
+        """The head, which a choice of tokens goes through as well."""
+        self.num_heads += 1
+        return super().logits(*args)
+
+    def ran(self) -> tuple[int, int]:
+        """(layers, heads) since the last call."""
+        ran = self.num_layers, self.num_heads
+        self.num_layers = self.num_heads = 0
+        return ran
+
 
 def test_steps_with_prompts_have_their_own_operations() -> None:
     """Once a prompt is in, decodes only; logits asked for by hand are of whatever the batch holds."""
     decoding, prompts = Counting(), Counting()
     engine = tiny_engine(Variant("two", decoding, prompt_ops=prompts), max_num_seqs=2)
+    layers, steps = CONFIG.num_layers, GREEDY.max_tokens - 1
     assert serve(engine, PROMPTS[:1], GREEDY) == expected(PROMPTS[:1])
-    assert prompts.num_layers == CONFIG.num_layers
-    assert decoding.num_layers == (GREEDY.max_tokens - 1) * CONFIG.num_layers
+    assert (prompts.ran(), decoding.ran()) == ((layers, 1), (steps * layers, steps))
+    one = torch.zeros(1, dtype=torch.int32)
+    decode = Batch(one.long(), one, one - 1, one[:, None], one + 1, num_decode=1)
+    engine.runner.logits(decode)
+    assert (prompts.ran(), decoding.ran()) == ((0, 0), (layers, 1))
+    engine.runner.logits(replace(decode, num_decode=0, cu_seqlens_B1=torch.tensor([0, 1], dtype=torch.int32)))
+    assert (prompts.ran(), decoding.ran()) == ((layers, 1), (0, 0))
 
 
 def staggered(engine: Engine) -> list[list[int]]:

@@ -26,3 +26,4 @@ def test_replaced_names_the_baselines_operations_and_nothing_else() -> None:
     """Helpers and a dataclass's own methods replace nothing."""
     assert BASELINE.replaced == ()
     assert Variant("changed", Changed(2.0)).replaced == ("silu_mul",)
+    assert Variant("changed", prompt_ops=Changed(2.0)).replaced == ("silu_mul",)

@@ -300,6 +300,24 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_search(
     assert f"table={tmp_path} cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("others", [None, 0, 2])
+def test_whoever_shares_the_gpu_is_told_before_the_search(
+    others: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = torch.empty(1)
+    monkeypatch.setattr(command, "resolve_device", lambda *_: "cuda")
+    monkeypatch.setattr("torch.zeros", lambda *_, **__: own)
+    monkeypatch.setattr("experiments.measuring.presence.others_on_gpu", lambda device: others)
+    monkeypatch.setattr(command, "run_steps", lambda *_: print("searching"))
+    assert main(["tune", "by=step", f"table={tmp_path}/tiles.json"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    if others:
+        assert first.startswith("tune: other processes are on the GPU: 2")
+        assert rest == ["searching"]
+    else:
+        assert (first, rest) == ("searching", [])
+
+
 def test_a_table_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
     """In a folder that does not either."""
     file, tile = tmp_path / "new" / "tiles.json", Tile("gemv", 1, 8, 512, 4, 2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,17 @@ import torch
 
 from experiments import validate
 from experiments.cli import main
-from experiments.kernel_records import GateRow, GateRun, GateStatus, KernelRun, read_run
+from experiments.kernel_records import (
+    SCHEMA,
+    VALIDATE,
+    GateRow,
+    GateRun,
+    GateStatus,
+    KernelRun,
+    new_stamp,
+    read_run,
+    write_run,
+)
 from experiments.kernels import command, gates
 from experiments.kernels.cases import CASES
 from experiments.kernels.chained_cases import ChainedGateUpSilu
@@ -92,15 +103,20 @@ def test_gates_are_shown_with_figures_and_kept(tmp_path: Path, capsys: pytest.Ca
     assert "| folded on tiny | twin | float32 | mean KL" in page
 
 
-def test_the_most_processes_beside_a_run_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counts", "most"), [((0, 3, 1, 0, 2, 1), 3), ((0,) * 6, 0), ((None,) * 6, None), ((None, 0, None, 2, None, 1), 2)]
+)
+def test_the_most_processes_beside_a_run_are_kept(
+    counts: tuple[int | None, ...], most: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As each place ends: what came and went in between is seen by those in which it was."""
-    seen = iter((0, 3, 1, 0, 2, 1))
+    seen = iter(counts)
     monkeypatch.setattr(command, "others_on_gpu", lambda device: next(seen))
     asked = ["ops=lm_head", "rows=[1,2,3]", "repeats=2", "device=cpu", f"results_dir={tmp_path}"]
     assert main(["kernels", *asked]) == 0
     [file] = tmp_path.glob("kernels/*/kernels.json")
-    assert read_run(KernelRun, file).other_processes == 3
-    assert next(seen, None) is None, "one look for each place"
+    assert read_run(KernelRun, file).other_processes == most
+    assert not list(seen), "one look for each place"
 
 
 def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:
@@ -116,6 +132,14 @@ def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_as_many_processes_run_at_once_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other."""
+    both = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(validate, "rows_of_part", lambda scratch, part: [both.wait()])
+    options = validate.Options(level="kernels", ops=("linear_add",), dtypes=("float16", "float32"), at_once=2)
+    assert len(list(validate.rows_side_by_side(options, "cpu"))) == 2
+
+
 def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whether it fell silent or had its say, and the others go on."""
     dying = tmp_path / "dying"
@@ -128,6 +152,22 @@ def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert dead.where == "its process ended with -9: illegal memory access"
     assert (silent.subject, silent.status) == ("qkv_post-float16", GateStatus.FAILED)
     assert silent.where == "its process ended with 0: it said nothing"
+
+
+def test_what_a_process_found_before_it_died_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And its end is told beside it, whatever the gates said."""
+    row = GateRow("qkv_post", "twin", "float16", "a gate", GateStatus.PASSED, "M=1")
+    write_run(tmp_path, VALIDATE, GateRun(SCHEMA, new_stamp("validate", "cpu"), (row,)))
+    dying = tmp_path / "dying"
+    dying.write_text(
+        "#!/bin/sh\nfor word; do case $word in results_dir=*) folder=${word#results_dir=}/validate/run;; esac; done\n"
+        f'mkdir -p "$folder"; cp {tmp_path}/{VALIDATE}.json "$folder"; kill -9 $$\n'
+    )
+    dying.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(dying))
+    kept, dead = validate.rows_of_part(tmp_path, validate.Options(ops=("qkv_post",), dtypes=("float16",)))
+    assert kept == row
+    assert (dead.status, dead.where) == (GateStatus.FAILED, "its process ended with -9: it said nothing")
 
 
 def test_a_model_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def test_steps_and_prefills_are_timed_and_kept(
 ) -> None:
     monkeypatch.setattr(trials, "PREFILLS", 2)
     monkeypatch.setattr(trials, "resolve_device", lambda *_: "cpu")
+    seen = iter((0, 2))
+    monkeypatch.setattr(trials, "others_on_gpu", lambda device: next(seen))
     out = tmp_path / "new" / "trials.json"
     arguments = ["models=[tiny]", "layers=1", "points=[[2,40]]", "prefills=[70]", "choices=[down:off]", "rounds=1"]
     assert main([*arguments, f"out={out}"]) == 0
@@ -107,8 +109,10 @@ def test_steps_and_prefills_are_timed_and_kept(
     kept = [(row["kind"], row["batch"], row["length"], sorted(row["us"]), row["failed"]) for row in record["trials"]]
     assert kept == [("decode", 2, 40, ["down:off", "own"], {}), ("prefill", 1, 70, ["down:off", "own"], {})]
     assert all(min(us) > 0 for row in record["trials"] for us in row["us"].values())
+    assert [row["other_processes"] for row in record["trials"]] == [0, 2]
     printed = capsys.readouterr().out
     assert "tiny, 1 layers, prefill 1 x 70: own" in printed
+    assert printed.count("other processes on the GPU: 2") == 1
     assert printed.count("(twins, which choose nothing)") == 2
     assert not re.search(r"\d+x", printed)  # No speed is claimed from a twin.
 

@@ -1,10 +1,14 @@
 """A prefix is paid for once, and only by the prompt that comes first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from engine import Engine
+from experiments.measuring import shared_prefix
+from experiments.measuring.decode import window_steps
 from experiments.measuring.shared_prefix import draw_alike, measure_shared_prefix
 from experiments.records import Point
 from tests.experiments.measuring.sessions import PROTOCOL, session_of
@@ -44,6 +48,31 @@ def test_the_first_computes_all_and_the_others_what_is_theirs(monkeypatch: pytes
     assert engine.snapshot()["prefix_hit_rate"] == pytest.approx(3 * 128 / (4 * LENGTH))
     assert len(samples["cold_ttft_ms"]) == len(samples["warm_ttft_ms"])
     assert min(*samples["cold_ttft_ms"], *samples["warm_ttft_ms"]) > 0
+
+
+def test_in_a_window_one_prompt_comes_behind_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are drawn before it. A time here is the number of prompts: one cold, three warm."""
+    done: list[str] = []
+
+    @contextmanager
+    def window(engine: Engine) -> Iterator[None]:
+        done.append("(")
+        yield
+        done.append(")")
+
+    def served(engine: Engine, prompts: list[list[int]]) -> float:
+        done.append("serve")
+        return float(len(prompts))
+
+    monkeypatch.setattr(shared_prefix, "draw_alike", lambda *args: [done.append("draw"), draw_alike(*args)][1])
+    monkeypatch.setattr(shared_prefix, "first_token_ms", served)
+    monkeypatch.setattr(shared_prefix, "undisturbed", window)
+    samples, _ = measure_shared_prefix(session_of(), POINT, PROTOCOL)
+    repeats = window_steps(PROTOCOL, 4.0)
+    count = PROTOCOL.windows * repeats
+    assert samples == {"warm_ttft_ms": [3.0] * count, "cold_ttft_ms": [1.0] * count}
+    whole = ["draw"] * repeats + ["("] + ["serve"] * 2 * repeats + [")"]
+    assert done[-len(whole) * PROTOCOL.windows :] == whole * PROTOCOL.windows
 
 
 def test_answers_do_not_depend_on_who_brought_the_prefix() -> None:

@@ -1,6 +1,8 @@
 """What is timed: the right steps at the right contexts, over the right requests, and nothing that ended early."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -285,11 +287,36 @@ def test_prefill_times_fresh_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     # On a CPU the step is over when it is launched.
     assert {name: len(taken) for name, taken in samples.items()} == {"ttft_ms": count}
     timed = served[-count:]
-    assert len({str(prompts) for prompts in timed}) == count
+    assert len({str(prompts) for prompts in [served[0], *timed]}) == 1 + count, "nor those that it settled with"
     assert all([len(prompt) for prompt in prompts] == [24, 24] for prompts in timed)
     assert engine.metrics.num_generated_tokens == 2 * len(served)
     assert engine.metrics.num_prefilled_tokens == 48 * len(served)
     assert engine.metrics.num_steps == len(served), "prompts within the budget of a step came in chunks"
+
+
+def test_between_the_prompts_of_a_window_nothing_else_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn before it; the GPU's state and what must not happen are read around it."""
+    done: list[str] = []
+    session = session_of()
+    draw = session.prompts
+
+    @contextmanager
+    def window(engine: Engine) -> Iterator[None]:
+        done.append("(")
+        yield
+        done.append(")")
+
+    def served(engine: Engine, prompts: list[list[int]]) -> tuple[float, float]:
+        done.append("serve")
+        return 1e-3, 1e-3
+
+    monkeypatch.setattr(session, "prompts", lambda *args: [done.append("draw"), draw(*args)][1])
+    monkeypatch.setattr(prefill, "first_token_and_launch_ms", served)
+    monkeypatch.setattr(prefill, "undisturbed", window)
+    measure_prefill(session, PREFILL, PROTOCOL)
+    repeats = PROTOCOL.steps_per_window
+    whole = ["draw"] * repeats + ["("] + ["serve"] * repeats + [")"]
+    assert done[-len(whole) * PROTOCOL.windows :] == whole * PROTOCOL.windows
 
 
 def test_what_the_host_needs_before_it_waits_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

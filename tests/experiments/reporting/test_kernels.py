@@ -80,6 +80,8 @@ def test_who_else_was_on_the_gpu_is_said(others: int | None, said: str, capsys: 
     """Processes that an earlier command had left behind once doubled the times of a whole run."""
     run = replace(RUN, other_processes=others)
     assert f"- **Other processes on the GPU:** {said}\n" in build_kernels(run)["report.md"].decode()
+    on_cpu = replace(run, stamp=replace(run.stamp, device="cpu"))
+    assert "Other processes on the GPU" not in build_kernels(on_cpu)["report.md"].decode()
     show_kernels(run)
     assert ("a GPU that was shared" in " ".join(capsys.readouterr().out.split())) == bool(others)
 
