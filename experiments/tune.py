@@ -145,9 +145,7 @@ def _say_if_shared() -> None:
 
     own = torch.zeros(1, device="cuda")
     if others := others_on_gpu(own.device):
-        print(
-            f"tune: other processes are on the GPU: {others}; what is chosen may be so for them", flush=True
-        )
+        print(f"tune: other processes are on the GPU: {others}; what is chosen may be so for them", flush=True)
 
 
 def run_steps(options: Options, arguments: Sequence[str]) -> None:
