@@ -116,6 +116,7 @@ def test_steps_with_prompts_and_decodes_are_captured_for_few_shapes() -> None:
     tokens = [64, 128, 256, 512, 1024, 2048]
     assert mixed_sizes(16_384, 15_728_640, 256) == ([8, 16, 32, 64, 128, 256], [1, 4, 16], tokens)
     assert mixed_sizes(16_384, 192_937_984, 256)[2] == [64, 128, 256]
+    assert mixed_sizes(256, 15_728_640, 12)[2] == [64, 128, 256]
     assert mixed_sizes(300, 15_728_640, 12) == ([8, 12], [1, 4, 16], [64, 128, 256])
     assert mixed_sizes(2048, 15_728_640, 5)[:2] == ([5], [1, 4])
     assert mixed_sizes(2048, 15_728_640, 3)[:2] == ([3], [1, 4])
