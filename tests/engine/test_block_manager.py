@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.block_manager import BlockManager
+from engine.block_manager import ROOT, BlockManager
 from engine.request import SamplingParams, SequenceState
 
 SIZE = 16
@@ -37,7 +37,6 @@ def test_grow_takes_whole_blocks_as_they_are_needed() -> None:
     assert manager.num_used == manager.peak_used == 3
     manager.check_integrity([sequence])
     manager.release(sequence)
-    assert (sequence.blocks, sequence.num_computed, sequence.num_sealed) == ([], 0, 0)
     assert manager.grow(sequence, 1)
     assert (manager.num_used, manager.peak_used) == (1, 3)
 
@@ -185,7 +184,9 @@ def test_a_shared_block_is_free_when_its_last_holder_is_gone() -> None:
     manager.release(first)
     assert manager.blocks[shared].refs == 1
     manager.check_integrity([second])
+    assert (second.num_computed, second.num_sealed) == (SIZE, 1)
     manager.release(second)
+    assert (second.blocks, second.num_computed, second.num_sealed, second.sealed_content_id) == ([], 0, 0, ROOT)
     assert manager.num_used == 0
     manager.check_integrity([])
 
