@@ -115,7 +115,16 @@ def test_every_step_without_a_graph_has_its_reason() -> None:
     figures = engine.snapshot()
     reasons = {name: value for name, value in figures.items() if name.startswith("no graph: ")}
     assert "no graph: prefill chunks and decodes in one step" in reasons
+    assert {key.layout.kind for key in engine.runner.graphs.graphs} == {"prefill", "decode"}, "none in passing"
     assert figures["graph_replays"] + sum(reasons.values()) == figures["steps"]
+
+
+def test_more_prompts_than_a_graph_holds_are_a_reason() -> None:
+    most = PREFILL_GRAPH_SEQS
+    engine = graph_engine(max_num_seqs=most + 1, num_kv_blocks=100)
+    prompts = [prompt_of(3, seed=i) for i in range(most + 1)]
+    serve(engine, prompts, replace(GREEDY, max_tokens=2))
+    assert engine.snapshot()[f"no graph: a prefill of more than {most} sequences"] == 1
 
 
 def test_a_step_that_is_full_replays_a_graph_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +170,13 @@ def test_a_trace_captures_the_graphs_that_there_are_and_replays_each() -> None:
 def test_decodes_have_the_narrowest_table_that_holds_their_contexts(build: Any) -> None:
     """One tile of keys is 128 tokens; a wider table would have attention divide what there is not."""
     engine = build()
-    engine.add_request(prompt_of(120), GREEDY)
+    prompts = [prompt_of(3), prompt_of(120)]
+    ids = [engine.add_request(prompt, GREEDY) for prompt in prompts]
     widths = []
     run_step = engine.runner.run
     engine.runner.run = lambda step: widths.append((step.layout.decode_only, step.layout.table_width)) or run_step(step)
-    run(engine)
+    outputs = run(engine)
+    assert [outputs[i].token_ids for i in ids] == expected(prompts)
     decodes = [width for decode_only, width in widths if decode_only]
     # The first token is the prompt's; the last one's keys are never written. At 128 tokens the page of the next is due.
     assert decodes == [128 // 16] * 8 + [256 // 16] * (GREEDY.max_tokens - 1 - 8)
@@ -186,6 +197,8 @@ def test_attention_is_told_how_long_the_longest_chunk_may_be(build: Any, monkeyp
 
     monkeypatch.setattr("engine.runner.hidden", watched)
     engine = build(max_num_batched_tokens=100)
+    if build is graph_engine:
+        engine.runner.warm_up_all()
     assert serve(engine, PROMPTS, GREEDY) == answers
     assert len(told) > 1
     for most, longest, num_tokens in told:
@@ -269,6 +282,12 @@ def test_steps_with_prompts_have_their_own_operations() -> None:
     assert serve(engine, PROMPTS[:1], GREEDY) == expected(PROMPTS[:1])
     assert prompts.num_layers == CONFIG.num_layers
     assert decoding.num_layers == (GREEDY.max_tokens - 1) * CONFIG.num_layers
+    token, first, table, length = (torch.tensor(x) for x in ([5], [0], [[0]], [1]))
+    by_decode = engine.runner.logits(Batch(token, first, first, table, length, num_decode=1))
+    assert decoding.num_layers == GREEDY.max_tokens * CONFIG.num_layers
+    prompt = Batch(token, first, first, table, length, num_decode=0, cu_seqlens_B1=torch.tensor([0, 1]))
+    torch.testing.assert_close(engine.runner.logits(prompt), by_decode)
+    assert prompts.num_layers == 2 * CONFIG.num_layers
 
 
 def staggered(engine: Engine) -> list[list[int]]:
