@@ -186,6 +186,8 @@ def test_weights_up_to_sixteen_mebi_are_small() -> None:
     for rung in dispatch.MAX_ROWS:
         small, large = dispatch.MAX_ROWS[rung]
         assert dispatch.most_rows(rung, 4096, 4096) == small >= large == dispatch.most_rows(rung, 4097, 4096)
+    x, *weights = (torch.empty(shape, device="meta") for shape in ((1024, 1), (4096, 4096), (4097, 4096)))
+    assert [dispatch.whole_heads_pay(x, weight) for weight in weights] == [True, False]
 
 
 def test_every_rung_with_a_bound_has_its_kernel() -> None:
