@@ -58,8 +58,6 @@ class BlockManager:
 
     def match_prefix(self, sequence: SequenceState) -> list[int]:
         """Cached blocks for the start of a sequence; at least its last token is always left to compute."""
-        if not self.prefix_caching:
-            return []
         found: list[int] = []
         parent = ROOT
         for i in range((len(sequence.tokens) - 1) // self.block_size):
@@ -83,8 +81,6 @@ class BlockManager:
 
     def grow(self, sequence: SequenceState, num_tokens: int) -> bool:
         """Let a sequence hold so many tokens; False, and nothing changed, where the pool is too full."""
-        if num_tokens <= len(sequence.blocks) * self.block_size:
-            return True
         missing = self.blocks_for(num_tokens) - len(sequence.blocks)
         if missing > self.num_free:
             return False

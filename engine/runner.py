@@ -104,7 +104,6 @@ class Runner:
     @on_every_rank
     def logits(self, batch: Batch) -> Tensor:
         """Logits of a batch made by hand, on any device; keys and values go to the pages that it names."""
-        self._uploaded = None
         with torch.inference_mode():
             ops = self.ops if batch.cu_seqlens_B1 is None else self.prompt_ops
             return logits(self.model, ops, hidden(self.model, ops, batch.to(self.device), self.caches))
@@ -199,7 +198,6 @@ class Runner:
     def forget_graphs(self) -> None:
         """Drop all graphs; the next steps capture anew."""
         self.graphs.clear()
-        self._uploaded = None
 
     @on_every_rank
     def capture_anew(self) -> None:

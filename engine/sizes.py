@@ -46,7 +46,7 @@ def mixed_sizes(
 
     Few of each, since every combination is captured: so only where launches take longer than what padding adds.
     """
-    most = min(max_num_batched_tokens, PREFILL_GRAPH_TOKENS, launch_bound_tokens(layer_weights))
+    most = min(max_num_batched_tokens, launch_bound_tokens(layer_weights))
     tokens = [size for size in MIXED_GRAPH_TOKENS if size <= most]
     decodes = [2**power for power in range(3, 31) if 2**power < max_num_seqs]
     # Up to the first that holds all who are not decoding.

@@ -4,6 +4,7 @@ Each gate tries a kernel at every place within its `Reach` and reports the worst
 the same figures to the same bounds; this is what shows them, on whatever GPU there is.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -178,7 +179,9 @@ def _ratio(reach: Reach, shape: Shape, case: Case, found: tuple[Outputs, Outputs
             lambda part: part.launch_unfused(reach.how),
         ]
         mine, unfused = pooled_errors(pool, rows, runs)
-    return mine / unfused if unfused else 0.0
+    if not unfused:
+        return math.inf if mine else 0.0
+    return mine / unfused
 
 
 def special_rows(reach: Reach) -> GateRow:

@@ -4,8 +4,10 @@ from array import array
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.block_manager import BlockManager
+from engine.block_manager import ROOT, BlockManager
 from engine.request import SamplingParams, SequenceState
 
 SIZE = 16
@@ -29,11 +31,21 @@ def test_grow_takes_whole_blocks_as_they_are_needed() -> None:
     """33 tokens take three blocks of 16; the next 15 fit in the third."""
     manager = BlockManager(4, SIZE)
     sequence = sequence_of([1] * 48)
-    for num_tokens, num_blocks in ((1, 1), (16, 1), (17, 2), (33, 3), (48, 3)):
+    for num_tokens, num_blocks in ((1, 1), (16, 1), (17, 2), (33, 3), (48, 3), (5, 3)):
         assert manager.grow(sequence, num_tokens)
         assert len(sequence.blocks) == num_blocks
     assert manager.num_used == manager.peak_used == 3
     manager.check_integrity([sequence])
+    manager.release(sequence)
+    assert manager.grow(sequence, 1)
+    assert (manager.num_used, manager.peak_used) == (1, 3)
+
+
+def test_a_full_pool_refuses_no_one_who_has_what_he_needs() -> None:
+    """The last page is taken, and its holder fills it."""
+    manager = BlockManager(1, SIZE)
+    sequence = sequence_of([1] * SIZE)
+    assert [manager.grow(sequence, num_tokens) for num_tokens in (1, 2, SIZE, SIZE + 1)] == [True, True, True, False]
 
 
 def test_grow_beyond_the_pool_changes_nothing() -> None:
@@ -108,6 +120,44 @@ def test_nothing_is_shared_before_it_is_computed() -> None:
     assert manager.match_prefix(sequence_of(tokens)) == sequence.blocks[:1]
 
 
+def test_a_block_is_shared_once_all_of_its_tokens_are_known() -> None:
+    """The newest one may be on the device only when its keys and values are written; the next step knows it."""
+    manager = BlockManager(8, SIZE)
+    tokens = list(range(48))
+    sequence = sequence_of(tokens[:47])
+    assert manager.grow(sequence, 48)
+    manager.seal(sequence, 48)
+    assert manager.match_prefix(sequence_of([*tokens, 0])) == sequence.blocks[:2]
+    sequence.tokens.append(tokens[47])
+    manager.seal(sequence, 49)
+    assert manager.match_prefix(sequence_of([*tokens, 0])) == sequence.blocks
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=1, max_size=4), st.data())
+def test_the_longest_beginning_that_is_held_is_found(texts: list[list[int]], data: st.DataObject) -> None:
+    """Of texts made of two blocks, which repeat themselves and each other; sealed in steps of any size."""
+    manager = BlockManager(32, SIZE)
+    holders = []
+    for number, text in enumerate(texts):
+        tokens = [token for block in text for token in [block] * SIZE]
+        sequence = sequence_of(tokens, number)
+        manager.admit(sequence, manager.match_prefix(sequence))
+        assert manager.grow(sequence, len(tokens))
+        for num_written in sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=4))):
+            manager.seal(sequence, num_written)
+        manager.seal(sequence, len(tokens))
+        holders.append((text, sequence))
+    manager.check_integrity([sequence for _, sequence in holders])
+    wanted = data.draw(st.lists(st.integers(0, 1), max_size=6))
+    found = manager.match_prefix(sequence_of([token for block in wanted for token in [block] * SIZE] + [9]))
+    held = {tuple(text[:length]) for text in texts for length in range(len(text) + 1)}
+    assert len(found) == max(length for length in range(len(wanted) + 1) if tuple(wanted[:length]) in held)
+    # Each block stands at its own place in some sequence that begins so.
+    for place, block in enumerate(found):
+        begun = [sequence.blocks for text, sequence in holders if text[: place + 1] == wanted[: place + 1]]
+        assert block in [blocks[place] for blocks in begun]
+
+
 def test_the_second_to_compute_a_block_keeps_it_to_itself() -> None:
     """Two sequences that computed the same prompt side by side: later ones share the first one's blocks."""
     manager = BlockManager(8, SIZE)
@@ -133,7 +183,10 @@ def test_a_shared_block_is_free_when_its_last_holder_is_gone() -> None:
     assert manager.blocks[shared].refs == 2
     manager.release(first)
     assert manager.blocks[shared].refs == 1
+    manager.check_integrity([second])
+    assert (second.num_computed, second.num_sealed) == (SIZE, 1)
     manager.release(second)
+    assert (second.blocks, second.num_computed, second.num_sealed, second.sealed_content_id) == ([], 0, 0, ROOT)
     assert manager.num_used == 0
     manager.check_integrity([])
 

@@ -35,6 +35,9 @@ def test_sizes_cover_any_number_of_sequences(largest: int) -> None:
 def test_small_batches_pay_for_few_padded_rows() -> None:
     """Where launches are the bill, padding is too."""
     assert bucket_sizes(40) == [1, 2, 4, 8, 16, 24, 32, 40]
+    assert bucket_sizes(64) == [1, 2, 4, *range(8, 65, 8)]
+    # Large batches have fewer graphs, each with a step's buffers.
+    assert bucket_sizes(256) == [1, 2, 4, *range(8, 256, 16), 256]
 
 
 def test_nothing_holds_what_is_larger_than_all() -> None:
@@ -49,6 +52,16 @@ def test_table_widths_reach_the_longest_context(max_model_len: int, block_size: 
     assert widths == sorted(set(widths))
     assert widths[-1] == -(-max_model_len // block_size)
     assert round_up(widths[-1], widths) == widths[-1]
+
+
+def test_tables_are_one_tile_wide_or_a_quarter_wider_than_a_round_context() -> None:
+    """128 tokens, then 256, 1,024 and 4,096 and a quarter more, in whole blocks; and the longest context."""
+    assert table_widths(8192, 16) == [8, 20, 80, 320, 512]
+    assert table_widths(8192, 64) == [2, 5, 20, 80, 128]
+    assert table_widths(8192, 256) == [1, 2, 5, 20, 32]
+    assert table_widths(1280, 64) == [2, 5, 20]
+    assert table_widths(1281, 64) == [2, 5, 20, 21]
+    assert table_widths(100, 64) == [2]
 
 
 @pytest.mark.gpu
@@ -90,13 +103,24 @@ def test_prefill_sizes_cover_every_prompt_that_is_bound_by_launches(budget: int,
         assert tokens <= size < tokens + max(64, tokens / 4 + 1)
 
 
+def test_prefills_have_few_sizes() -> None:
+    """Every 64 up to 512, then four to each doubling: each is a graph that is captured before traffic comes."""
+    sizes = prefill_sizes(8192, 1000)
+    assert [size for size in sizes if size <= 512] == [64 * i for i in range(1, 9)]
+    for low in (512, 1024, 2048, 4096):
+        assert [size for size in sizes if low < size <= 2 * low] == [low + i * low // 4 for i in range(1, 5)]
+
+
 def test_steps_with_prompts_and_decodes_are_captured_for_few_shapes() -> None:
     """qwen3-0.6b, qwen3-8b, a step of few tokens, and engines of few sequences; of one, no prompt meets a decode."""
     tokens = [64, 128, 256, 512, 1024, 2048]
     assert mixed_sizes(16_384, 15_728_640, 256) == ([8, 16, 32, 64, 128, 256], [1, 4, 16], tokens)
     assert mixed_sizes(16_384, 192_937_984, 256)[2] == [64, 128, 256]
+    assert mixed_sizes(256, 15_728_640, 12)[2] == [64, 128, 256]
     assert mixed_sizes(300, 15_728_640, 12) == ([8, 12], [1, 4, 16], [64, 128, 256])
     assert mixed_sizes(2048, 15_728_640, 5)[:2] == ([5], [1, 4])
+    assert mixed_sizes(2048, 15_728_640, 3)[:2] == ([3], [1, 4])
+    assert mixed_sizes(2048, 15_728_640, 2)[:2] == ([2], [1])
     assert mixed_sizes(2048, 15_728_640, 1)[1] == []
 
 

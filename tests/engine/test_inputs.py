@@ -1,6 +1,8 @@
 """The packed buffer of a step: what is written is what the forward pass reads, padding included."""
 
 from array import array
+from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ BLOCK_SIZE, DUMMY_ROW = 16, 9
 
 
 def scheduled(row: int, start: int, length: int, samples: bool, blocks: list[int]) -> Scheduled:
-    """A sequence's share of a step; token at position p is 100 * row + p."""
-    tokens = [100 * row + p for p in range(start + length)]
+    """A sequence's share of a step; token at position p is 100 * row + p. One that does not sample goes on."""
+    tokens = [100 * row + p for p in range(start + length + (0 if samples else 5))]
     sequence = SequenceState(
         row, array("q", tokens), len(tokens), SamplingParams(), frozenset(), 0, row=row, blocks=blocks
     )
@@ -36,16 +38,22 @@ def test_every_layout_fits_the_buffer(num_seqs: int, data: st.DataObject, table_
     num_tokens = data.draw(st.integers(num_seqs, 100))
     num_decode = data.draw(st.integers(0, num_seqs))
     layout = Layout(num_seqs if num_decode == num_seqs else num_tokens, num_seqs, num_decode, table_width)
-    buffer = np.zeros(packed_size(100, 40, 9), dtype=np.int32)
+    buffer = np.zeros(packed_size(layout.num_tokens, num_seqs, table_width), dtype=np.int32)
     fields = layout.fields(buffer)
     used = fields.pop("all")
+    sizes = {"rows": num_seqs, "positions": layout.num_tokens, "tables": num_seqs * table_width}
+    if num_decode < num_seqs:
+        sizes |= dict.fromkeys(("tokens", "slots"), num_tokens) | dict.fromkeys(
+            ("context_lens", "logit_rows"), num_seqs
+        )
+        sizes["cu_seqlens"] = num_seqs - num_decode + 1
+    assert {name: field.size for name, field in fields.items()} == sizes
     for value, field in enumerate(fields.values(), start=1):
         assert not field.any()
         field[...] = value
     # Between them lies nothing but padding, and each begins where Triton takes a pointer for aligned.
     assert np.count_nonzero(used) == sum(field.size for field in fields.values())
-    starts = [(field.ctypes.data - buffer.ctypes.data) // buffer.itemsize for field in fields.values()]
-    assert all(start % ALIGNMENT == 0 for start in starts)
+    assert all((field.ctypes.data - buffer.ctypes.data) % 16 == 0 for field in fields.values())
     assert used.size <= sum(field.size + ALIGNMENT - 1 for field in fields.values())
 
 
@@ -81,6 +89,22 @@ def test_a_prompt_step_reads_back_as_written() -> None:
     assert layout.fields(packed)["rows"].tolist() == [3, 6, DUMMY_ROW, DUMMY_ROW, DUMMY_ROW]
 
 
+def test_decodes_and_prompts_that_sample_come_in_order_whatever_lies_between() -> None:
+    """Two decodes padded to four, two prompts that end with a middle chunk between them, padded to five."""
+    decodes = [scheduled(row, start, 1, True, [row]) for row, start in ((4, 9), (2, 6))]
+    prompts = [scheduled(row, 0, length, row != 7, [row]) for row, length in ((1, 2), (7, 3), (5, 1))]
+    layout = Layout(num_tokens=4 + 8, num_seqs=4 + 5, num_decode=4, table_width=2)
+    packed = inputs.fill_prompts(buffer_of(layout), layout, decodes, prompts, BLOCK_SIZE, DUMMY_ROW)
+    fields = layout.fields(packed)
+    assert fields["rows"].tolist() == [4, 2, 1, 5] + [DUMMY_ROW] * 5
+    assert fields["logit_rows"].tolist() == [0, 1, 4 + 1, 4 + 5] + [0] * 5
+    assert fields["context_lens"].tolist() == [10, 7, 0, 0, 2, 3, 1, 0, 0]
+    assert fields["cu_seqlens"].tolist() == [0, 2, 5, 6, 6, 6]
+    assert fields["positions"].tolist() == [9, 6, 0, 0, 0, 1, 0, 1, 2, 0, 0, 0]
+    assert fields["slots"].tolist() == [4 * 16 + 9, 2 * 16 + 6, -1, -1, 16, 17, 112, 113, 114, 80, -1, -1]
+    assert fields["tokens"].tolist()[4:10] == [100, 101, 700, 701, 702, 500]
+
+
 def test_decode_steps_go_on_without_the_host() -> None:
     """Packed once, advanced twice on the device; a padded row stays padded."""
     items = [scheduled(row, start, 1, True, blocks) for row, start, blocks in ((2, 15, [3, 8]), (5, 40, [1, 6, 4]))]
@@ -107,7 +131,26 @@ def test_uploads_take_turns() -> None:
         buffer = staging.next()
         addresses.append(buffer.ctypes.data)
         buffer[:] = value
+        assert buffer.dtype == np.int32
         staging.upload(5)
+        assert staging.device_buffer.dtype == torch.int32
         assert staging.device_buffer.tolist() == [value] * 5 + [0] * 3
     assert len(set(addresses)) == 3
     assert addresses[3] == addresses[0]
+
+
+def test_a_buffer_is_written_when_its_own_copy_has_ended() -> None:
+    """On a GPU, where an upload is only asked for; the first three wait for nothing."""
+    staging, seen = Staging(8, torch.device("cpu"), depth=3), list[tuple[str, int]]()
+    copied = [
+        Mock(**{f"{call}.side_effect": partial(seen.append, (call, turn)) for call in ("synchronize", "record")})
+        for turn in range(3)
+    ]
+    staging._cuda, staging._copied = True, copied
+    for _ in range(5):
+        staging.next()
+        staging.upload(5)
+    turns = [turn for _, turn in seen[::2]]
+    assert seen == [(call, turn) for turn in turns for call in ("synchronize", "record")]
+    assert len(set(turns[:3])) == 3
+    assert turns[3:] == turns[:2]

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from engine import Engine, SamplingParams, Variant
 from engine.batch import Batch, Stream
+from engine.graphs import GraphKey
+from engine.inputs import Layout
 from engine.launch import Launch
 from engine.loading import LoadedModel
 from engine.loading.random import random_weights
+from engine.model import Model, hidden
 from engine.ops import Ops
+from engine.sizes import PREFILL_GRAPH_SEQS
 from tests.engine.replay import graph_engine
 from tests.engine.tiny import CONFIG, GREEDY, PROMPTS, SHARPNESS, expected, prompt_of, run, serve, tiny_engine
 from tests.shipped import VARIANTS
@@ -54,6 +58,18 @@ def test_an_unchanged_batch_uploads_only_when_a_block_is_added(monkeypatch: pyte
     assert serve(engine, [PROMPTS[3]], GREEDY) == expected([PROMPTS[3]])
     # Two captures: their padding is uploaded as well.
     assert len(uploads) - engine.runner.graphs.num_captures <= 3
+
+
+@pytest.mark.parametrize("build", [graph_engine, tiny_engine])
+def test_a_batch_is_uploaded_again_after_a_prompt_that_came_and_went_within_a_step(build: Any) -> None:
+    """The same sequences, rows and pages as before it; but the prompt's step has overwritten them on the device."""
+    engine = build()
+    ids = [engine.add_request(PROMPTS[4], GREEDY)]
+    for _ in range(4):
+        engine.step()
+    ids.append(engine.add_request(PROMPTS[2], replace(GREEDY, max_tokens=1)))
+    outputs = run(engine)
+    assert [outputs[i].token_ids for i in ids] == [expected([PROMPTS[4]])[0], expected([PROMPTS[2]])[0][:1]]
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -100,7 +116,16 @@ def test_every_step_without_a_graph_has_its_reason() -> None:
     figures = engine.snapshot()
     reasons = {name: value for name, value in figures.items() if name.startswith("no graph: ")}
     assert "no graph: prefill chunks and decodes in one step" in reasons
+    assert {key.layout.kind for key in engine.runner.graphs.graphs} == {"prefill", "decode"}, "none in passing"
     assert figures["graph_replays"] + sum(reasons.values()) == figures["steps"]
+
+
+def test_more_prompts_than_a_graph_holds_are_a_reason() -> None:
+    most = PREFILL_GRAPH_SEQS
+    engine = graph_engine(max_num_seqs=most + 1, num_kv_blocks=100)
+    prompts = [prompt_of(3, seed=i) for i in range(most + 1)]
+    serve(engine, prompts, replace(GREEDY, max_tokens=2))
+    assert engine.snapshot()[f"no graph: a prefill of more than {most} sequences"] == 1
 
 
 def test_a_step_that_is_full_replays_a_graph_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +150,89 @@ def test_forgotten_graphs_are_captured_anew() -> None:
     outputs = run(engine)
     assert [outputs[i].token_ids for i in ids] == expected(PROMPTS[:3])
     assert engine.runner.graphs.num_captures > before
+
+
+def test_a_trace_captures_the_graphs_that_there_are_and_replays_each() -> None:
+    """Not one more or less, and the batch goes on."""
+    engine = graph_engine()
+    ids = [engine.add_request(prompt, GREEDY) for prompt in PROMPTS[:3]]
+    for _ in range(5):
+        engine.step()
+    graphs = engine.runner.graphs
+    keys, captures, hits = set(graphs.graphs), graphs.num_captures, graphs.num_hits
+    engine.runner.capture_anew()
+    assert set(graphs.graphs) == keys
+    assert (graphs.num_captures - captures, graphs.num_hits - hits) == (len(keys), len(keys))
+    outputs = run(engine)
+    assert [outputs[i].token_ids for i in ids] == expected(PROMPTS[:3])
+
+
+@pytest.mark.parametrize("build", [graph_engine, tiny_engine])
+def test_decodes_have_the_narrowest_table_that_holds_their_contexts(build: Any) -> None:
+    """One tile of keys is 128 tokens; a wider table would have attention divide what there is not."""
+    engine = build()
+    prompts = [prompt_of(3), prompt_of(120)]
+    ids = [engine.add_request(prompt, GREEDY) for prompt in prompts]
+    widths = []
+    run_step = engine.runner.run
+    engine.runner.run = lambda step: widths.append((step.layout.decode_only, step.layout.table_width)) or run_step(step)
+    outputs = run(engine)
+    assert [outputs[i].token_ids for i in ids] == expected(prompts)
+    decodes = [width for decode_only, width in widths if decode_only]
+    # The first token is the prompt's; the last one's keys are never written. At 128 tokens the page of the next is due.
+    assert decodes == [128 // 16] * 8 + [256 // 16] * (GREEDY.max_tokens - 1 - 8)
+
+
+@pytest.mark.parametrize("build", [graph_engine, tiny_engine])
+def test_attention_is_told_how_long_the_longest_chunk_may_be(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU starts programs for so many rows of each sequence: with less, the rest would have no answer."""
+    answers, told = expected(PROMPTS), []
+
+    def watched(model: Model, ops: Ops, batch: Batch, caches: Any) -> Stream:
+        if batch.cu_seqlens_B1 is None:
+            assert batch.max_query_len == 1
+        else:
+            chunks = batch.cu_seqlens_B1.diff()
+            told.append((batch.max_query_len, int(chunks.max()), len(batch.token_ids_T) - batch.num_decode))
+        return hidden(model, ops, batch, caches)
+
+    monkeypatch.setattr("engine.runner.hidden", watched)
+    engine = build(max_num_batched_tokens=100)
+    if build is graph_engine:
+        engine.runner.warm_up_all()
+    assert serve(engine, PROMPTS, GREEDY) == answers
+    assert len(told) > 1
+    for most, longest, num_tokens in told:
+        # What is captured serves a single chunk of all its tokens.
+        assert most in ({longest} if build is tiny_engine else {longest, num_tokens})
+        assert most >= longest
+
+
+def test_without_graphs_every_step_says_so_and_is_padded_by_nothing() -> None:
+    engine = tiny_engine()
+    sizes = set()
+    run_step = engine.runner.run
+    engine.runner.run = lambda step: sizes.add(step.layout.num_seqs) or run_step(step)  # type: ignore[method-assign]
+    serve(engine, PROMPTS[:3], GREEDY)
+    assert sizes == {3}
+    figures = engine.snapshot()
+    assert figures["no graph: CUDA graphs are off"] == figures["steps"]
+
+
+def test_an_adopted_request_goes_on_from_its_last_token() -> None:
+    engine = tiny_engine()
+    prompt = prompt_of(20)
+    engine.adopt(prompt, GREEDY)
+    fed: list[int] = []
+    step = engine.runner._decode_step
+
+    def watched(layout: Any, tokens_only: bool) -> Any:
+        fed.append(int(engine.runner.last_token_R[layout.fields(engine.runner.staging.device_buffer)["rows"][0]]))
+        return step(layout, tokens_only)
+
+    engine.runner._decode_step = watched  # type: ignore[method-assign]
+    engine.step()
+    assert fed == prompt[-1:]
 
 
 def test_warm_up_leaves_nothing_to_capture() -> None:
@@ -276,6 +384,25 @@ def test_the_largest_step_runs_on_padding() -> None:
     for engine in (graph_engine(), tiny_engine()):
         engine.runner.run_largest()
         assert serve(engine, PROMPTS, GREEDY) == expected(PROMPTS)
+
+
+@pytest.mark.parametrize("build", [graph_engine, tiny_engine])
+def test_the_largest_steps_are_of_all_sequences_and_all_tokens(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes and prompts in graphs, where there are any, and a prompt step without one for as many as there may be."""
+    engine = build(max_num_seqs=20, max_num_batched_tokens=300)
+    steps: list[Layout] = []
+    step = engine.runner._full_step
+    monkeypatch.setattr(
+        engine.runner, "_full_step", lambda layout, tokens_only: steps.append(layout) or step(layout, tokens_only)
+    )
+    engine.runner.run_largest()
+    prompts, width = Layout(300, 20, 0, 256 // 16), 256 // 16
+    assert steps[-1] == prompts
+    assert set(engine.runner.graphs.graphs) == (
+        {GraphKey(Layout(20, 20, 20, width), True), GraphKey(Layout(300, PREFILL_GRAPH_SEQS, 0, width), True)}
+        if build is graph_engine
+        else set()
+    )
 
 
 def test_the_largest_draw_is_of_every_sequence_and_token(monkeypatch: pytest.MonkeyPatch) -> None:

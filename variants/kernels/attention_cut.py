@@ -73,7 +73,7 @@ def attention_cut(
     # The merge costs less than a second tile in turn, as long as all programs run at once and their parts are merged
     # at once.
     group_elements = next_power_of_2(num_heads // num_kv_heads) * next_power_of_2(head_dim)
-    most = min(MAX_SPLITS, max(1, MERGE_ELEMENTS // group_elements))
+    most = min(MAX_SPLITS, MERGE_ELEMENTS // group_elements)
     splits = max(1, min(PROGRAMS_PER_SM * sms // pairs, cdiv(max_context, tile), most))
     return Cut(splits, tile, ahead=int(splits * tile < max_context <= FEW_TILES * splits * tile))
 

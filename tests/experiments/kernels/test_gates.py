@@ -12,11 +12,11 @@ from experiments import validate
 from experiments.kernel_records import GateRow, GateStatus
 from experiments.kernels import chains, gates, linear_cases
 from experiments.kernels.attention_cases import Attention, QkvPost
-from experiments.kernels.case import Case
-from experiments.kernels.cases import CASES, forms
+from experiments.kernels.case import Case, Deviation
+from experiments.kernels.cases import ALL_ROWS, CASES, forms
 from experiments.kernels.chained_cases import ChainedNormLinear
 from experiments.kernels.chains import chain_of
-from experiments.kernels.gates import Reach, accuracy, attempt, batch_invariance, gates_of, repeats, special_rows
+from experiments.kernels.gates import Reach, accuracy, attempt, batch_invariance, gates_of, pdl, repeats, special_rows
 from experiments.kernels.linear_cases import GateUpSilu, LmHead, NormLinear
 from variants.kernels.tiles import Tile
 
@@ -24,6 +24,16 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 
+GATES = [
+    "relative error against float64",
+    "error over the unfused path's",
+    "largest error",
+    "written outside of outputs",
+    "error beside NaN, infinity, zeros and 1e4",
+    "bytes changed over 100 repeats",
+    "bytes changed by other rows",
+    "bytes changed by PDL over 1000 replays",
+]
 KINDS = [pytest.param(kind, id=kind.name()) for op in CASES for kind in forms(op).values()]
 
 
@@ -48,6 +58,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_twin_passes_in_bfloat16(kind: type[Case]) -> None:
     rows = list(gates_of(reach(kind, dtype=torch.bfloat16)))
     assert {row.status for row in rows} == {GateStatus.PASSED, GateStatus.SHOWN, GateStatus.SKIPPED}
+    assert [row.gate for row in rows if not row.gate.startswith("error of ")] == GATES
     first = rows[0]
     assert first.gate == "relative error against float64"
     assert first.figure is not None
@@ -124,6 +135,33 @@ class Straying(QkvPost):
         return q
 
 
+class Overrunning(NormLinear):
+    """Writes one element past the end of its output."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        y, stream = super().launch(*arguments, **options)
+        y.as_strided((1,), (1,), y.storage_offset() + y.numel()).fill_(1.0)
+        return y, stream
+
+
+class Forgetting(QkvPost):
+    """Stores values that are slightly off; the oracle, in float64, does not."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Tensor:
+        q: Tensor = super().launch(*arguments, **options)
+        if self.dtype != torch.float64:
+            self.v_cache.mul_(1.0001)
+        return q
+
+
+class RoundedAway(NormLinear):
+    """Half a unit of rounding off."""
+
+    def launch(self, *arguments: Any, **options: Any) -> Any:
+        y, stream = super().launch(*arguments, **options)
+        return y * (1 + 2**-8), stream
+
+
 class RoundedTwice(LmHead):
     """Logits that lose as much again as the unfused path's."""
 
@@ -185,6 +223,76 @@ def test_each_gate_fails_what_it_is_for() -> None:
     assert special_rows(reach(Leaking)).status is GateStatus.FAILED
     assert repeats(reach(Drifting)).status is GateStatus.FAILED
     assert batch_invariance(reach(Counting, "triton")).status is GateStatus.FAILED
+
+
+def test_what_is_written_beside_an_output_is_counted() -> None:
+    """By the kernel; a twin's outputs are PyTorch's own."""
+    assert attempt(reach(Overrunning, "triton"), (8, 16), 2).outside == 1
+    assert attempt(reach(NormLinear, "triton"), (8, 16), 2).outside == 0
+
+
+def test_each_output_is_judged_by_its_own_errors() -> None:
+    rows = list(accuracy(reach(Forgetting)))
+    assert status(rows, "stored values") is GateStatus.FAILED
+    assert status(rows, "stored keys") is GateStatus.PASSED
+    assert status(rows, "relative error") is GateStatus.PASSED
+
+
+def test_a_gate_shows_the_place_that_is_worst_for_its_bound() -> None:
+    """Not the largest error; with what the unfused path had at the same place."""
+    found = [Deviation("a", 3.0, 10.0), Deviation("b", 0.2, 0.1), Deviation("c", 0.0, 0.0)]
+    row = reach(NormLinear).judge("a gate", found, [1.0, 2.0, 3.0])
+    assert (row.status, row.where, row.figure, row.bound, row.unfused) == (GateStatus.FAILED, "b", 0.2, 0.1, 2.0)
+    assert (row.gate, row.dtype, row.kernels, row.checked) == ("a gate", "float32", "twin", 3)
+    assert reach(NormLinear).judge("a gate", [found[0], found[2]]).status is GateStatus.PASSED
+    shown = reach(NormLinear).show("a gate", [1.0, 3.0, 2.0], ["a", "b", "c"])
+    assert (shown.status, shown.where, shown.figure, shown.checked) == (GateStatus.SHOWN, "b", 3.0, 3)
+
+
+def test_a_kernel_within_its_bound_may_still_be_worse_than_what_it_replaces() -> None:
+    """That fails it, but not in fp32, whose two sums differ in order."""
+    for dtype, expected in ((torch.bfloat16, GateStatus.FAILED), (torch.float32, GateStatus.SHOWN)):
+        assert status(accuracy(reach(RoundedTwice, dtype=dtype)), "unfused path's") is expected
+
+
+def test_what_is_wrong_where_the_unfused_path_is_exact_is_no_better_than_it() -> None:
+    """Zero weights: the baseline gives the bias to the bit, and no ratio to that is small."""
+
+    def ratio(kind: type[NormLinear]) -> float:
+        case = kind.draw((75, 136), 4, torch.bfloat16, CPU)
+        exact = replace(case, weight_NK=torch.zeros_like(case.weight_NK))
+        oracle, unfused = exact.oracle(), exact.outputs(exact.launch_unfused("twin"))
+        found = exact.outputs(exact.launch("twin")), unfused
+        return gates._ratio(reach(kind, dtype=torch.bfloat16), (75, 136), exact, found, oracle)
+
+    assert ratio(NormLinear) == 0
+    assert ratio(RoundedAway) == float("inf")
+
+
+def test_only_compiled_kernels_are_tried_at_the_models_shapes_and_at_all_rows() -> None:
+    twin, interpreted = reach(NormLinear), reach(NormLinear, "triton")
+    compiled = replace(interpreted, device=torch.device("cuda"))
+    assert [r.kernels for r in (twin, replace(twin, device=torch.device("cuda")), interpreted, compiled)] == [
+        "twin", "twin", "interpreted", "compiled"
+    ]  # fmt: skip
+    assert set(NormLinear.REAL_SHAPES) <= set(compiled.shapes)
+    assert twin.shapes == interpreted.shapes == NormLinear.SHAPES
+    assert (twin.rows, interpreted.rows, compiled.rows) == ((1, 2, 3, 7), (1, 3, 4), ALL_ROWS)
+
+
+def test_dependent_launches_are_tried_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every number of rows, and the one that changed most is shown."""
+    compiled = Reach(NormLinear, "triton", torch.bfloat16, torch.device("cuda"))
+    changed = dict.fromkeys(gates.PDL_ROWS, 0) | {4: 2, 64: 3}
+    monkeypatch.setattr(gates, "chain_of", lambda kind, rows, *_: (rows, torch.zeros(1)))
+    monkeypatch.setattr(gates, "changed_by_pdl", lambda rows, refresh: changed[rows])
+    for capability, expected in (((8, 9), GateStatus.SKIPPED), ((9, 0), GateStatus.FAILED)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, found=capability: found)
+        assert pdl(compiled).status is expected
+    assert (pdl(compiled).figure, pdl(compiled).checked) == (2, len(changed))
+    changed[4] = changed[64] = 0
+    assert pdl(compiled).status is GateStatus.PASSED
+    assert pdl(reach(NormLinear, "triton")).status is GateStatus.SKIPPED
 
 
 def test_the_same_gates_pass_what_they_are_not_for() -> None:

@@ -30,6 +30,8 @@ def fate(synthetic: Synthetic, on: bool, taken: bool, ran: bool) -> tuple[Fate, 
         export.range(f"step/{step}", at, at + 500)
         export.call(step, at + 10, at + 20)
         export.kernel(KERNEL if ran else "gemm", step, at + 30, at + 40)
+        export.call(10 + step, at + 50, at + 60, name="cudaMemcpyAsync_v3020")
+        export.work("CUPTI_ACTIVITY_KIND_MEMCPY", 10 + step, at + 70, at + 80)
     trace = export.read()
     ledger = make_ledger(trace, attribute(trace), "nsys")
     (row,) = check_rungs(trace, ledger, [Rung("norm_linear", KERNEL, on)])
@@ -57,6 +59,18 @@ def test_a_rung_that_took_work_and_left_no_kernel_is_dead(synthetic: Synthetic) 
     assert against == [f"rung norm_linear took work and its kernel {KERNEL} never ran"]
 
 
+def test_without_kernels_a_rung_that_took_work_is_its_twin(synthetic: Synthetic) -> None:
+    """On a CPU nothing can prove it: that is no contradiction, and no rung that runs either."""
+    export = synthetic()
+    export.range("rung/norm_linear", 20, 20)
+    operations = [replace(row, kind="cpu_op") for row in FUSED.kernels]
+    ledger = replace(FUSED, kernels=operations)
+    rungs = [Rung("norm_linear", KERNEL, on=True), Rung("lm_head", "_tile_argmax_kernel", on=True)]
+    rows = check_rungs(export.read(), ledger, rungs)
+    assert [row.fate for row in rows] == [Fate.TWIN, Fate.LEFT_OFF]
+    assert contradictions(replace(ledger, rungs=rows)) == []
+
+
 @pytest.mark.parametrize(("taken", "ran"), [(False, True), (True, False)])
 def test_a_rung_that_runs_though_it_is_off_is_stray(synthetic: Synthetic, taken: bool, ran: bool) -> None:
     """Such an ablation would compare the variant with itself."""
@@ -76,7 +90,13 @@ def test_a_fusion_that_ran_is_present() -> None:
 def test_a_fusion_that_is_absent_is_an_error_that_names_it(kernels: dict[str, int | None], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as caught:
         assert_present(FUSED, kernels)
-    assert "what ran: norm_gemm, tune" in str(caught.value)
+    assert "(what ran: norm_gemm, tune)" in str(caught.value)
+
+
+def test_copies_are_no_kernels_that_ran() -> None:
+    copies = replace(FUSED, kernels=[replace(row, kind="memcpy", name="[memcpy HtoD]") for row in FUSED.kernels])
+    with pytest.raises(UserError, match=r"norm_gemm never ran; tune never ran \(what ran: no kernel\)$"):
+        assert_present(copies, {"norm_gemm": None, "tune": None})
 
 
 def test_a_removed_kernel_can_be_asserted_too() -> None:

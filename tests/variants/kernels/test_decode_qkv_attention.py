@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.kernels._triton import next_power_of_2
-from engine.kernels.decode_attention import paged_decode_attention_triton
+from engine.kernels.decode_attention import MAX_SPLITS, TILE_TOKENS, paged_decode_attention_triton
+from engine.sizes import table_widths
 from tests.kernel_gates import (
     DEVICE,
     DTYPES,
@@ -20,7 +21,19 @@ from tests.kernel_gates import (
     unit_roundoff,
 )  # fmt: skip
 from variants.kernels import decode_qkv_attention as module
-from variants.kernels.attention_cut import HALVES, WHOLE, Cut, attention_cut, merge_chunk
+from variants.kernels.attention_cut import (
+    FEW_TILES,
+    HALVES,
+    MAX_TURNS,
+    MERGE_ELEMENTS,
+    SHORT_CONTEXT,
+    WHOLE,
+    Cut,
+    attention_cut,
+    merge_chunk,
+    register_limit,
+    ring_tiles,
+)
 from variants.kernels.decode_qkv_attention import (
     decode_qkv_attention,
     decode_qkv_attention_reference,
@@ -199,7 +212,8 @@ def test_a_cut_on_trial_is_taken(monkeypatch):
 
 
 def test_the_cut_fits_the_page_and_thetickets():
-    assert attention_cut(1, 16, 8, 128, 8192, 16, 132).tile == 16
+    for block_size in (16, 32, 64, 128, 256):
+        assert attention_cut(1, 16, 8, 128, 8192, block_size, 132).tile == min(TILE_TOKENS, block_size)
     assert attention_cut(1, 16, 8, 128, 8192, 64, 132).splits > 1
     assert attention_cut(MAX_TICKETS, 1, 1, 128, 8192, 64, 2**30).splits > 1
     assert attention_cut(MAX_TICKETS + 1, 1, 1, 128, 8192, 64, 2**30).splits == 1
@@ -216,15 +230,16 @@ def test_one_tile_is_one_part_and_two_are_halves_where_programs_do_not_wait():
 
 def test_on_hopper_several_short_contexts_are_rings_as_the_products_leave_room():
     cuts = [attention_cut(batch, 16, 8, 128, most, 64, 132, True) for batch in (2, 8, 16) for most in (128, 320)]
-    assert {(cut.hopper, cut.splits) for cut in cuts} == {(True, 1)}
+    assert {(cut.hopper, cut.splits, cut.ahead) for cut in cuts} == {(True, 1, 1)}
     assert [cut.stages for cut in cuts] == [4, 4, 4, 4, 3, 3]
     narrow = [attention_cut(batch, 9, 3, 64, 320, 64, 132, True) for batch in (1, 2, 16)]
     assert [(cut.hopper, cut.splits, cut.stages) for cut in narrow] == [(True, 5, 2), (True, 5, 6), (True, 2, 6)]
+    assert {cut.ahead for cut in narrow} == {1}
 
 
 def test_other_short_contexts_have_parts_and_few_tiles_are_fetched_ahead():
     assert attention_cut(1, 16, 8, 256, 320, 64, 132) == Cut(5, 64)
-    assert attention_cut(64, 16, 8, 128, 320, 64, 132).splits == 1
+    assert attention_cut(64, 16, 8, 128, 320, 64, 132) == Cut(1, 64)
     assert attention_cut(8, 16, 8, 128, 1280, 64, 132) == Cut(6, 64, ahead=1)
     assert attention_cut(64, 16, 8, 128, 1280, 64, 132).ahead == 0
 
@@ -234,6 +249,62 @@ def test_no_more_parts_than_one_program_merges_at_once():
         cut = attention_cut(2, *heads, 8192, 64, 132)
         elements = next_power_of_2(heads[0] // heads[1]) * heads[2]
         assert 1 < cut.splits <= merge_chunk(cut.splits, elements)
+    # Small heads would fit more parts than are numbered, and so many large ones not even one.
+    assert attention_cut(1, 1, 1, 32, 32 * 1024, 64, 132).splits == MAX_SPLITS
+    assert attention_cut(1, 2 * MERGE_ELEMENTS // 128, 1, 128, 8192, 64, 132).splits == 1
+
+
+def test_a_merge_holds_all_parts_or_as_many_as_fit_and_never_none():
+    eighth = MERGE_ELEMENTS // 8
+    assert [merge_chunk(splits, eighth) for splits in (1, 3, 8, 9, 64)] == [1, 4, 8, 8, 8]
+    assert merge_chunk(64, 2 * MERGE_ELEMENTS) == 1
+
+
+@pytest.mark.parametrize("heads", [(9, 3, 64), (16, 8, 128), (16, 8, 256)])
+def test_no_other_gpu_gets_the_kernel_for_hopper(heads):
+    contexts = (64, 128, 192, 320, 1280, 8192)
+    cuts = [attention_cut(batch, *heads, most, 64, 132) for batch in (1, 2, 8, 64) for most in contexts]
+    assert not any(cut.hopper for cut in cuts)
+
+
+def test_programs_that_just_fit_the_multiprocessors_do_not_wait():
+    """With 128 of them, where the H200's 132 are no multiple of anything: so many programs and one sequence's more."""
+    heads = 16, 8, 128
+    short = [attention_cut(batch, *heads, SHORT_CONTEXT, 64, 128) for batch in (8, 9, 16)]
+    assert short == [HALVES, WHOLE, WHOLE]
+    assert attention_cut(17, *heads, SHORT_CONTEXT, 64, 128).tile == TILE_TOKENS
+    assert [attention_cut(batch, *heads, 320, 64, 128, True).stages for batch in (8, 9)] == [4, 3]
+    assert [ring_tiles(pairs, 1, 64, 128) for pairs in (128, 129)] == [6, 3]
+    # Three programs with rings of two tiles are on a multiprocessor at once.
+    turn = int(MAX_TURNS * 3 * 128)
+    assert [ring_tiles(pairs, 1, 128, 128) for pairs in (turn, turn + 1)] == [3, 2]
+    cuts = [attention_cut(batch, *heads, 1280, 64, 128, True) for batch in (turn // 8, turn // 8 + 1)]
+    assert [cut.ahead for cut in cuts] == [1, 0]
+
+
+def test_tiles_are_fetched_ahead_where_a_program_has_few_and_more_than_one():
+    cuts = {most: attention_cut(16, 16, 8, 128, most, 64, 132) for most in (384, 12 * 64, 13 * 64)}
+    assert {most: cut.splits for most, cut in cuts.items()} == {384: 3, 12 * 64: 3, 13 * 64: 3}
+    assert {most: cut.ahead for most, cut in cuts.items()} == {384: 1, FEW_TILES * 3 * 64: 1, 13 * 64: 0}
+    assert attention_cut(8, 16, 8, 128, 384, 64, 132) == Cut(6)
+
+
+def test_tables_are_as_wide_as_short_cuts_reach():
+    """One block more, and graphs for these contexts would be cut as longer ones are."""
+    for block_size in (16, 32, 64):
+        contexts = {block_size * width for width in table_widths(8192, block_size)}
+        assert {WHOLE.tile, SHORT_CONTEXT} <= contexts
+
+
+def test_programs_that_stream_leave_room_for_three_more():
+    """A multiprocessor has 65,536 registers, four programs of four warps 512 threads; few tiles are sooner done."""
+    cut = Cut(2, 64)
+    few = FEW_TILES * 2 * 64
+    assert register_limit(16, 128, few + 64, cut) == 65536 // (4 * 4 * 32)
+    assert register_limit(16, 128, few, cut) is None
+    assert register_limit(32, 128, few + 64, cut) is None
+    for block_d in (64, 256):
+        assert register_limit(16, block_d, few + 64, cut) is None
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ from variants.kernels.tile_table import (
     on_trial,
     read_table,
     rows_class,
+    shape_of,
     trying,
 )
 from variants.kernels.tiles import Tile, linear_tile
@@ -96,6 +97,7 @@ def test_with_many_rows_nothing_stands_for_a_product_that_is_on_trial() -> None:
     """Neither cuBLAS that adds nor whole heads, unless those are asked for: the trial would time them instead."""
     x, weight = inputs(1024)
     assert dispatch.product_adds(x, weight)
+    assert not dispatch.product_adds(x[:-1], weight)
     assert dispatch.whole_heads_pay(x, weight)
     for fused in (True, False):
         with trying(Trial(fused={"linear_add 64x128": fused})):
@@ -147,6 +149,15 @@ def test_an_unknown_gpu_works_and_says_so_once(caplog: pytest.LogCaptureFixture)
     ]
 
 
+def test_a_known_gpu_has_its_part_of_the_table_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    table = read_table(FILE.read_text(encoding="utf-8"))
+    measured_on.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert {gpu: measured_on(gpu) for gpu in table} == table
+    assert table
+    assert not caplog.records
+
+
 def test_tables_are_read_back_and_other_versions_refused() -> None:
     gpu = {"tiles": {"linear_add 64x128": {"8": asdict(TILE)}}, "fused_up_to_rows": {"linear_add 64x128": 4}}
     found = read_table(json.dumps({"schema": 1, "gpus": {"X": gpu, "Y": gpu | {"apart": {"lm_head 5x3": [2]}}}}))
@@ -170,6 +181,16 @@ def test_the_shipped_table_is_legal() -> None:
             assert all(rows_class(rows) == rows for rows in classes)
 
 
+def test_weights_up_to_sixteen_mebi_are_small() -> None:
+    """A square of 4,096 is; what is large has a bound that is no higher."""
+    for rung in dispatch.MAX_ROWS:
+        small, large = dispatch.MAX_ROWS[rung]
+        assert dispatch.most_rows(rung, 4096, 4096) == small >= large == dispatch.most_rows(rung, 4097, 4096)
+    x, *weights = (torch.empty(shape, device="meta") for shape in ((1024, 1), (4096, 4096), (4097, 4096)))
+    assert [dispatch.whole_heads_pay(x, weight) for weight in weights] == [True, False]
+
+
 def test_every_rung_with_a_bound_has_its_kernel() -> None:
     assert set(dispatch.KERNELS) == set(dispatch.MAX_ROWS)
     assert key_of("lm_head", 5, 3) == "lm_head 5x3"
+    assert shape_of(key_of("lm_head", 5, 3)) == ("lm_head", 5, 3)
