@@ -16,6 +16,8 @@ from experiments.records import Status
 SCHEMA = 1
 KERNELS, VALIDATE, SANITIZE = "kernels", "validate", "sanitize"
 FUSED, UNFUSED, COMPILED = "fused", "unfused", "compiled"
+# The gate of what raised or died.
+RUNS = "every gate runs"
 # The section of `sanitize` that races on purpose.
 PLANTED = "planted"
 # A kernel in itself, and as it runs behind `linear_add`, which has added the residual and summed the squares.

@@ -23,7 +23,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -37,6 +36,7 @@ from experiments.errors import UserError
 from experiments.fetch import MODELS, cached_model
 from experiments.kernel_records import (
     FUSED,
+    RUNS,
     SCHEMA,
     VALIDATE,
     GateRow,
@@ -125,8 +125,8 @@ def _rows(options: Options, device: str) -> Iterator[GateRow]:
 
 def rows_side_by_side(options: Options, device: str) -> Iterator[GateRow]:
     """The same rows in the same order, each part of them from a process of its own."""
-    with TemporaryDirectory() as scratch, ThreadPoolExecutor(options.at_once) as pool:
-        for rows in pool.map(partial(rows_of_part, Path(scratch)), parts(options, device)):
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for rows in pool.map(rows_of_part, parts(options, device)):
             yield from rows
 
 
@@ -145,21 +145,21 @@ def parts(options: Options, device: str) -> Iterator[Options | GateRow]:
                 yield replace(one, level="models", models=place[:1], variants=place[1:])
 
 
-def rows_of_part(scratch: Path, part: Options | GateRow) -> list[GateRow]:
-    """What the process wrote down; one row with its last words where it wrote nothing."""
+def rows_of_part(part: Options | GateRow) -> list[GateRow]:
+    """What the process wrote down, and where it did not end a row with its last words."""
     if isinstance(part, GateRow):
         return [part]
-    name = "-".join((*part.ops, *part.dtypes, *part.models, *part.variants))
-    own = replace(part, results_dir=str(scratch / name))
-    command = [sys.executable, "-m", "experiments.validate", *words_of(own)]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
-    written = (scratch / name).glob(f"{VALIDATE}/*/{VALIDATE}.json")
-    rows = [row for file in written for row in read_run(GateRun, file).rows]
+    with TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "experiments.validate", *words_of(replace(part, results_dir=scratch))]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
+        written = Path(scratch).glob(f"{VALIDATE}/*/{VALIDATE}.json")
+        rows = [row for file in written for row in read_run(GateRun, file).rows]
     if done.returncode not in (0, 1) or not rows:
+        subject = " ".join((*part.ops, *part.dtypes, *part.variants, *part.models))
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["it said nothing"]
         why = f"its process ended with {done.returncode}: {last[0]}"
-        rows.append(GateRow(name, "", "", "every gate runs", GateStatus.FAILED, why))
+        rows.append(GateRow(subject, "", "", RUNS, GateStatus.FAILED, why))
     return rows
 
 

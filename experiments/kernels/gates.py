@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from experiments.errors import first_line
-from experiments.kernel_records import GateRow, GateStatus
+from experiments.kernel_records import RUNS, GateRow, GateStatus
 from experiments.kernels.case import Case, Deviation, How, Outputs, Shape, rows_of
 from experiments.kernels.cases import ALL_ROWS
 from experiments.kernels.chains import chain_of
@@ -35,7 +35,6 @@ MOST_TWIN_ROWS = 129
 BROKEN, SPECIAL_ROWS = (1, 2), (4, 17, 66)
 PDL_ROWS, PDL_WIDTH = (1, 4, 16, 64, 200), 1024
 NO_GPU = "it needs a GPU"
-RUNS = "every gate runs"
 
 
 @dataclass(frozen=True)

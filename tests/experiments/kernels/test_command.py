@@ -135,7 +135,7 @@ def test_processes_side_by_side_find_what_one_finds(tmp_path: Path) -> None:
 def test_as_many_processes_run_at_once_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for the other."""
     both = threading.Barrier(2, timeout=20)
-    monkeypatch.setattr(validate, "rows_of_part", lambda scratch, part: [both.wait()])
+    monkeypatch.setattr(validate, "rows_of_part", lambda part: [both.wait()])
     options = validate.Options(level="kernels", ops=("linear_add",), dtypes=("float16", "float32"), at_once=2)
     assert len(list(validate.rows_side_by_side(options, "cpu"))) == 2
 
@@ -148,9 +148,9 @@ def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("sys.executable", str(dying))
     options = validate.Options(level="kernels", ops=("linear_add", "qkv_post"), dtypes=("float16",), at_once=2)
     dead, silent = validate.rows_side_by_side(options, "cpu")
-    assert (dead.subject, dead.status) == ("linear_add-float16", GateStatus.FAILED)
+    assert (dead.subject, dead.status) == ("linear_add float16", GateStatus.FAILED)
     assert dead.where == "its process ended with -9: illegal memory access"
-    assert (silent.subject, silent.status) == ("qkv_post-float16", GateStatus.FAILED)
+    assert (silent.subject, silent.status) == ("qkv_post float16", GateStatus.FAILED)
     assert silent.where == "its process ended with 0: it said nothing"
 
 
@@ -165,9 +165,16 @@ def test_what_a_process_found_before_it_died_is_kept(monkeypatch: pytest.MonkeyP
     )
     dying.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(dying))
-    kept, dead = validate.rows_of_part(tmp_path, validate.Options(ops=("qkv_post",), dtypes=("float16",)))
+    kept, dead = validate.rows_of_part(validate.Options(ops=("qkv_post",), dtypes=("float16",)))
     assert kept == row
     assert (dead.status, dead.where) == (GateStatus.FAILED, "its process ended with -9: it said nothing")
+    # A model's own folder, which is no place for a run's files, goes into no name of theirs.
+    model = str(tmp_path / "model")
+    assert (
+        validate.rows_of_part(validate.Options(level="models", models=(model,), variants=("fused",)))[1].subject
+        == f"fused {model}"
+    )
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_a_model_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
