@@ -77,8 +77,8 @@ class Reach:
         return GateRow(*self._name(gate), status, worst.what, worst.error, worst.bound, own, len(found))
 
     def show(self, gate: str, figures: Sequence[float], places: Sequence[str]) -> GateRow:
-        """A row without a bound: the greatest figure."""
-        at = max(range(len(figures)), key=lambda i: figures[i])
+        """A row without a bound: the greatest figure, or one that is no number."""
+        at = max(range(len(figures)), key=lambda i: (math.isnan(figures[i]), figures[i]))
         return GateRow(*self._name(gate), GateStatus.SHOWN, places[at], figures[at], checked=len(figures))
 
     def skip(self, gate: str, why: str) -> GateRow:

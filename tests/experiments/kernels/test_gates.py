@@ -1,5 +1,6 @@
 """The gates pass what is right, and each fails what it is there for."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -247,6 +248,8 @@ def test_a_gate_shows_the_place_that_is_worst_for_its_bound() -> None:
     assert reach(NormLinear).judge("a gate", [found[0], found[2]]).status is GateStatus.PASSED
     shown = reach(NormLinear).show("a gate", [1.0, 3.0, 2.0], ["a", "b", "c"])
     assert (shown.status, shown.where, shown.figure, shown.checked) == (GateStatus.SHOWN, "b", 3.0, 3)
+    for figures in ([float("nan"), 3.0], [3.0, float("nan")]):
+        assert math.isnan(reach(NormLinear).show("a gate", figures, ["a", "b"]).figure or 0.0)
 
 
 def test_a_kernel_within_its_bound_may_still_be_worse_than_what_it_replaces() -> None:
