@@ -98,6 +98,14 @@ def test_what_was_found_or_did_not_end_is_exit_code_1(
     assert (row.tool, row.errors, row.clean) == ("memcheck", errors, False)
 
 
+def runs(pid: str) -> bool:
+    """Whether there is such a process, and it is more than an entry that waits for its parent."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_what_takes_too_long_is_killed_with_what_it_started(stub: Path, tmp_path: Path) -> None:
     """Else it would be waited for: it holds the pipe that the tool's output is read from."""
     hangs = f'[ "$1" != --tool ] || {{ sleep 60 & echo $! >{tmp_path}/pid; wait; }}\n'
@@ -108,8 +116,11 @@ def test_what_takes_too_long_is_killed_with_what_it_started(stub: Path, tmp_path
     assert time.monotonic() - began < 30
     [row] = kept(tmp_path).rows
     assert (row.ended, row.said) == (False, ("it took longer than 3 s",))
-    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
-    assert not status.exists() or "State:\tZ" in status.read_text()
+    # On a busy machine a signal takes effect a moment after it was sent.
+    ends_at = time.monotonic() + 30
+    while runs((tmp_path / "pid").read_text().strip()):
+        assert time.monotonic() < ends_at
+        time.sleep(0.05)
 
 
 def test_summaries_are_read() -> None:
