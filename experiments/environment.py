@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -133,6 +134,11 @@ def source_hash(root: Path) -> str:
             digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def python_path(environ: Mapping[str, str] = os.environ) -> str:
+    """The PYTHONPATH of a process that finds this code first."""
+    return os.pathsep.join(filter(None, (str(ROOT), environ.get("PYTHONPATH"))))
 
 
 def package_version(name: str) -> str | None:

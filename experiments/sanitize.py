@@ -37,7 +37,7 @@ from tempfile import TemporaryDirectory
 
 from experiments.command_line import run_or_help
 from experiments.durable import make_new_folder
-from experiments.environment import ROOT
+from experiments.environment import python_path
 from experiments.errors import UserError
 from experiments.kernel_records import PLANTED, SANITIZE, SCHEMA, SanitizeRun, Watched, new_stamp, write_run
 from experiments.options import choose, parse_options, usage
@@ -128,7 +128,7 @@ def watch(sanitizer: Path, tool: str, section: str, scratch: Path, timeout_s: fl
     program = [sys.executable, "-m", "experiments.kernels.launched", *["--brief"][:brief], section, str(counts)]
     watched = [str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"] if tool else []
     watched += OURS if brief else ()
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environ = os.environ | {"PYTHONPATH": python_path()}
     if tool == "memcheck" and section != "engine":
         environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     try:

@@ -31,7 +31,7 @@ from experiments.command_line import run_or_help
 from experiments.compose import compose, load_yaml, names
 from experiments.config import BASELINE, DTYPES, PEERS
 from experiments.durable import make_new_folder
-from experiments.environment import ROOT, resolve_device, resolve_dtype
+from experiments.environment import python_path, resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cached_model
 from experiments.kernel_records import (
@@ -149,7 +149,7 @@ def rows_of_part(part: Options | GateRow) -> list[GateRow]:
     """What the process wrote down, and where it did not end a row with its last words."""
     if isinstance(part, GateRow):
         return [part]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environ = os.environ | {"PYTHONPATH": python_path()}
     with TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "experiments.validate", *words_of(replace(part, results_dir=scratch))]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)

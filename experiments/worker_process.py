@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from experiments.durable import mendable
-from experiments.environment import ROOT
+from experiments.environment import ROOT, python_path
 from experiments.messages import Answer, Exit, Progress, Request, from_line, to_line
 from experiments.records import Status
 
@@ -39,7 +39,6 @@ class WorkerProcess:
 
     def __init__(self, log: Path, command: Sequence[str] = WORKER_COMMAND) -> None:
         self._log = log
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with open_log(log) as stderr:
             self._log_start = stderr.tell()
             # In a session of its own, so that Ctrl-C reaches the harness alone, and that a kill takes its children too.
@@ -49,7 +48,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 bufsize=0,
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | {"PYTHONPATH": python_path()},
                 start_new_session=True,
             )
         assert self._process.stdin is not None

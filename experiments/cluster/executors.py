@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.cluster.job import ShardJob
 from experiments.config import ClusterConfig
-from experiments.environment import ROOT, run_quietly
+from experiments.environment import python_path, run_quietly
 from experiments.errors import UserError
 
 # A process of this host has no time limit.
@@ -167,5 +167,4 @@ def _last_line(error: Exception) -> str:
 
 def _python() -> str:
     """The command that starts a job's Python: this code first, and GPUs numbered as nvidia-smi does."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return shlex.join(["env", f"PYTHONPATH={path}", "CUDA_DEVICE_ORDER=PCI_BUS_ID", sys.executable, "-P"])
+    return shlex.join(["env", f"PYTHONPATH={python_path()}", "CUDA_DEVICE_ORDER=PCI_BUS_ID", sys.executable, "-P"])

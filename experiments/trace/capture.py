@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.environment import ROOT
+from experiments.environment import python_path
 from experiments.errors import UserError
 from experiments.messages import Exit, to_line
 from experiments.trace.tools import Profiler
@@ -63,7 +63,7 @@ def reduced_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if (name in KEPT or name.startswith(KEPT_PREFIXES)) and not any(word in name for word in NEVER_KEPT)
     }
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
+    kept["PYTHONPATH"] = python_path(kept)
     return kept
 
 

@@ -16,6 +16,7 @@ from experiments.kernel_records import SanitizeRun, Watched, new_stamp, read_run
 from experiments.kernels import launched
 from experiments.reporting.blocks import BLOCKS
 from experiments.sanitize import SECTIONS, what_it_said
+from tests.processes import is_running
 
 CLEAN = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n"
 WRONG = """========= COMPUTE-SANITIZER
@@ -98,14 +99,6 @@ def test_what_was_found_or_did_not_end_is_exit_code_1(
     assert (row.tool, row.errors, row.clean) == ("memcheck", errors, False)
 
 
-def runs(pid: str) -> bool:
-    """Whether there is such a process, and it is more than an entry that waits for its parent."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_what_takes_too_long_is_killed_with_what_it_started(stub: Path, tmp_path: Path) -> None:
     """Else it would be waited for: it holds the pipe that the tool's output is read from."""
     hangs = f'[ "$1" != --tool ] || {{ sleep 60 & echo $! >{tmp_path}/pid; wait; }}\n'
@@ -118,7 +111,7 @@ def test_what_takes_too_long_is_killed_with_what_it_started(stub: Path, tmp_path
     assert (row.ended, row.said) == (False, ("it took longer than 3 s",))
     # On a busy machine a signal takes effect a moment after it was sent.
     ends_at = time.monotonic() + 30
-    while runs((tmp_path / "pid").read_text().strip()):
+    while is_running(int((tmp_path / "pid").read_text())):
         assert time.monotonic() < ends_at
         time.sleep(0.05)
 

@@ -20,6 +20,7 @@ from engine import Engine, EngineConfig, EngineError, ModelError, SamplingParams
 from engine.parallel.followers import Followers
 from engine.parallel.ranks import Ranks
 from tests.engine.tiny import prompt_of
+from tests.processes import is_running
 from tests.ranks import forked_ranks
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -203,12 +204,3 @@ def test_ranks_do_not_outlive_a_rank_0_that_is_killed(tmp_path: Path) -> None:
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(pid)
-
-
-def is_running(pid: int) -> bool:
-    """A process that has ended and is not yet collected does not run."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
