@@ -18,7 +18,7 @@ OFFLINE = Path("reports/offline/summary.json")
 # Headline and offline of one machine each, oldest first.
 MACHINES = tuple(
     (Path(f"reports/headline{commit}/summary.json"), Path(f"reports/offline{commit}/summary.json"))
-    for commit in ("_5bc1efb", "_185a845", "")
+    for commit in ("_5bc1efb", "_0db681f", "")
 )
 TENSOR_PARALLEL = Path("reports/tensor_parallel/summary.json")
 SHAPES = Path("reports/shapes/summary.json")
