@@ -31,13 +31,12 @@ from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import VariantConfig
 from experiments.durable import insist_on_place, write_figures
-from experiments.environment import code, machine, resolve_device, resolve_dtype
+from experiments.environment import code, machine
 from experiments.errors import UserError
 from experiments.measuring.decode import decode_engine, decoding, run_window, synchronize
 from experiments.measuring.guard import undisturbed
 from experiments.measuring.session import Session
 from experiments.measuring.telemetry import Evidence
-from experiments.messages import Load
 from experiments.options import parse_options
 from experiments.records import Point
 from experiments.stats import Estimate, estimate
@@ -140,7 +139,8 @@ def _elapsed_ms(run: Callable[[], None]) -> float:
 
 def decode_overhead(model: str, variant: VariantConfig, steps: int, pairs: int) -> Overhead:
     """Of the steps that a variant decodes for one sequence, on a GPU if there is one."""
-    session, point = _session(model, variant)
+    point = Point(model, "decode", 1, CONTEXT)
+    session = Session.alone(variant, point, ["workloads=[decode]", "batches=[1]", f"lengths=[{CONTEXT}]"])
     engine = decode_engine(session, [CONTEXT], SETTLE + steps)
 
     @contextmanager
@@ -153,17 +153,6 @@ def decode_overhead(model: str, variant: VariantConfig, steps: int, pairs: int) 
     with begin():
         run_window(engine, steps)
     return measure_overhead(engine, steps, pairs, begin)
-
-
-def _session(model: str, variant: VariantConfig) -> tuple[Session, Point]:
-    config = compose(["workloads=[decode]", "batches=[1]", f"lengths=[{CONTEXT}]", "protocol=full"])
-    device = resolve_device("auto", machine())
-    dtype = resolve_dtype("auto", device)
-    point = Point(model, "decode", 1, CONTEXT)
-    load = Load(
-        model, variant, device, dtype, "random", config.seed, (point,), tuple(config.workloads), config.protocol
-    )
-    return Session(load), point
 
 
 def parse(arguments: Sequence[str]) -> Options:

@@ -6,6 +6,7 @@ worker with nothing on the GPU but its weights, so that several workers fit.
 
 import gc
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,9 @@ from engine.loading import LoadedModel, load_model
 from engine.parallel.followers import Followers
 from engine.variant import keep
 from engine.weights import ModelWeights
-from experiments.config import WorkloadConfig
+from experiments.compose import compose
+from experiments.config import VariantConfig, WorkloadConfig
+from experiments.environment import machine, resolve_device, resolve_dtype
 from experiments.errors import UserError
 from experiments.fetch import MODELS, cached_model
 from experiments.messages import Load
@@ -64,6 +67,17 @@ class Session:
         if self.num_ranks == 1:
             prepared = variant.prepare(self.original.weights, self.original.config)
             self.loaded, self.variant = replace(self.original, weights=prepared), replace(variant, prepare=keep)
+
+    @classmethod
+    def alone(cls, variant: VariantConfig, point: Point, words: Sequence[str]) -> "Session":
+        """Outside a sweep: drawn weights, on a GPU if there is one; `words` compose the workload and the protocol."""
+        config = compose([*words, "protocol=full"])
+        device = resolve_device("auto", machine())
+        dtype = resolve_dtype("auto", device)
+        workloads = tuple(config.workloads)
+        return cls(
+            Load(point.model, variant, device, dtype, "random", config.seed, (point,), workloads, config.protocol)
+        )
 
     def _check_positions(self) -> None:
         """Every point must fit the model: the harness does not know the positions of a folder or a hub id."""

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.cli import module_of
 from experiments.compose import compose
+from experiments.kernels import command as kernels_command
 from experiments.memory import fit_together
 from experiments.models import find_model
 from experiments.reporting.ablation import ladders
@@ -85,6 +86,13 @@ def test_the_rungs_of_a_large_model_are_all_there_and_fit_on_one_gpu_run_by_run(
             found += [(rung.name, rung.how, rung.without) for rung in ladder.rungs]
     [whole] = ladders(compose(["experiment=ablation"]).variants)
     assert sorted(found) == sorted((rung.name, rung.how, rung.without) for rung in whole.rungs)
+
+
+def test_the_heat_maps_are_of_six_models_each_in_one_step(tmp_path: Path) -> None:
+    asked = asked_by(tmp_path, "kernels_1", "kernels_2", "kernels_3")
+    models = [model for words in asked for model in kernels_command.parse(words[2:]).models]
+    assert sorted(models) == sorted(set(models))
+    assert len(models) == 6
 
 
 def test_what_still_runs_at_the_limit_is_interrupted_and_packed(tmp_path: Path) -> None:

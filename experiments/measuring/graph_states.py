@@ -1,0 +1,211 @@
+"""What an engine has captured and run before, and what a decode step of it then takes.
+
+python -m experiments.measuring.graph_states        qwen3-0.6b, baseline and fused, on a GPU if there is one
+
+    model=NAME       a name under configs/model, its weights drawn (qwen3-0.6b)
+    variants=[...]   one engine after another, in this process (baseline, fused)
+    batches=[...]    sequences of the timed steps (8, 64, 128)
+    context=N        tokens in the cache of each (512)
+    requests=N       how many of the workload `offline` the engine holds (256)
+    stages=[...]     what is done to the engine before steps are timed, in order (all of them)
+    same_ops=BOOL    prompts run the operations of decode steps, where a variant has others for them (false)
+    windows=N        of 25 steps each (3)
+    out=FILE         where the figures go
+
+Stages: `alone` has the graphs of the timed steps only; `decodes` adds those of every batch; `prompts` a run's prompts,
+in steps without a graph; `all` every graph that greedy traffic can ask for; `anew` drops them and captures those of
+decode steps alone; `reversed` captures all of them anew, the last first.
+
+A step is timed twice: between CUDA events on the GPU, steps running free, and on the host, from `Engine.step` to its
+return with an idle GPU before it.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from engine import Engine
+from experiments.command_line import run_or_help
+from experiments.compose import compose
+from experiments.config import VariantConfig
+from experiments.durable import insist_on_place, write_figures
+from experiments.environment import code, machine
+from experiments.errors import UserError
+from experiments.measuring.decode import SETTLE_STEPS, decoding, run_window, synchronize
+from experiments.measuring.offline import Requests, begin, prepare
+from experiments.measuring.session import Session
+from experiments.options import choose, parse_options
+from experiments.records import Point
+
+WINDOW_STEPS = 25
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for."""
+
+    model: str = "qwen3-0.6b"
+    variants: tuple[str, ...] = ("baseline", "fused")
+    batches: tuple[int, ...] = (8, 64, 128)
+    context: int = 512
+    requests: int = 256
+    stages: tuple[str, ...] = ()
+    same_ops: bool = False
+    windows: int = 3
+    out: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Steps of one batch after one stage: a median of each window on the GPU (none without one), and on the host."""
+
+    variant: str
+    stage: str
+    batch: int
+    num_graphs: int
+    device_us: list[float]
+    host_us: list[float]
+
+
+def _nothing(engine: Engine, requests: Requests) -> None:
+    engine.runner.forget_graphs()
+
+
+def _decodes(engine: Engine, requests: Requests) -> None:
+    engine.runner.warm_up(engine.runner.decode_sizes)
+
+
+def _everything(engine: Engine, requests: Requests) -> None:
+    engine.runner.warm_up_all()
+
+
+def _anew(engine: Engine, requests: Requests) -> None:
+    engine.runner.forget_graphs()
+    _decodes(engine, requests)
+
+
+def _reversed(engine: Engine, requests: Requests) -> None:
+    _everything(engine, requests)
+    keys = list(engine.runner.graphs.graphs)
+    engine.runner.forget_graphs()
+    for layout, tokens_only in reversed(keys):
+        engine.runner.capture(layout, tokens_only)
+
+
+STAGES: Mapping[str, Callable[[Engine, Requests], None]] = {
+    "alone": _nothing,
+    "decodes": _decodes,
+    "prompts": begin,
+    "all": _everything,
+    "anew": _anew,
+    "reversed": _reversed,
+}
+
+
+def measure_states(session: Session, options: Options) -> list[Row]:
+    """Rows of an engine that holds `options.requests` of the workload `offline`, stage by stage."""
+    engine, requests = prepare(session, session.request.points[0])
+    rows = []
+    for stage in choose("stages", options.stages, tuple(STAGES)):
+        STAGES[stage](engine, requests)
+        for batch in options.batches:
+            device_us, host_us = _steps_us(session, engine, batch, options)
+            num_graphs = len(engine.runner.graphs.graphs)
+            rows.append(Row(session.variant.name, stage, batch, num_graphs, device_us, host_us))
+            _print(rows[-1])
+    return rows
+
+
+def _steps_us(session: Session, engine: Engine, batch: int, options: Options) -> tuple[list[float], list[float]]:
+    """(a step on the GPU, a step on the host) in microseconds, the median of each window."""
+    point = Point(session.request.model, "decode", batch, options.context)
+    contexts = [options.context] * batch
+    device_us, host_us = [], []
+    # The first window captures what is not there yet.
+    for window in range(1 + options.windows):
+        with decoding(session, engine, point, contexts, SETTLE_STEPS + 2 * WINDOW_STEPS):
+            run_window(engine, SETTLE_STEPS)
+            _, device_ms = run_window(engine, WINDOW_STEPS)
+            launches_us = [_host_us(engine) for _ in range(WINDOW_STEPS)]
+        if window and device_ms:
+            device_us.append(1e3 * median(device_ms))
+        if window:
+            host_us.append(median(launches_us))
+    return device_us, host_us
+
+
+def _host_us(engine: Engine) -> float:
+    synchronize(engine)
+    start = time.perf_counter()
+    engine.step()
+    return 1e6 * (time.perf_counter() - start)
+
+
+def _session(variant: VariantConfig, options: Options) -> Session:
+    point = Point(options.model, "offline", options.requests, 0)
+    session = Session.alone(variant, point, ["workloads=[offline]", f"batches=[{options.requests}]"])
+    if options.same_ops:
+        session.variant = replace(session.variant, prompt_ops=None)
+    return session
+
+
+def _print(row: Row) -> None:
+    device = f"{median(row.device_us):8.1f} us on the GPU" if row.device_us else "no GPU"
+    print(
+        f"{row.variant:12} {row.stage:9} {row.num_graphs:4} graphs  {row.batch:4} sequences: {device}, "
+        f"{median(row.host_us):7.1f} us on the host",
+        flush=True,
+    )
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from the command line; UserError names what is unknown, no number or of no use."""
+    options = parse_options(Options, "graph_states", arguments)
+    choose("stages", options.stages, tuple(STAGES))
+    for key in ("context", "requests", "windows"):
+        if getattr(options, key) < 1:
+            raise UserError(f"graph_states: {key}={getattr(options, key)} must be at least 1")
+    for batch in options.batches:
+        if not 0 < batch <= options.requests:
+            raise UserError(
+                f"graph_states: batches={list(options.batches)}: the engine holds 1 to {options.requests} sequences; "
+                "raise requests"
+            )
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit code."""
+    return run_or_help(argv, __doc__, lambda arguments: _main(parse(arguments)))
+
+
+def _main(options: Options) -> int:
+    if options.out:
+        insist_on_place(Path(options.out), "out")
+    rows: list[Row] = []
+    for variant in compose([f"variants=[{','.join(options.variants)}]"]).variants:
+        rows += measure_states(_session(variant, options), options)
+    if options.out:
+        _write(Path(options.out), options, rows)
+    return 0
+
+
+def _write(path: Path, options: Options, rows: Sequence[Row]) -> None:
+    made_of, gpu = code(), machine().gpu
+    record = {
+        **{key: value for key, value in asdict(options).items() if key not in ("out", "variants", "batches", "stages")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": made_of.commit,
+        "dirty": made_of.dirty,
+        "gpu": gpu.name if gpu else "",
+        "rows": [asdict(row) for row in rows],
+    }
+    write_figures(path, record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
