@@ -64,7 +64,7 @@ class Bench:
         if self.compiled:
             # A graph of its own is captured around it, as around the others.
             torch._dynamo.reset()
-            # Candidates that worker processes compiled are loaded one by one where they are timed, 10 to 25 s a shape;
+            # Candidates that worker processes compiled are loaded one by one where they are timed, 5 to 25 s a shape;
             # threads of this process leave them loaded.
             torch._inductor.config.compile_threads = 1
             runs[COMPILED] = torch.compile(_formula, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")

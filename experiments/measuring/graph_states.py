@@ -12,9 +12,10 @@ python -m experiments.measuring.graph_states        qwen3-0.6b, baseline and fus
     windows=N        of 25 steps each (3)
     out=FILE         where the figures go
 
-Stages: `alone` has the graphs of the timed steps only; `decodes` adds those of every batch; `prompts` a run's prompts,
-in steps without a graph; `all` every graph that greedy traffic can ask for; `anew` drops them and captures those of
-decode steps alone; `reversed` captures all of them anew, the last first.
+Stages: `built` has the largest graphs of decode steps and of prompts, captured to see how much memory they take;
+`alone` those of the timed steps only; `decodes` adds those of every batch; `prompts` a run's prompts, in steps without
+a graph; `all` every graph that greedy traffic can ask for; `anew` drops them and captures those of decode steps alone;
+`reversed` captures all of them anew, the last first.
 
 A step is timed twice: between CUDA events on the GPU, steps running free, and on the host, from `Engine.step` to its
 return with an idle GPU before it.
@@ -71,7 +72,11 @@ class Row:
     host_us: list[float]
 
 
-def _nothing(engine: Engine, requests: Requests) -> None:
+def _as_built(engine: Engine, requests: Requests) -> None:
+    pass
+
+
+def _alone(engine: Engine, requests: Requests) -> None:
     engine.runner.forget_graphs()
 
 
@@ -97,7 +102,8 @@ def _reversed(engine: Engine, requests: Requests) -> None:
 
 
 STAGES: Mapping[str, Callable[[Engine, Requests], None]] = {
-    "alone": _nothing,
+    "built": _as_built,
+    "alone": _alone,
     "decodes": _decodes,
     "prompts": begin,
     "all": _everything,

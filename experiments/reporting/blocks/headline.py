@@ -133,12 +133,17 @@ def place_of(row: Mapping[str, Any]) -> Place:
 
 
 def _run_table(root: Path, *paths: Path) -> str:
-    """The rows of the committed ones among some reports, a later report's in place of an earlier one's."""
+    """The rows of the committed ones among some reports, a later report's in place of an earlier one's.
+
+    A column for each variant of the first: a later one may have its own control.
+    """
     runs = _committed(root, *paths)
     if not runs:
         return NO_RUN.replace("headline", paths[0].parent.name)
     with usable(*runs):
-        return f"{to_markdown(compact_table(_rows(*runs.values())))}\n{_caption(*runs.values())}\n"
+        of_first = {row["variant"] for row in next(iter(runs.values()))["rows"]}
+        rows = [row for row in _rows(*runs.values()) if row["variant"] in of_first]
+        return f"{to_markdown(compact_table(rows))}\n{_caption(*runs.values())}\n"
 
 
 def _committed(root: Path, *paths: Path) -> dict[Path, dict[str, Any]]:
