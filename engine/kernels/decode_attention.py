@@ -23,6 +23,24 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def first_key(context_len, window):
+    """The first position that is attended to."""
+    first = 0
+    if window is not None:
+        first = tl.maximum(context_len - window, 0)
+    return first
+
+
+@triton.jit
+def part_tiles(first, end, split, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """[low, high): the tiles of the positions from `first` to before `end` that part `split` has."""
+    low, high = first // TILE, tl.cdiv(end, TILE)
+    tiles = tl.cdiv(high - low, SPLITS)
+    low += split * tiles
+    return low, tl.minimum(low + tiles, high)
+
+
+@triton.jit
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, lens_ptr, o_ptr, lse_ptr, G, scale_log2, window,
     q_stride_b, q_stride_h, cache_stride_block, cache_stride_pos, cache_stride_h, table_stride,
@@ -41,13 +59,8 @@ def _decode_kernel(
     q = tl.load(q_ptr + b * q_stride_b + heads * q_stride_h + d[None, :], mask=q_mask, other=0.0)
 
     context_len = tl.load(lens_ptr + b)
-    first = 0
-    if window is not None:
-        first = tl.maximum(context_len - window, 0)
-    low, high = first // TILE, tl.cdiv(context_len, TILE)
-    tiles = tl.cdiv(high - low, SPLITS)
-    low += split * tiles
-    high = tl.minimum(low + tiles, high)
+    first = first_key(context_len, window)
+    low, high = part_tiles(first, context_len, split, TILE, SPLITS)
 
     best = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels._triton import next_power_of_2, num_sms, pdl_options, tl, triton
-from engine.kernels.decode_attention import LOG2_E, paged_decode_attention_reference
+from engine.kernels.decode_attention import LOG2_E, first_key, paged_decode_attention_reference, part_tiles
 from variants.kernels.attention_cut import Cut, attention_cut, merge_chunk, register_limit
 from variants.kernels.decode_qkv_attention_sm90 import decode_qkv_attention_sm90, hopper_takes_decode
 from variants.kernels.qkv_post import (
@@ -30,6 +30,16 @@ from variants.kernels.tile_table import on_trial
 
 # Instead of -inf for the best score of no key: finite, so that nothing is infinity less infinity.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
+
+
+@triton.jit
+def _columns(HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """(d, mask) of a head's elements, its halves padded apart, as RoPE needs them."""
+    i = tl.arange(0, 2 * BLOCK_HALF)
+    d, d_mask = i, i < 2 * HALF
+    if HALF < BLOCK_HALF:
+        d, d_mask = i // BLOCK_HALF * HALF + i % BLOCK_HALF, i % BLOCK_HALF < HALF
+    return d, d_mask
 
 
 @triton.jit
@@ -64,15 +74,37 @@ def _load_tile(
 
 
 @triton.jit
+def _load_first(
+    k_ptr, v_ptr, table_ptr, pages, low, high, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """(k, v, live) of the first tile, those of the second where there is one stage, the pages of the tile behind."""
+    k, v, live = _load_tile(
+        k_ptr, v_ptr, pages, low * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos, BLOCK_SIZE, TILE
+    )
+    pages = _load_pages(table_ptr, (low + 1) * TILE, end, low + 1 < high, BLOCK_SIZE, TILE)
+    next_k, next_v, next_live = k, v, live
+    if STAGES == 1:
+        next_k, next_v, next_live = _load_tile(
+            k_ptr, v_ptr, pages, (low + 1) * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
+            BLOCK_SIZE, TILE,
+        )  # fmt: skip
+        pages = _load_pages(table_ptr, (low + 2) * TILE, end, low + 2 < high, BLOCK_SIZE, TILE)
+    return k, v, live, next_k, next_v, next_live, pages
+
+
+@triton.jit
 def _prefetch_tile(
-    k_ptr, v_ptr, pages, start, high, cache_stride_block, cache_stride_pos,
+    k_ptr, v_ptr, table_ptr, tile, high, end, cache_stride_block, cache_stride_pos,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Pull the keys and values of the positions from `start` on, those before `high`, into L2, a line a thread."""
+    """Pull the keys and values of a tile before `high`, of its positions before `end`, into L2, a line a thread."""
+    start = tile * TILE
+    pages = _load_pages(table_ptr, start, end, tile < high, BLOCK_SIZE, TILE)
     LINE: tl.constexpr = 128 // (k_ptr.dtype.element_ty.primitive_bitwidth // 8)
     LINES: tl.constexpr = (BLOCK_D + LINE - 1) // LINE
     n, line = tl.arange(0, TILE)[:, None], tl.arange(0, LINES)[None, :] * LINE
-    live = (start + n < high) & (line < D)
+    live = (start + n < end) & (line < D)
     page = pages.to(tl.int64) * cache_stride_block
     if TILE > BLOCK_SIZE:
         page = page[:, None]
@@ -93,6 +125,30 @@ def _attend(q, k, v, live, best, total, acc, scale_log2):
     rescale = tl.exp2(best - new_best)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
     return new_best, total * rescale + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def _attend_rest(
+    q, next_k, next_v, next_live, best, total, acc, scale_log2, k_ptr, v_ptr, table_ptr, pages, low, high,
+    first, end, d, d_mask, cache_stride_block, cache_stride_pos,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The online softmax over the tiles behind `low`. With one stage the next one is always loaded already."""
+    for tile in tl.range(low + 1, high, num_stages=STAGES):
+        # The tile that is loaded here, and the one that is attended to.
+        ahead: tl.constexpr = 1 if STAGES == 1 else 0
+        loaded_k, loaded_v, loaded_live = _load_tile(
+            k_ptr, v_ptr, pages, (tile + ahead) * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
+            BLOCK_SIZE, TILE,
+        )  # fmt: skip
+        pages = _load_pages(table_ptr, (tile + ahead + 1) * TILE, end, tile + ahead + 1 < high, BLOCK_SIZE, TILE)
+        if STAGES == 1:
+            k, v, live = next_k, next_v, next_live
+            next_k, next_v, next_live = loaded_k, loaded_v, loaded_live
+        else:
+            k, v, live = loaded_k, loaded_v, loaded_live
+        best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
+    return best, total, acc
 
 
 @triton.jit
@@ -202,20 +258,11 @@ def _decode_qkv_attention_kernel(
     position = tl.maximum(tl.load(positions_ptr + b), 0).to(tl.int64)
     slot = tl.load(slots_ptr + b).to(tl.int64)
     num_old = tl.maximum(context_len - 1, 0)
-    first = 0
-    if window is not None:
-        first = tl.maximum(context_len - window, 0)
-    low, high = first // TILE, tl.cdiv(num_old, TILE)
-    tiles = tl.cdiv(high - low, SPLITS)
-    low += split * tiles
-    high = tl.minimum(low + tiles, high)
+    first = first_key(context_len, window)
+    low, high = part_tiles(first, num_old, split, TILE, SPLITS)
     end = tl.minimum(num_old, high * TILE)
 
-    # The halves of a head are padded apart, as RoPE needs them.
-    i = tl.arange(0, BLOCK_D)
-    d, d_mask = i, i < D
-    if HALF < BLOCK_HALF:
-        d, d_mask = i // BLOCK_HALF * HALF + i % BLOCK_HALF, i % BLOCK_HALF < HALF
+    d, d_mask = _columns(HALF, BLOCK_HALF)
     k_ptr += kv_head * cache_stride_h
     v_ptr += kv_head * cache_stride_h
     # Each tile's page numbers are loaded one tile ahead.
@@ -228,22 +275,15 @@ def _decode_qkv_attention_kernel(
     g, j = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
     cos, sin, q_gamma1, q_gamma2 = load_rotation(q_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
     _, _, k_gamma1, k_gamma2 = load_rotation(k_norm_ptr, cos_ptr, sin_ptr, position, j, HALF)
-    k, v, live = _load_tile(
-        k_ptr, v_ptr, pages, low * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos, BLOCK_SIZE, TILE
-    )
-    pages = _load_pages(table_ptr, (low + 1) * TILE, end, low + 1 < high, BLOCK_SIZE, TILE)
-    if STAGES == 1:
-        next_k, next_v, next_live = _load_tile(
-            k_ptr, v_ptr, pages, (low + 1) * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
-            BLOCK_SIZE, TILE,
-        )  # fmt: skip
-        pages = _load_pages(table_ptr, (low + 2) * TILE, end, low + 2 < high, BLOCK_SIZE, TILE)
+    k, v, live, next_k, next_v, next_live, pages = _load_first(
+        k_ptr, v_ptr, table_ptr, pages, low, high, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
+        BLOCK_SIZE, TILE, STAGES,
+    )  # fmt: skip
     if PDL:
-        for i in tl.static_range(AHEAD):
-            start = (low + 1 + i) * TILE
+        for tile in tl.static_range(AHEAD):
             _prefetch_tile(
-                k_ptr, v_ptr, _load_pages(table_ptr, start, end, low + 1 + i < high, BLOCK_SIZE, TILE), start, end,
-                cache_stride_block, cache_stride_pos, D, BLOCK_D, BLOCK_SIZE, TILE,
+                k_ptr, v_ptr, table_ptr, low + 1 + tile, high, end, cache_stride_block, cache_stride_pos,
+                D, BLOCK_D, BLOCK_SIZE, TILE,
             )  # fmt: skip
         tl.extra.cuda.gdc_wait()
 
@@ -261,21 +301,10 @@ def _decode_qkv_attention_kernel(
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32) + tl.where(new, new_v.to(tl.float32), 0.0)[None, :]
 
     best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
-    for tile in tl.range(low + 1, high, num_stages=STAGES):
-        # The tile that is loaded here, and the one that is attended to.
-        ahead: tl.constexpr = 1 if STAGES == 1 else 0
-        loaded_k, loaded_v, loaded_live = _load_tile(
-            k_ptr, v_ptr, pages, (tile + ahead) * TILE, first, end, d, d_mask, cache_stride_block, cache_stride_pos,
-            BLOCK_SIZE, TILE,
-        )  # fmt: skip
-        pages = _load_pages(table_ptr, (tile + ahead + 1) * TILE, end, tile + ahead + 1 < high, BLOCK_SIZE, TILE)
-        if STAGES == 1:
-            k, v, live = next_k, next_v, next_live
-            next_k, next_v, next_live = loaded_k, loaded_v, loaded_live
-        else:
-            k, v, live = loaded_k, loaded_v, loaded_live
-        best, total, acc = _attend(q, k, v, live, best, total, acc, scale_log2)
-
+    best, total, acc = _attend_rest(
+        q, next_k, next_v, next_live, best, total, acc, scale_log2, k_ptr, v_ptr, table_ptr, pages, low, high,
+        first, end, d, d_mask, cache_stride_block, cache_stride_pos, BLOCK_SIZE, TILE, STAGES,
+    )  # fmt: skip
     _leave(
         best, total, acc, o_ptr, parts_ptr, lse_ptr, tickets_ptr, b * M + kv_head, split, G, D, g, d, d_mask,
         SPLITS, ROWS, CHUNK,

@@ -70,8 +70,31 @@ def _fetch(desc, ring, tile, page, key, end, column, BLOCK_SIZE: gl.constexpr):
 
 
 @gluon.jit
+def _part(num_old, split, SPLITS: gl.constexpr):
+    """(first key, end, tiles) of a part of the old keys."""
+    part_keys = gl.cdiv(gl.cdiv(num_old, PART), SPLITS) * PART
+    low = split * part_keys
+    end = gl.minimum(low + part_keys, num_old)
+    return low, end, gl.maximum(gl.cdiv(end - low, PART), 0)
+
+
+@gluon.jit
 def _page(table_ptr, key, end, BLOCK_SIZE: gl.constexpr):
     return gl.load(table_ptr + key // BLOCK_SIZE, mask=key < end, other=0)
+
+
+@gluon.jit
+def _fill(
+    k_desc, v_desc, k, v, table_ptr, low, end, tiles, column, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
+    """Fetch the first tiles into their rings; the page of the tile behind them."""
+    page = _page(table_ptr, low, end, BLOCK_SIZE)
+    for tile in gl.static_range(STAGES):
+        if tile < tiles:
+            _fetch(k_desc, k, tile, page, low + tile * PART, end, column, BLOCK_SIZE)
+            _fetch(v_desc, v, tile, page, low + tile * PART, end, column, BLOCK_SIZE)
+        page = _page(table_ptr, low + (tile + 1) * PART, end, BLOCK_SIZE)
+    return page
 
 
 @gluon.jit
@@ -281,11 +304,7 @@ def _decode_qkv_attention_kernel_sm90(
     context_len = gl.load(lens_ptr + b)
     position = gl.maximum(gl.load(positions_ptr + b), 0).to(gl.int64)
     slot = gl.load(slots_ptr + b).to(gl.int64)
-    num_old = gl.maximum(context_len - 1, 0)
-    part_keys = gl.cdiv(gl.cdiv(num_old, PART), SPLITS) * PART
-    low = split * part_keys
-    end = gl.minimum(low + part_keys, num_old)
-    tiles = gl.maximum(gl.cdiv(end - low, PART), 0)
+    low, end, tiles = _part(gl.maximum(context_len - 1, 0), split, SPLITS)
 
     column = kv_head * cache_stride_h
     k_ptr += column
@@ -293,12 +312,7 @@ def _decode_qkv_attention_kernel_sm90(
     table_ptr = tables_ptr + b.to(gl.int64) * table_stride
     k, v = _ring(k_desc.dtype, D, STAGES), _ring(k_desc.dtype, D, STAGES)
     fence_async_shared()
-    page = _page(table_ptr, low, end, BLOCK_SIZE)
-    for tile in gl.static_range(STAGES):
-        if tile < tiles:
-            _fetch(k_desc, k, tile, page, low + tile * PART, end, column, BLOCK_SIZE)
-            _fetch(v_desc, v, tile, page, low + tile * PART, end, column, BLOCK_SIZE)
-        page = _page(table_ptr, low + (tile + 1) * PART, end, BLOCK_SIZE)
+    page = _fill(k_desc, v_desc, k, v, table_ptr, low, end, tiles, column, BLOCK_SIZE, STAGES)
 
     # Rows of 16 heads, as in qkv_post.py: tiles of one shape sum in one order.
     heads: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HALF, HALF // 8], [W, 1], [1, 0])
@@ -348,8 +362,7 @@ def _decode_qkv_attention_kernel_sm90(
     else:
         _leave(
             best, total, acc, o_ptr, parts_ptr + pair * SPLITS * G * D, states_ptr + pair * SPLITS * G * 2,
-            tickets_ptr + pair, split, G, at, live, gl.arange(0, RESULTS, by_result),
-            SPLITS, STATES,
+            tickets_ptr + pair, split, G, at, live, gl.arange(0, RESULTS, by_result), SPLITS, STATES,
         )  # fmt: skip
 
 

@@ -145,6 +145,10 @@ def test_an_offline_run_of_its_own_stands_in_for_the_headline_s(tmp_path: Path) 
     assert number(fused["median"]) in line("goals")
     assert "run 20261129-120000-0a1b2c3" in after[-1]
     assert "run 20261129-120000-0a1b2c3" in BLOCKS["goals"](tmp_path)
+    # Its own control has no column among cells that have none.
+    rows = summary["rows"] + [row | {"variant": "control"} for row in summary["rows"] if row["variant"] == "fused"]
+    (tmp_path / "reports/offline/summary.json").write_text(json.dumps(summary | {"rows": rows}))
+    assert BLOCKS["headline"](tmp_path).splitlines() == after
 
 
 def test_the_search_over_the_step_is_a_row_a_cell_and_a_row_a_change(tmp_path: Path) -> None:
