@@ -134,10 +134,11 @@ def _skinny_tiles(problem: Problem) -> Iterator[Tile]:
 
 
 def _wide_tiles(problem: Problem) -> Iterator[Tile]:
-    for block_m, block_n, block_k in product((64, 128), (32, 64, 128), _steps(problem, 64, 128)):
-        for num_warps, stages in product((4, 8), (3, 5)):
+    for block_m, columns, block_k in product((64, 128), (32, 64, 128, 256), _steps(problem, 64, 128)):
+        block_n = columns // problem.matrices
+        for num_warps, stages, splits in product((4, 8), (3, 5), _splits(problem, block_n, block_k)):
             if block_m <= max(64, next_power_of_2(problem.rows)):
-                yield Tile("wide", block_m, block_n // problem.matrices, block_k, num_warps, stages)
+                yield Tile("wide", block_m, block_n, block_k, num_warps, stages, splits)
 
 
 def _steps(problem: Problem, least: int, most: int) -> list[int]:

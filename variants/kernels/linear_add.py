@@ -66,7 +66,7 @@ def _linear_add_kernel(
     )  # fmt: skip
     done = True
     if SPLITS > 1:
-        local = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        local = tl.arange(0, acc.shape[0])[:, None] * acc.shape[1] + tl.arange(0, acc.shape[1])[None, :]
         done, acc = _sum_parts(acc, parts_ptr, tickets_ptr, tl.program_id(0), tl.num_programs(0), local, SPLITS)
     if done:
         if PATH == "wide":

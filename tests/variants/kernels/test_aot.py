@@ -55,13 +55,14 @@ def gate_up(m: int, n: int, k: int, partials: bool = True) -> AotCase:
     return AotCase(f"gate_up_silu {m}x{n}x{k}{' from partials' * partials}", "_gate_up_silu_kernel", launch)
 
 
-def launch_linear_add(m: int, n: int, k: int) -> None:
+def launch_linear_add(m: int, n: int, k: int, tile: Tile | None) -> None:
     weight = tensor(n, k)
-    linear_add_triton(tensor(m, k), weight, None, tensor(m, n), True, measured("linear_add", m, weight))
+    linear_add_triton(tensor(m, k), weight, None, tensor(m, n), True, tile or measured("linear_add", m, weight))
 
 
-def linear_add(m: int, n: int, k: int) -> AotCase:
-    return AotCase(f"linear_add {m}x{n}x{k}", "_linear_add_kernel", partial(launch_linear_add, m, n, k))
+def linear_add(m: int, n: int, k: int, tile: Tile | None = None) -> AotCase:
+    name = f"linear_add {m}x{n}x{k}" + (f" {tile.path} in {tile.splits} parts" if tile else "")
+    return AotCase(name, "_linear_add_kernel", partial(launch_linear_add, m, n, k, tile))
 
 
 def launch_lm_head(m: int, n: int, k: int) -> None:
@@ -138,6 +139,7 @@ CASES = [
     linear_add(32, 1024, 3072),
     linear_add(64, 4096, 12288),
     linear_add(2048, 4096, 12288),
+    linear_add(64, 4096, 12288, tile=Tile("wide", 64, 128, 64, 8, 3, splits=4)),
     gate_up(1, 3072, 1024, partials=False),
     gate_up(4, 12288, 4096),
     gate_up(8, 3072, 1024),
@@ -236,14 +238,24 @@ def test_nothing_but_weights_is_loaded_before_the_wait(compiled):
 
 
 def test_wide_products_use_warp_group_products(compiled):
-    for name in ("norm_linear 2048x6144x4096 from partials", "gate_up_silu 2048x12288x4096 from partials"):
+    for name in (
+        "norm_linear 2048x6144x4096 from partials",
+        "gate_up_silu 2048x12288x4096 from partials",
+        "linear_add 64x4096x12288 wide in 4 parts",
+    ):
         assert "wgmma.mma_async" in compiled[name].ptx
         assert "cp.async.bulk.tensor" in compiled[name].ptx
         assert "griddepcontrol" not in compiled[name].ptx
 
 
 @pytest.mark.parametrize(
-    "name", ["linear_add 16x1024x3072", "linear_add 32x1024x3072", "decode_attention g=2 d=128 splits=16"]
+    "name",
+    [
+        "linear_add 16x1024x3072",
+        "linear_add 32x1024x3072",
+        "linear_add 64x4096x12288 wide in 4 parts",
+        "decode_attention g=2 d=128 splits=16",
+    ],
 )
 def test_parts_are_published_before_the_ticket_is_drawn(name, compiled):
     head, ticket, tail = compiled[name].ptx.partition("atom.global.gpu.acq_rel")

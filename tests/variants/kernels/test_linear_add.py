@@ -51,12 +51,26 @@ def test_matches_float64(k, n, rows, dtype, monkeypatch):
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
 @pytest.mark.parametrize("k", [640, 700])
-def test_parts_of_k_add_up_and_leave_no_ticket(k, splits):
-    x, weight, bias, residual = inputs(7, k, 75, torch.float32)
-    tile = Tile("skinny", 8, 32, 64, 4, 2, splits)
+@pytest.mark.parametrize(("path", "rows"), [("skinny", 7), ("wide", 7), ("wide", 21)])
+def test_parts_of_k_add_up_and_leave_no_ticket(path, rows, k, splits):
+    x, weight, bias, residual = inputs(rows, k, 75, torch.float32)
+    tile = Tile(path, 8 if path == "skinny" else 16, 32, 64, 4, 2, splits)
     oracle, _ = linear_add_reference(x.double(), weight.double(), bias.double(), residual.double())
     first = linear_add_triton(x, weight, bias, residual, tile=tile)[0]
     assert relative_error(first, oracle) < tolerance(torch.float32, sums=k)
+    assert torch.equal(linear_add_triton(x, weight, bias, residual, tile=tile)[0], first)
+    assert not tickets(x.device).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [1, 4, 7])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parts_of_k_by_tensor_memory(dtype, splits):
+    x, weight, bias, residual = (t.contiguous() for t in inputs(64, 12288, 4096, dtype))
+    tile = Tile("wide", 64, 128, 64, 8, 3, splits)
+    oracle, _ = linear_add_reference(x.double(), weight.double(), bias.double(), residual.double())
+    first = linear_add_triton(x, weight, bias, residual, tile=tile)[0]
+    assert relative_error(first, oracle) < tolerance(dtype, sums=12288)
     assert torch.equal(linear_add_triton(x, weight, bias, residual, tile=tile)[0], first)
     assert not tickets(x.device).any()
 
