@@ -45,6 +45,7 @@ class Problem:
     matrices: int
     can_split: bool
     sms: int
+    by_tma: bool = True
 
     def heuristic(self) -> Tile:
         """The tile where nothing was measured."""
@@ -138,7 +139,8 @@ def _wide_tiles(problem: Problem) -> Iterator[Tile]:
         block_n = columns // problem.matrices
         for num_warps, stages, splits in product((4, 8), (3, 5), _splits(problem, block_n, block_k)):
             if block_m <= max(64, next_power_of_2(problem.rows)):
-                yield Tile("wide", block_m, block_n, block_k, num_warps, stages, splits)
+                tile = Tile("wide", block_m, block_n, block_k, num_warps, stages, splits)
+                yield from (tile, replace(tile, dependent=True)) if problem.by_tma else (tile,)
 
 
 def _steps(problem: Problem, least: int, most: int) -> list[int]:
@@ -162,7 +164,7 @@ def _spread(problem: Problem, tiles: Iterable[Tile]) -> list[Tile]:
     most_busy = max((_busy(tile, problem) for tile in legal), default=0.0)
     legal = [tile for tile in legal if _busy(tile, problem) >= min(LEAST_BUSY, most_busy)]
     legal.sort(key=lambda tile: _handicap(tile, problem))
-    cuts = _groups(legal, lambda tile: (tile.block_n, tile.splits, tile.block_m))
+    cuts = _groups(legal, lambda tile: (tile.block_n, tile.splits, tile.block_m, tile.dependent))
     return list(in_turns([list(in_turns(_groups(cut, lambda tile: tile.block_k))) for cut in cuts]))
 
 

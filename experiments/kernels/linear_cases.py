@@ -56,9 +56,11 @@ class LinearCase(Case):
 
     ROWWISE: ClassVar[tuple[str, ...]] = ("x_TK", "residual")
     WEIGHTS: ClassVar[tuple[str, ...]] = ("weight_NK",)
-    # Weight matrices that one program reads, and whether K may be split.
+    # Weight matrices that one program reads, whether K may be split, and whether the tensor memory accelerator brings
+    # the tiles of a wide product.
     MATRICES: ClassVar[int] = 1
     CAN_SPLIT: ClassVar[bool] = False
+    BY_TMA: ClassVar[bool] = True
 
     @classmethod
     def draw(
@@ -228,6 +230,7 @@ class LmHead(LinearCase):
 
     OP: ClassVar[str] = "lm_head"
     RUNG: ClassVar[str] = "lm_head"
+    BY_TMA: ClassVar[bool] = False
     SHAPES: ClassVar[tuple[Shape, ...]] = ((150, 136),)
     REAL_SHAPES: ClassVar[tuple[Shape, ...]] = ((5125, 736), (49_152, 576), (151_936, 896), (151_936, 1024))
 

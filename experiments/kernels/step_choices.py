@@ -74,7 +74,8 @@ def words(tile: Tile) -> str:
     """A tile, in short."""
     block = f"{tile.block_m}x{tile.block_n}x{tile.block_k}"
     parts = f", {tile.splits} parts" if tile.splits > 1 else ""
-    return f"{tile.path} {block}, {tile.num_warps} warps, {tile.stages} stages{parts}"
+    dependent = ", dependent" * tile.dependent
+    return f"{tile.path} {block}, {tile.num_warps} warps, {tile.stages} stages{parts}{dependent}"
 
 
 def trial_of(choices: Iterable[Choice]) -> Trial:

@@ -1,12 +1,13 @@
 """What comes before table and heuristics in a trial, in words: changes SITE:HOW, joined by `+`.
 
-qkv, gate_up, o, down, lm_head    on, off, or a tile PATH-MxNxK-WARPS-STAGES[-PARTS]
+qkv, gate_up, o, down, lm_head    on, off, or a tile PATH-MxNxK-WARPS-STAGES[-PARTS][-dependent]
 attention                         off, a cut PARTSxTOKENS-WARPS-STAGES[-AHEAD], or hopper-PARTSxRING[-AHEAD]
 whole_heads                       on, off; of a step with prompts
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine.kernels._triton import next_power_of_2
@@ -22,7 +23,7 @@ OPS: Mapping[str, str] = dict(SITES)
 SITES_KNOWN = (*OPS, ATTENTION, WHOLE_HEADS)
 ON_OFF = {"on": True, "off": False}
 N = r"([1-9]\d*)"
-TILE = re.compile(rf"(gemv|held|skinny|wide)-{N}x{N}x{N}-{N}-{N}(?:-{N})?")
+TILE = re.compile(rf"(gemv|held|skinny|wide)-{N}x{N}x{N}-{N}-{N}(?:-{N})?(-dependent)?")
 CUT = re.compile(rf"{N}x{N}-{N}-{N}(?:-(\d+))?")
 HOPPER_CUT = re.compile(rf"hopper-{N}x{N}(?:-(\d+))?")
 
@@ -56,9 +57,14 @@ def trial_in_words(words: str, sizes: Mapping[str, Any]) -> Trial:
 def _tile(change: str, how: str) -> Tile:
     found = TILE.fullmatch(how)
     if not found:
-        raise UserError(f"choices: {change!r} is neither on nor off nor a tile PATH-MxNxK-WARPS-STAGES[-PARTS]")
-    path, *numbers = found.groups("1")
-    return Tile(path, *map(int, numbers))  # type: ignore[arg-type]
+        raise UserError(
+            f"choices: {change!r} is neither on nor off nor a tile PATH-MxNxK-WARPS-STAGES[-PARTS][-dependent]"
+        )
+    path, *numbers, dependent = found.groups()
+    if dependent and path != "wide":
+        raise UserError(f"choices: {change!r}: a tile that is not wide is launched dependently without a word")
+    tile = Tile(path, *(int(number or 1) for number in numbers))  # type: ignore[arg-type]
+    return replace(tile, dependent=dependent is not None)
 
 
 def _cut(change: str, how: str) -> Cut:

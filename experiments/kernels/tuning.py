@@ -45,7 +45,7 @@ class KernelPoint:
     def problem(self, itemsize: int, sms: int) -> Problem:
         """What its tiles have to solve."""
         kind, (n, k) = self.kind, self.shape
-        return Problem(self.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, kind.CAN_SPLIT, sms)
+        return Problem(self.rows, n // kind.MATRICES, k, itemsize, kind.MATRICES, kind.CAN_SPLIT, sms, kind.BY_TMA)
 
 
 def points(places: Iterable[tuple[str, Shape]], rows: Iterable[int]) -> list[KernelPoint]:

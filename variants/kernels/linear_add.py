@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels._triton import cdiv, pdl_options, tl, triton
-from variants.kernels.product import begin, product, tile_index
+from variants.kernels.product import begin, product, see_what_was_written, tile_index
 from variants.kernels.tickets import MAX_TICKETS, tickets
 from variants.kernels.tile_table import choose_tile
 from variants.kernels.tiles import Tile, can_prefetch, descriptors
@@ -55,6 +55,8 @@ def _linear_add_kernel(
     k_low = tl.program_id(1) * part
     k_high = tl.minimum(k_low + part, K)
     w, w2 = begin(w_ptr, None, w_stride, tile_n, N, k_low, k_high, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    if PDL and x_desc is not None:
+        see_what_was_written()
     # A small tile of the residual travels while the product is computed; a wide one would cost registers.
     mask, row = (rows < M) & (cols < N), rows.to(tl.int64)
     if PATH != "wide":
@@ -109,7 +111,7 @@ def linear_add_triton(
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLITS=tile.splits,
         STAGES=tile.stages, EVEN=tile.even(k), ONCE=tile.once(k),
         PREFETCH=can_prefetch(weight_NK, tile),
-        num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
+        num_warps=tile.num_warps, **pdl_options(pdl and (descs[0] is None or tile.dependent)),
     )  # fmt: skip
     return y, partials
 

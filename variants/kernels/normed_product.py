@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.kernels._triton import next_power_of_2, pdl_options, tl, triton
 from variants.kernels.add_squares import add_squares_triton
 from variants.kernels.normed_product_sm90 import hopper_takes_product, normed_product_sm90
-from variants.kernels.product import begin, load_partials, product, tile_index
+from variants.kernels.product import begin, load_partials, product, see_what_was_written, tile_index
 from variants.kernels.tile_table import choose_tile, known_tile
 from variants.kernels.tiles import MAX_SKINNY_ROWS, Tile, can_prefetch, descriptors
 
@@ -36,6 +36,8 @@ def normed_tile(
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     w, w2 = begin(w_ptr, w2_ptr, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    if PDL and x_desc is not None:
+        see_what_was_written()
     if partials_ptr is not None:
         partials = load_partials(partials_ptr, num_partials, p_stride, m, M, BLOCK_P)
     if bias_ptr is not None and PATH != "wide":
@@ -110,7 +112,7 @@ def launch_normed_product(
         PATH=tile.path, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         BLOCK_P=next_power_of_2(num_partials), STAGES=tile.stages, EVEN=tile.even(k), ONCE=tile.once(k),
         PREFETCH=can_prefetch(weight_OK, tile),
-        num_warps=tile.num_warps, **pdl_options(pdl and descs[0] is None),
+        num_warps=tile.num_warps, **pdl_options(pdl and (descs[0] is None or tile.dependent)),
     )  # fmt: skip
     return y, s
 

@@ -39,7 +39,8 @@ class Tile:
 
     `gemv` streams weight rows through registers; `held` does too, but multiplies on the tensor cores, a few slices of
     K each by itself; `skinny` brings them through shared memory. Both make the weights the wide operand, so that few
-    rows of x pad to 8 and not to 64. `wide` is the usual tiled product, its programs ordered in groups of rows.
+    rows of x pad to 8 and not to 64. `wide` is the usual tiled product, its programs ordered in groups of rows. Brought
+    by the tensor memory accelerator it is launched plainly unless `dependent`: then its weights travel before the wait.
     """
 
     path: Literal["gemv", "held", "skinny", "wide"]
@@ -49,6 +50,7 @@ class Tile:
     num_warps: int
     stages: int
     splits: int = 1
+    dependent: bool = False
 
     def grid(self, m: int, n: int) -> tuple[int, int]:
         """Programs: output tiles, parts of K."""
@@ -153,14 +155,14 @@ def can_prefetch(weight_NK: Tensor, tile: Tile) -> bool:
     small = weight_NK.numel() * weight_NK.element_size() <= MAX_PREFETCH_BYTES
     aligned = weight_NK.data_ptr() % 16 == 0 and weight_NK.stride(0) % 8 == 0 and weight_NK.shape[1] % 8 == 0
     in_registers = tile.path in ("gemv", "held") and tile.once(weight_NK.shape[1])
-    return small and aligned and tile.path != "wide" and not in_registers
+    return small and aligned and (tile.path != "wide" or tile.dependent) and not in_registers
 
 
 def descriptors(x_MK: Tensor, weight_NK: Tensor, tile: Tile) -> tuple[Any, Any]:
     """Tensor memory descriptors of x and the weight, or (None, None) where the path or the alignment forbids them.
 
-    A kernel with descriptors is launched without PDL: it has many rows and little to gain, and its reads through the
-    asynchronous proxy would need a fence of their own against the predecessor's writes.
+    Under PDL a kernel with descriptors fences its reads through the asynchronous proxy (`see_what_was_written`). With
+    many rows it has little to gain, so that only a `dependent` tile is launched so.
     """
     aligned = all(t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in (x_MK, weight_NK))
     if tile.path != "wide" or x_MK.element_size() != 2 or not aligned:

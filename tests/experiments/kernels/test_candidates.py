@@ -53,6 +53,13 @@ def test_candidates_are_few_legal_and_begin_with_the_heuristics(shape: Any) -> N
             assert all(b & (b - 1) == 0 for b in (tile.block_m, tile.block_n, tile.block_k, tile.num_warps))
             assert tile.path == "wide" or tile.block_m >= rows
             assert tile.splits == 1 or asked.can_split
+            assert tile.path == "wide" or not tile.dependent
+
+
+def test_wide_tiles_are_tried_launched_plainly_and_dependently_where_that_differs() -> None:
+    asked = problem(128, *SHAPES[0])
+    assert {tile.dependent for tile in candidates(asked)} == {False, True}
+    assert {tile.dependent for tile in candidates(replace(asked, by_tma=False))} == {False}
 
 
 def test_each_number_of_rows_has_its_paths() -> None:

@@ -39,6 +39,9 @@ def test_a_choice_in_words_is_a_trial() -> None:
     )
     assert trial_in_words("attention:2x128-8-1", SIZES).cut == Cut(2, 128, 8, 1)
     assert trial_in_words("attention:off", SIZES) == Trial(fused={"attention": False})
+    for word, parts, dependent in (("-dependent", 1, True), ("-3-dependent", 3, True), ("-3", 3, False)):
+        [tile] = trial_in_words(f"o:wide-64x128x64-8-3{word}", SIZES).tiles.values()
+        assert tile == Tile("wide", 64, 128, 64, 8, 3, parts, dependent)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_a_choice_in_words_is_a_trial() -> None:
         (["points=[[1,8]]", "choices=[qkv:held]"], "'qkv:held' is neither on nor off nor a tile"),
         (["points=[[1,8]]", "choices=[attention:0x128-8-1]"], "'attention:0x128-8-1' is neither off nor a cut"),
         (["points=[[1,8]]", "choices=[attention:2x100-8-1]"], "has tokens or warps that are no power of two"),
+        (["points=[[1,8]]", "choices=[o:skinny-8x16x64-4-2-dependent]"], "a tile that is not wide"),
         (["points=[[1,8]]", "choices=[o:on+o:off]"], "says twice how o is to run"),
         (["points=[[1,8]]", "choices=[attention:3]"], "'attention:3' is neither off nor a cut"),
     ],

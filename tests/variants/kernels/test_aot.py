@@ -61,7 +61,9 @@ def launch_linear_add(m: int, n: int, k: int, tile: Tile | None) -> None:
 
 
 def linear_add(m: int, n: int, k: int, tile: Tile | None = None) -> AotCase:
-    name = f"linear_add {m}x{n}x{k}" + (f" {tile.path} in {tile.splits} parts" if tile else "")
+    name = f"linear_add {m}x{n}x{k}"
+    if tile:
+        name += f" {tile.path} in {tile.splits} parts" + " dependent" * tile.dependent
     return AotCase(name, "_linear_add_kernel", partial(launch_linear_add, m, n, k, tile))
 
 
@@ -140,6 +142,7 @@ CASES = [
     linear_add(64, 4096, 12288),
     linear_add(2048, 4096, 12288),
     linear_add(64, 4096, 12288, tile=Tile("wide", 64, 128, 64, 8, 3, splits=4)),
+    linear_add(256, 1024, 3072, tile=Tile("wide", 64, 64, 64, 4, 5, splits=2, dependent=True)),
     gate_up(1, 3072, 1024, partials=False),
     gate_up(4, 12288, 4096),
     gate_up(8, 3072, 1024),
@@ -246,6 +249,19 @@ def test_wide_products_use_warp_group_products(compiled):
         assert "wgmma.mma_async" in compiled[name].ptx
         assert "cp.async.bulk.tensor" in compiled[name].ptx
         assert "griddepcontrol" not in compiled[name].ptx
+
+
+def test_a_dependent_wide_product_pulls_weights_ahead_and_fences_what_it_waited_for(compiled):
+    ptx = compiled["linear_add 256x1024x3072 wide in 2 parts dependent"].ptx
+    head, wait, tail = ptx.partition("griddepcontrol.wait")
+    assert wait
+    assert "griddepcontrol.launch_dependents" in head
+    assert "cp.async.bulk.prefetch.L2.global" in head
+    assert not any(read in head for read in ("ld.global", "cp.async.bulk.tensor"))
+    before, fence, after = tail.partition("fence.proxy.async.global")
+    assert fence
+    assert "cp.async.bulk.tensor" not in before
+    assert "cp.async.bulk.tensor" in after
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,27 @@ def test_parts_of_k_add_up_and_leave_no_ticket(path, rows, k, splits):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rows", [33, 64, 200])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_wide_tiles_launched_dependently_are_the_same_under_pdl(splits, rows):
+    """Read by the tensor memory accelerator right after the wait, and written by the kernel before it."""
+    x = randn(rows, 1024, dtype=torch.bfloat16, seed=4)
+    weights = [randn(1024, 1024, dtype=torch.bfloat16, seed=s, scale=0.03) for s in range(6, 14)]
+    adds = Tile("wide", 64, 64, 64, 4, 5, splits, dependent=True)
+    norms = Tile("wide", 64, 32, 128, 4, 3, dependent=True)
+
+    def chain(pdl):
+        y = x
+        for first, second in zip(weights[::2], weights[1::2], strict=True):
+            y, partials = linear_add_triton(y, first, None, y, pdl, adds)
+            y, _ = norm_linear_triton(y, None, second, None, 1e-6, partials, pdl, norms)
+        return y
+
+    assert_pdl_changes_nothing(chain, lambda: x.normal_())
+    assert not tickets(torch.device(DEVICE, 0)).any()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("splits", [1, 4, 7])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_parts_of_k_by_tensor_memory(dtype, splits):
