@@ -68,7 +68,7 @@ def candidates(problem: Problem, most: int = MOST_TILES) -> list[Tile]:
 
 
 def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
-    """The legal tiles that differ from one in a single way: half or twice as much of something, or a stage."""
+    """The legal tiles that differ from one in a single way: half or twice as much of something, a stage, the launch."""
     changes: list[dict[str, Any]] = []
     for name in ("num_warps", "block_k", "block_n", "splits"):
         value = getattr(tile, name)
@@ -79,6 +79,8 @@ def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
         changes = [change for change in changes if "splits" not in change]
     # Nothing can be half of one.
     near = [replace(tile, **change) for change in changes if min(change.values()) >= 1]
+    if tile.path == "wide" and problem.by_tma:
+        near.append(replace(tile, dependent=not tile.dependent))
     return [one for one in near if is_legal(one, problem) and one.block_k <= max(16, next_power_of_2(problem.k))]
 
 

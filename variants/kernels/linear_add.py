@@ -54,7 +54,7 @@ def _linear_add_kernel(
     part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
     k_low = tl.program_id(1) * part
     k_high = tl.minimum(k_low + part, K)
-    w, w2 = begin(w_ptr, None, w_stride, tile_n, N, k_low, k_high, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    w, w2 = begin(w_ptr, None, w_stride, tile_m, tile_n, N, k_low, k_high, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     if PDL and x_desc is not None:
         see_what_was_written()
     # A small tile of the residual travels while the product is computed; a wide one would cost registers.

@@ -31,7 +31,7 @@ def _tile_argmax_kernel(
     """The best logit of BLOCK_M rows among BLOCK_N tokens; x is normed here on the gemv path, before on the others."""
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    w, w2 = begin(w_ptr, None, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    w, w2 = begin(w_ptr, None, w_stride, tile_m, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     acc, _, squares = product(
         w, w2, None, None, x_ptr, residual_ptr, None, gamma_ptr, w_ptr, None,
         x_stride, r_stride, 0, w_stride, tile_m, tile_n, M, N,

@@ -35,7 +35,7 @@ def normed_tile(
     """
     tile_m, tile_n = tile_index(M, N, BLOCK_M, BLOCK_N)
     m, n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    w, w2 = begin(w_ptr, w2_ptr, w_stride, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
+    w, w2 = begin(w_ptr, w2_ptr, w_stride, tile_m, tile_n, N, 0, K, PATH, BLOCK_N, BLOCK_K, PREFETCH, PDL)
     if PDL and x_desc is not None:
         see_what_was_written()
     if partials_ptr is not None:

@@ -60,7 +60,7 @@ def load_stream(x_ptr, residual_ptr, s_ptr, gamma_ptr, x_stride, r_stride, s_str
 
 @triton.jit
 def begin(
-    w_ptr, w2_ptr, w_stride, tile_n, N, k_low, k_high,
+    w_ptr, w2_ptr, w_stride, tile_m, tile_n, N, k_low, k_high,
     PATH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """(first weights, first second weights) for `product`; whatever another kernel wrote may be read after this.
@@ -85,6 +85,9 @@ def begin(
             w2 = _load_slices(w2_ptr, w_stride, tile_n, N, k_low, k_high, BLOCK_N, BLOCK_K)
         k_low += BLOCK_K
     if PDL:
+        if PATH == "wide":
+            # The first row of tiles pulls for all.
+            k_high = tl.where(tile_m == 0, k_high, k_low)
         if PREFETCH:
             prefetch_rows(w_ptr, w_stride, tile_n * BLOCK_N, N, k_low, k_high, BLOCK_N)
             if w2_ptr is not None:

@@ -60,6 +60,9 @@ def test_wide_tiles_are_tried_launched_plainly_and_dependently_where_that_differ
     asked = problem(128, *SHAPES[0])
     assert {tile.dependent for tile in candidates(asked)} == {False, True}
     assert {tile.dependent for tile in candidates(replace(asked, by_tma=False))} == {False}
+    tile = Tile("wide", 64, 64, 64, 4, 3)
+    assert replace(tile, dependent=True) in neighbours(tile, asked)
+    assert not any(near.dependent for near in neighbours(tile, replace(asked, by_tma=False)))
 
 
 def test_each_number_of_rows_has_its_paths() -> None:
