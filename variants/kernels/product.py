@@ -27,11 +27,13 @@ def tile_index(num_rows, num_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr)
 
 @triton.jit
 def prefetch_rows(w_ptr, w_stride, first, num_rows, k_low, k_high, ROWS: tl.constexpr):
-    """Pull elements [k_low, k_high) of ROWS weight rows into L2, one bulk prefetch of whole 16-byte units a thread."""
+    """Pull elements [k_low, k_high) of ROWS weight rows into L2 by bulk prefetches of whole 16-byte units."""
+    # One a thread; two where 128 threads have 256 rows, so that no row is left out.
     THREADS: tl.constexpr = tl.extra.cuda.num_threads()
-    SEGMENTS: tl.constexpr = (THREADS + ROWS - 1) // ROWS
+    COUNT: tl.constexpr = THREADS if THREADS > ROWS else ROWS
+    SEGMENTS: tl.constexpr = (COUNT + ROWS - 1) // ROWS
     BYTES: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
-    i = tl.arange(0, THREADS)
+    i = tl.arange(0, COUNT)
     row = tl.minimum(first + i // SEGMENTS, num_rows - 1).to(tl.int64)
     length = tl.cdiv(tl.cdiv(k_high - k_low, SEGMENTS), 8) * 8
     low = k_low + (i % SEGMENTS) * length

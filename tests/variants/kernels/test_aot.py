@@ -264,6 +264,15 @@ def test_a_dependent_wide_product_pulls_weights_ahead_and_fences_what_it_waited_
     assert "cp.async.bulk.tensor" in after
 
 
+def test_every_row_of_weights_is_pulled_ahead_where_rows_are_more_than_threads():
+    pulls = []
+    for warps in (4, 8):
+        tile = Tile("wide", 64, 256, 64, warps, 3, dependent=True)
+        [found] = compile_cases([linear_add(256, 1024, 3072, tile=tile)]).values()
+        pulls.append(found.ptx.count("cp.async.bulk.prefetch.L2.global"))
+    assert pulls == [2, 1]
+
+
 @pytest.mark.parametrize(
     "name",
     [
