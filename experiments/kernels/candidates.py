@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from engine.kernels._triton import cdiv, next_power_of_2
+from variants.kernels.tickets import MAX_TICKETS
 from variants.kernels.tiles import HELD_A_THREAD, HELD_SLICES, MAX_HELD_ROWS, MAX_SKINNY_ROWS, Tile, linear_tile
 
 MAX_SHARED_BYTES = 227 * 1024
@@ -88,6 +89,8 @@ def is_legal(tile: Tile, problem: Problem) -> bool:
     """Whether the kernels can run it."""
     if not (2 <= tile.block_n <= 256 and 16 <= tile.block_k <= 4096 and 1 <= tile.num_warps <= 8 and tile.splits >= 1):
         return False
+    if tile.splits > 1 and tile.grid(problem.rows, problem.n)[0] > MAX_TICKETS:
+        return False
     if tile.path == "gemv":
         return problem.rows <= min(tile.block_m, MAX_GEMV_ROWS) and _a_thread(tile, problem) <= HELD_A_THREAD
     fits = _buffers(tile, problem) + SCRATCH_BYTES <= MAX_SHARED_BYTES
@@ -121,7 +124,7 @@ def _gemv_tiles(problem: Problem) -> Iterator[Tile]:
 def _held_tiles(problem: Problem) -> Iterator[Tile]:
     block_m = max(8, next_power_of_2(problem.rows))
     for block_n, block_k, num_warps in product((16, 32, 64), _steps(problem, 256, 4096), (4, 8)):
-        for splits in _splits(problem, block_n, block_k):
+        for splits in _splits(problem, block_m, block_n, block_k):
             yield Tile("held", block_m, block_n, block_k, num_warps, stages=1, splits=splits)
 
 
@@ -130,7 +133,7 @@ def _skinny_tiles(problem: Problem) -> Iterator[Tile]:
     for block_n, block_k in product((16, 32, 64, 128), _steps(problem, 64, 512)):
         # A warp's share of a product has 16 rows of weights, or 8; more warps would compute the same.
         warps = [w for w in (2, 4, 8) if 8 * w <= block_n]
-        for num_warps, splits in product(warps, _splits(problem, block_n, block_k)):
+        for num_warps, splits in product(warps, _splits(problem, block_m, block_n, block_k)):
             steps = cdiv(problem.k, block_k * splits)
             for stages in range(2, 1 + min(6, max(2, steps + 1))):
                 yield Tile("skinny", block_m, block_n, block_k, num_warps, stages, splits)
@@ -139,7 +142,7 @@ def _skinny_tiles(problem: Problem) -> Iterator[Tile]:
 def _wide_tiles(problem: Problem) -> Iterator[Tile]:
     for block_m, columns, block_k in product((64, 128), (32, 64, 128, 256), _steps(problem, 64, 128)):
         block_n = columns // problem.matrices
-        for num_warps, stages, splits in product((4, 8), (3, 5), _splits(problem, block_n, block_k)):
+        for num_warps, stages, splits in product((4, 8), (3, 5), _splits(problem, block_m, block_n, block_k)):
             if block_m <= max(64, next_power_of_2(problem.rows)):
                 tile = Tile("wide", block_m, block_n, block_k, num_warps, stages, splits)
                 yield from (tile, replace(tile, dependent=True)) if problem.by_tma else (tile,)
@@ -151,9 +154,9 @@ def _steps(problem: Problem, least: int, most: int) -> list[int]:
     return [1 << i for i in range(4, 13) if least <= 1 << i <= min(most, whole)] or [whole]
 
 
-def _splits(problem: Problem, block_n: int, block_k: int) -> list[int]:
+def _splits(problem: Problem, block_m: int, block_n: int, block_k: int) -> list[int]:
     """Parts of K without an empty one, up to about two programs a multiprocessor."""
-    tiles, steps = cdiv(problem.n, block_n), cdiv(problem.k, block_k)
+    tiles, steps = cdiv(problem.rows, block_m) * cdiv(problem.n, block_n), cdiv(problem.k, block_k)
     if not problem.can_split:
         return [1]
     whole = [s for s in SPLITS if s <= steps and cdiv(steps, cdiv(steps, s)) == s]

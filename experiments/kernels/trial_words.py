@@ -61,8 +61,10 @@ def _tile(change: str, how: str) -> Tile:
             f"choices: {change!r} is neither on nor off nor a tile PATH-MxNxK-WARPS-STAGES[-PARTS][-dependent]"
         )
     path, *numbers, dependent = found.groups()
-    if dependent and path != "wide":
-        raise UserError(f"choices: {change!r}: a tile that is not wide is launched dependently without a word")
+    if dependent and (path != "wide" or change.startswith("lm_head:")):
+        raise UserError(
+            f"choices: {change!r}: the head's tiles and those that are not wide are launched dependently anyway"
+        )
     tile = Tile(path, *(int(number or 1) for number in numbers))  # type: ignore[arg-type]
     return replace(tile, dependent=dependent is not None)
 

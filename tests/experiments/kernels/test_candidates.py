@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from experiments.kernels.candidates import (
+    MOST_PROGRAMS_PER_SM_SPLIT,
     MOST_TILES,
     SCRATCH_BYTES,
     Problem,
@@ -63,6 +64,19 @@ def test_wide_tiles_are_tried_launched_plainly_and_dependently_where_that_differ
     tile = Tile("wide", 64, 64, 64, 4, 3)
     assert replace(tile, dependent=True) in neighbours(tile, asked)
     assert not any(near.dependent for near in neighbours(tile, replace(asked, by_tma=False)))
+
+
+@pytest.mark.parametrize("rows", [64, 512, 8192])
+def test_parts_of_wide_tiles_are_few_programs_and_have_tickets(rows: int) -> None:
+    down = problem(rows, 4096, 12288, 1, True)
+    for tile in candidates(down):
+        tiles, splits = tile.grid(rows, down.n)
+        assert splits == 1 or tiles * splits <= MOST_PROGRAMS_PER_SM_SPLIT * down.sms, tile
+    assert any(tile.path == "wide" and tile.splits > 1 for tile in candidates(replace(down, rows=64)))
+    # 8192 tiles, and no more than 4096 can be counted.
+    many = replace(down, rows=8192)
+    assert is_legal(Tile("wide", 64, 64, 64, 4, 3), many)
+    assert not is_legal(Tile("wide", 64, 64, 64, 4, 3, splits=2), many)
 
 
 def test_each_number_of_rows_has_its_paths() -> None:
