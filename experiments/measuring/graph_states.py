@@ -12,10 +12,10 @@ python -m experiments.measuring.graph_states        qwen3-0.6b, baseline and fus
     windows=N        of 25 steps each (3)
     out=FILE         where the figures go
 
-Stages: `built` has the largest graphs of decode steps and of prompts, captured to see how much memory they take;
-`alone` those of the timed steps only; `decodes` adds those of every batch; `prompts` a run's prompts, in steps without
-a graph; `all` every graph that greedy traffic can ask for; `anew` drops them and captures those of decode steps alone;
-`reversed` captures all of them anew, the last first.
+Stages: `alone` has the graphs of the timed steps only, as the engine of a decode cell; `decodes` adds those of every
+batch; `prompts` a run's prompts, in steps without a graph where they are as many as by default; `all` every graph that
+greedy traffic can ask for; `anew` drops them and captures those of decode steps alone; `reversed` captures all of them
+anew, the last first.
 
 A step is timed twice: between CUDA events on the GPU, steps running free, and on the host, from `Engine.step` to its
 return with an idle GPU before it.
@@ -72,10 +72,6 @@ class Row:
     host_us: list[float]
 
 
-def _as_built(engine: Engine, requests: Requests) -> None:
-    pass
-
-
 def _alone(engine: Engine, requests: Requests) -> None:
     engine.runner.forget_graphs()
 
@@ -102,7 +98,6 @@ def _reversed(engine: Engine, requests: Requests) -> None:
 
 
 STAGES: Mapping[str, Callable[[Engine, Requests], None]] = {
-    "built": _as_built,
     "alone": _alone,
     "decodes": _decodes,
     "prompts": begin,
@@ -115,6 +110,8 @@ STAGES: Mapping[str, Callable[[Engine, Requests], None]] = {
 def measure_states(session: Session, options: Options) -> list[Row]:
     """Rows of an engine that holds `options.requests` of the workload `offline`, stage by stage."""
     engine, requests = prepare(session, session.request.points[0])
+    # As in a decode cell: zeros would cost less power than the keys and values that `prompts` leaves.
+    engine.runner.fill_with_noise(session.request.seed)
     rows = []
     for stage in choose("stages", options.stages, tuple(STAGES)):
         STAGES[stage](engine, requests)
