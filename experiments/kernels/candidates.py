@@ -25,6 +25,8 @@ MOST_TILES = 24
 MOST_GEMV_ROWS_TRIED = 2
 # Rows from which the usual tiled product is tried.
 FEWEST_WIDE_ROWS = 64
+# A full decode step; steps with prompts, which have more, launch plainly.
+MOST_DEPENDENT_ROWS = 256
 # Little's law: 4.8 TB/s and about 1 us from memory are 36 KiB a multiprocessor; twice that hides the edges of steps.
 WANTED_BYTES = 64 * 1024
 # Fewer multiprocessors than this share cannot draw all of the bandwidth.
@@ -80,7 +82,7 @@ def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
         changes = [change for change in changes if "splits" not in change]
     # Nothing can be half of one.
     near = [replace(tile, **change) for change in changes if min(change.values()) >= 1]
-    if tile.path == "wide" and problem.by_tma:
+    if tile.path == "wide" and _may_depend(problem):
         near.append(replace(tile, dependent=not tile.dependent))
     return [one for one in near if is_legal(one, problem) and one.block_k <= max(16, next_power_of_2(problem.k))]
 
@@ -145,7 +147,11 @@ def _wide_tiles(problem: Problem) -> Iterator[Tile]:
         for num_warps, stages, splits in product((4, 8), (3, 5), _splits(problem, block_m, block_n, block_k)):
             if block_m <= max(64, next_power_of_2(problem.rows)):
                 tile = Tile("wide", block_m, block_n, block_k, num_warps, stages, splits)
-                yield from (tile, replace(tile, dependent=True)) if problem.by_tma else (tile,)
+                yield from (tile, replace(tile, dependent=True)) if _may_depend(problem) else (tile,)
+
+
+def _may_depend(problem: Problem) -> bool:
+    return problem.by_tma and problem.rows <= MOST_DEPENDENT_ROWS
 
 
 def _steps(problem: Problem, least: int, most: int) -> list[int]:

@@ -43,6 +43,8 @@ from experiments.options import choose, parse_options
 from experiments.records import Point
 
 WINDOW_STEPS = 25
+# Of a window: settling, free and one by one.
+STEPS = SETTLE_STEPS + 2 * WINDOW_STEPS
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ STAGES: Mapping[str, Callable[[Engine, Requests], None]] = {
 def measure_states(session: Session, options: Options) -> list[Row]:
     """Rows of an engine that holds `options.requests` of the workload `offline`, stage by stage."""
     engine, requests = prepare(session, session.request.points[0])
+    _insist_on_room(engine, options)
     # As in a decode cell: zeros would cost less power than the keys and values that `prompts` leaves.
     engine.runner.fill_with_noise(session.request.seed)
     rows = []
@@ -123,6 +126,17 @@ def measure_states(session: Session, options: Options) -> list[Row]:
     return rows
 
 
+def _insist_on_room(engine: Engine, options: Options) -> None:
+    most, tokens = max(options.batches), options.context + 1 + STEPS
+    pages, there = most * engine.blocks.blocks_for(tokens), engine.runner.num_blocks
+    if tokens > engine.config.max_model_len or pages > there:
+        raise UserError(
+            f"graph_states: context={options.context}: {most} sequences of {tokens} tokens take {pages} pages, and the "
+            f"engine of requests={options.requests} has {there}, for sequences of {engine.config.max_model_len} tokens; "
+            "choose a shorter context, fewer batches or more requests"
+        )
+
+
 def _steps_us(session: Session, engine: Engine, batch: int, options: Options) -> tuple[list[float], list[float]]:
     """(a step on the GPU, a step on the host) in microseconds, the median of each window."""
     point = Point(session.request.model, "decode", batch, options.context)
@@ -130,7 +144,7 @@ def _steps_us(session: Session, engine: Engine, batch: int, options: Options) ->
     device_us, host_us = [], []
     # The first window captures what is not there yet.
     for window in range(1 + options.windows):
-        with decoding(session, engine, point, contexts, SETTLE_STEPS + 2 * WINDOW_STEPS):
+        with decoding(session, engine, point, contexts, STEPS):
             run_window(engine, SETTLE_STEPS)
             _, device_ms = run_window(engine, WINDOW_STEPS)
             launches_us = [_host_us(engine) for _ in range(WINDOW_STEPS)]

@@ -60,7 +60,8 @@ def test_candidates_are_few_legal_and_begin_with_the_heuristics(shape: Any) -> N
 def test_wide_tiles_are_tried_launched_plainly_and_dependently_where_that_differs() -> None:
     asked = problem(128, *SHAPES[0])
     assert {tile.dependent for tile in candidates(asked)} == {False, True}
-    assert {tile.dependent for tile in candidates(replace(asked, by_tma=False))} == {False}
+    for plain in (replace(asked, by_tma=False), replace(asked, rows=512)):
+        assert {tile.dependent for tile in candidates(plain)} == {False}
     tile = Tile("wide", 64, 64, 64, 4, 3)
     assert replace(tile, dependent=True) in neighbours(tile, asked)
     assert not any(near.dependent for near in neighbours(tile, replace(asked, by_tma=False)))

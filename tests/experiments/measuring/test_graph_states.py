@@ -96,6 +96,13 @@ def test_what_cannot_be_timed_is_refused_before_anything_is_loaded(
     assert mend in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("context", [5000, 1500])
+def test_a_context_without_room_is_refused_and_not_moved(context: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beyond the engine's positions, and beyond its pages for three sequences."""
+    assert main([*words(FEW), f"context={context}"]) == 2
+    assert f"context={context}: 3 sequences of {context + 1 + graph_states.STEPS} tokens" in capsys.readouterr().err
+
+
 def test_stages_are_taken_in_the_order_of_the_command() -> None:
     assert parse(["stages=[anew,alone]"]).stages == ("anew", "alone")
 
