@@ -132,7 +132,7 @@ def _insist_on_room(engine: Engine, options: Options) -> None:
     if tokens > engine.config.max_model_len or pages > there:
         raise UserError(
             f"graph_states: context={options.context}: {most} sequences of {tokens} tokens take {pages} pages, and the "
-            f"engine of requests={options.requests} has {there}, for sequences of {engine.config.max_model_len} tokens; "
+            f"engine of requests={options.requests} has {there} for sequences of {engine.config.max_model_len} tokens; "
             "choose a shorter context, fewer batches or more requests"
         )
 
