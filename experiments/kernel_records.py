@@ -42,6 +42,19 @@ class Stamp:
         """The GPU's name, empty where the twins ran."""
         return self.machine.gpu.name if self.machine.gpu and self.device == "cuda" else ""
 
+    @property
+    def figures(self) -> dict[str, str]:
+        """What stands at the head of figures that a document cites."""
+        packages = self.machine.packages
+        return {
+            "gpu": self.gpu,
+            "date": self.created[:10],
+            "torch": packages.get("torch", ""),
+            "triton": packages.get("triton", ""),
+            "commit": self.code.commit,
+            "by": f"`{self.command}`",
+        }
+
 
 @dataclass(frozen=True)
 class KernelRow:

@@ -223,17 +223,8 @@ def _told(times: Times, device: str) -> str:
 
 
 def _write(path: Path, stamp: Stamp, done: Sequence[Times]) -> None:
-    gpu, packages = stamp.machine.gpu, stamp.machine.packages
-    record = {
-        "gpu": gpu.name if gpu else "",
-        "date": stamp.created[:10],
-        "torch": packages.get("torch", ""),
-        "triton": packages.get("triton", ""),
-        "commit": stamp.code.commit,
-        "by": f"`{stamp.command}`",
-        "trials": [vars(times.place) | {k: v for k, v in vars(times).items() if k != "place"} for times in done],
-    }
-    write_figures(path, record)
+    trials = [vars(times.place) | {k: v for k, v in vars(times).items() if k != "place"} for times in done]
+    write_figures(path, stamp.figures | {"trials": trials})
 
 
 if __name__ == "__main__":

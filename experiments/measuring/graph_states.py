@@ -21,24 +21,28 @@ A step is timed twice: between CUDA events on the GPU, steps running free, and o
 return with an idle GPU before it.
 """
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+
+import torch
 
 from engine import Engine
 from experiments.command_line import run_or_help
 from experiments.compose import compose
 from experiments.config import VariantConfig
 from experiments.durable import insist_on_place, write_figures
-from experiments.environment import code, machine
+from experiments.environment import machine, resolve_device
 from experiments.errors import UserError
+from experiments.kernel_records import Stamp, new_stamp
 from experiments.measuring.decode import SETTLE_STEPS, decoding, run_window, synchronize
 from experiments.measuring.offline import Requests, begin, prepare
-from experiments.measuring.session import Session
+from experiments.measuring.presence import others_on_gpu
+from experiments.measuring.session import Session, free_memory
 from experiments.options import choose, parse_options
 from experiments.records import Point
 
@@ -64,7 +68,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """Steps of one batch after one stage: a median of each window on the GPU (none without one), and on the host."""
+    """Steps of one batch after one stage: a median of each window on the GPU (none without one), and on the host.
+
+    `other_processes` were on the GPU besides; none is known of a CPU.
+    """
 
     variant: str
     stage: str
@@ -72,6 +79,7 @@ class Row:
     num_graphs: int
     device_us: list[float]
     host_us: list[float]
+    other_processes: int | None
 
 
 def _alone(engine: Engine, requests: Requests) -> None:
@@ -109,21 +117,18 @@ STAGES: Mapping[str, Callable[[Engine, Requests], None]] = {
 }
 
 
-def measure_states(session: Session, options: Options) -> list[Row]:
+def measure_states(session: Session, options: Options) -> Iterator[Row]:
     """Rows of an engine that holds `options.requests` of the workload `offline`, stage by stage."""
     engine, requests = prepare(session, session.request.points[0])
     _insist_on_room(engine, options)
     # As in a decode cell: zeros would cost less power than the keys and values that `prompts` leaves.
     engine.runner.fill_with_noise(session.request.seed)
-    rows = []
     for stage in choose("stages", options.stages, tuple(STAGES)):
         STAGES[stage](engine, requests)
         for batch in options.batches:
             device_us, host_us = _steps_us(session, engine, batch, options)
-            num_graphs = len(engine.runner.graphs.graphs)
-            rows.append(Row(session.variant.name, stage, batch, num_graphs, device_us, host_us))
-            _print(rows[-1])
-    return rows
+            num_graphs, others = len(engine.runner.graphs.graphs), others_on_gpu(session.device)
+            yield Row(session.variant.name, stage, batch, num_graphs, device_us, host_us, others)
 
 
 def _insist_on_room(engine: Engine, options: Options) -> None:
@@ -183,6 +188,8 @@ def parse(arguments: Sequence[str]) -> Options:
     """Options from the command line; UserError names what is unknown, no number or of no use."""
     options = parse_options(Options, "graph_states", arguments)
     choose("stages", options.stages, tuple(STAGES))
+    if not options.batches:
+        raise UserError("graph_states: batches=[] leaves nothing to time")
     for key in ("context", "requests", "windows"):
         if getattr(options, key) < 1:
             raise UserError(f"graph_states: {key}={getattr(options, key)} must be at least 1")
@@ -197,31 +204,29 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns the exit code."""
-    return run_or_help(argv, __doc__, lambda arguments: _main(parse(arguments)))
+    return run_or_help(argv, __doc__, lambda arguments: run(parse(arguments), arguments))
 
 
-def _main(options: Options) -> int:
+def run(options: Options, arguments: Sequence[str]) -> int:
+    """Row after row, each printed and kept as soon as it is measured."""
     if options.out:
         insist_on_place(Path(options.out), "out")
-    rows: list[Row] = []
+    command = shlex.join(["python", "-m", "experiments.measuring.graph_states", *arguments])
+    stamp, rows = new_stamp(command, resolve_device("auto", machine())), list[Row]()
     for variant in compose([f"variants=[{','.join(options.variants)}]"]).variants:
-        rows += measure_states(_session(variant, options), options)
-    if options.out:
-        _write(Path(options.out), options, rows)
+        # What the engine before this one held.
+        free_memory(torch.device(stamp.device))
+        for row in measure_states(_session(variant, options), options):
+            rows.append(row)
+            _print(row)
+            if options.out:
+                _write(Path(options.out), stamp, options, rows)
     return 0
 
 
-def _write(path: Path, options: Options, rows: Sequence[Row]) -> None:
-    made_of, gpu = code(), machine().gpu
-    record = {
-        **{key: value for key, value in asdict(options).items() if key not in ("out", "variants", "batches", "stages")},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": made_of.commit,
-        "dirty": made_of.dirty,
-        "gpu": gpu.name if gpu else "",
-        "rows": [asdict(row) for row in rows],
-    }
-    write_figures(path, record)
+def _write(path: Path, stamp: Stamp, options: Options, rows: Sequence[Row]) -> None:
+    asked = {key: getattr(options, key) for key in ("model", "context", "requests", "same_ops")}
+    write_figures(path, stamp.figures | asked | {"rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

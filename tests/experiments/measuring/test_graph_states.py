@@ -85,6 +85,7 @@ def test_the_prompts_of_a_run_are_served_and_gone() -> None:
         ("windows=0", "windows=0 must be at least 1"),
         ("batches=[8,300]", "holds 1 to 256 sequences; raise requests"),
         ("batches=[0]", "holds 1 to 256"),
+        ("batches=[]", "leaves nothing to time"),
         ("contexts=3", "unknown key 'contexts'"),
     ],
 )
@@ -107,6 +108,18 @@ def test_stages_are_taken_in_the_order_of_the_command() -> None:
     assert parse(["stages=[anew,alone]"]).stages == ("anew", "alone")
 
 
+def test_what_was_timed_before_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(engine: Engine, requests: Requests) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STAGES, "decodes", interrupt)  # type: ignore[arg-type]
+    out = tmp_path / "states.json"
+    assert main([*words(FEW), f"out={out}"]) != 0
+    kept = json.loads(out.read_text())
+    assert [(row["stage"], row["batch"]) for row in kept["rows"]] == [("alone", 1), ("alone", 3)]
+    assert "experiments.measuring.graph_states model=tiny" in kept["by"]
+
+
 def test_pages_hold_noise_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     smallest: list[float] = []
 
@@ -116,7 +129,7 @@ def test_pages_hold_noise_before_the_first_stage(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(STAGES, "alone", seen)  # type: ignore[arg-type]
     [fused] = compose(["variants=[fused]"]).variants
     options = replace(FEW, stages=("alone",), batches=(1,), windows=1)
-    measure_states(graph_states._session(fused, options), options)
+    assert len([*measure_states(graph_states._session(fused, options), options)]) == 1
     assert min(smallest) > 0.5
 
 
